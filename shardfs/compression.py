@@ -1,0 +1,182 @@
+"""Shards' compressions and their limits: stored bytes to raw bytes and back. Knows nothing of formats or stores.
+
+What a compressed stream claims about its size is never believed: output is taken in small pieces and counted, so that
+a bomb ends where the limits of config.py say and not where the memory does. All calls release the GIL while they work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol
+
+import zstandard
+
+from shardfs import config
+from shardfs.errors import BadSettingError, DamagedShardError
+
+
+class Source(Protocol):
+    """Where stored bytes come from."""
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes at most; empty at the end."""
+
+
+class _Raw:
+    """Raw bytes as they grow, with their limit."""
+
+    def __init__(self, stored: int, grow: Callable[[int], None]) -> None:
+        self.data = bytearray()
+        self._limit = max(config.BOMB_FLOOR, stored * config.BOMB_RATIO)
+        self._grow = grow
+
+    def add(self, piece: bytes) -> None:
+        self.data += piece
+        if len(self.data) > self._limit:
+            raise DamagedShardError(
+                f"a decompression bomb: over {self._limit >> 20} MiB come out of so few stored bytes", len(self.data)
+            )
+        self._grow(len(self.data))
+
+
+class _Observed:
+    """A source that shows each stored piece to somebody else, for hashing."""
+
+    def __init__(self, source: Source, observe: Callable[[bytes], None] | None) -> None:
+        self._source = source
+        self._observe = observe
+
+    def read(self, count: int) -> bytes:
+        data = self._source.read(min(count, config.READ_SLICE) if count >= 0 else config.READ_SLICE)
+        if self._observe is not None and data:
+            self._observe(data)
+        return data
+
+
+def decompress(
+    codec: str | None,
+    source: Source,
+    stored: int,
+    grow: Callable[[int], None] = lambda _: None,
+    observe: Callable[[bytes], None] | None = None,
+) -> bytearray:
+    """All raw bytes of a shard.
+
+    `codec` is None, `gz` or `zstd`; `stored` the number of stored bytes; `grow` is told the raw size so far after
+    each piece; `observe` sees the stored bytes in order. DamagedShardError for anything but complete streams.
+    """
+    raw = _Raw(stored, grow)
+    observed = _Observed(source, observe)
+    if codec is None:
+        while piece := observed.read(config.READ_SLICE):
+            raw.add(piece)
+    elif codec == "gz":
+        _gunzip(observed, raw)
+    elif codec == "zstd":
+        _unzstd(observed, raw)
+    else:
+        raise BadSettingError(f"compression {codec!r} is not known here")
+    return raw.data
+
+
+def _gunzip(source: _Observed, raw: _Raw) -> None:
+    """Any number of gzip members, and zero padding behind them. No bytes at all are no members."""
+    pending = source.read(config.READ_SLICE)
+    first = True
+    while pending:
+        stream = zlib.decompressobj(wbits=31)
+        while not stream.eof:
+            if not pending and not (pending := source.read(config.READ_SLICE)):
+                raise DamagedShardError("the gzip stream is cut off", len(raw.data))
+            try:
+                raw.add(stream.decompress(pending, config.COPY_SLICE))
+            except zlib.error as error:
+                text = "not gzip" if first and "header" in str(error) else "the gzip stream is broken"
+                raise DamagedShardError(f"{text} ({error})", len(raw.data)) from error
+            pending = stream.unconsumed_tail
+        first = False
+        pending = stream.unused_data
+        while not pending.lstrip(b"\0"):
+            if not (pending := source.read(config.READ_SLICE)):
+                return
+        pending = pending.lstrip(b"\0")
+
+
+_SENTINEL = bytes.fromhex("9f2c7d51e84ab6033d90c15f7e28a46b")
+_SENTINEL_FRAME = zstandard.ZstdCompressor(write_checksum=True).compress(_SENTINEL)
+
+
+class _WithSentinel:
+    """A source with one more frame behind its last byte: zstandard takes a frame that is cut off for a normal end,
+    and only what it makes of the frame behind it tells."""
+
+    def __init__(self, source: _Observed) -> None:
+        self._source = source
+        self._ended = False
+        self.empty = True
+
+    def read(self, count: int) -> bytes:
+        data = b"" if self._ended else self._source.read(count)
+        if data:
+            self.empty = False
+            return data
+        if self._ended:
+            return b""
+        self._ended = True
+        return _SENTINEL_FRAME
+
+
+def _unzstd(source: _Observed, raw: _Raw) -> None:
+    """Any number of zstd frames. No bytes at all are no frames."""
+    feed = _WithSentinel(source)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=config.ZSTD_WINDOW)
+    piece = bytearray(config.COPY_SLICE)
+    view = memoryview(piece)
+    held = b""
+    try:
+        with decompressor.stream_reader(feed, read_size=config.READ_SLICE, read_across_frames=True) as stream:  # type: ignore[arg-type]
+            while count := stream.readinto(piece):
+                held += view[:count]
+                raw.add(held[: -len(_SENTINEL)])
+                held = held[-len(_SENTINEL) :]
+    except zstandard.ZstdError as error:
+        raise DamagedShardError(f"the zstd stream is broken ({error})", len(raw.data)) from error
+    if held != _SENTINEL:
+        raise DamagedShardError("the zstd stream is cut off", len(raw.data))
+
+
+def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> int:
+    """About how many raw bytes will come out: from the first 18 and the last 4 stored bytes. A hint, and bounded."""
+    limit = max(config.BOMB_FLOOR, stored * config.BOMB_RATIO)
+    if codec is None:
+        return stored
+    claimed = 0
+    if codec == "gz" and len(tail) == 4:
+        claimed = int.from_bytes(tail, "little")
+    elif codec == "zstd" and head:
+        with contextlib.suppress(zstandard.ZstdError):
+            size = zstandard.get_frame_parameters(head).content_size
+            claimed = size if size < 1 << 62 else 0
+    return min(max(claimed, stored), limit)
+
+
+@contextlib.contextmanager
+def compressing(codec: str | None, file: BinaryIO, level: int | None = None) -> Iterator[Callable[[bytes], object]]:
+    """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
+
+    Levels default to 6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.
+    """
+    if codec == "gz":
+        with gzip.GzipFile("", "wb", 6 if level is None else level, file, mtime=0) as stream:
+            yield stream.write
+    elif codec == "zstd":
+        compressor = zstandard.ZstdCompressor(level=3 if level is None else level, write_checksum=True)
+        with compressor.stream_writer(file, closefd=False) as writer:
+            yield writer.write
+    elif codec is None:
+        yield file.write
+    else:
+        raise BadSettingError(f"compression {codec!r} is not known here")

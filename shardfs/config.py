@@ -1,0 +1,126 @@
+"""Every limit, with its reason. Knows nothing of who obeys it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+MIB = 1 << 20
+
+COPY_SLICE = MIB
+"""No call copies more than this with the GIL held: a 1 MiB copy stops the event loop for less than a millisecond."""
+
+READ_SLICE = MIB
+"""Stored bytes are fetched from a local file in pieces of this size."""
+
+BOMB_FLOOR = 192 * MIB
+"""Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds."""
+
+BOMB_RATIO = 250
+"""Above BOMB_FLOOR, raw bytes per stored byte at most. Real shards reach 10 to 100; deflate's bombs 1,000, zstd's 30,000."""
+
+ZSTD_WINDOW = 128 * MIB
+"""Largest zstd window accepted (levels up to 19 use 8 MiB, --ultra --long=27 this): a frame may ask for 3.75 TiB."""
+
+TOKEN_FLOOR = 1_000_000
+TOKENS_PER_STORED_BYTE = 16
+"""Values a shard may hold: the floor, plus this many per stored byte. A run of zero bytes is one value per raw byte
+and would otherwise keep a worker busy for minutes; real shards stay below 6 per stored byte."""
+
+NESTING = 64
+"""Deepest nesting of dicts and lists in a sample; json, msgpack and Python's own stack all end near there or later."""
+
+NDIM = 64
+"""Most dimensions of an array: numpy 2's own limit."""
+
+PNG_MAX = 1 << 30
+"""Arrays whose pixels take more than this stay `.npy`: a PNG chunk ends at 2 GiB, and viewers long before."""
+
+INLINE_RENDER = 64 * 1024
+INLINE_RECORD = 256 * 1024
+INLINE_FILES = 64
+"""A file of at most this size, out of a record of at most this size and this many files, is rendered on the event
+loop (tens of microseconds, 3 ms at worst); a larger one in a worker."""
+
+KEEP_RENDERED = 128 * 1024
+"""A rendered file above this is kept (within the budget): the kernel reads 128 KiB at a time and will come again."""
+
+NAME_MAX = 255
+"""Bytes in one file name, on Linux."""
+
+NAME_KEEP = 240
+"""A name that must be shortened is cut to this, so that `~2` still fits behind it."""
+
+SAMPLE_DIGITS = 6
+"""Digits of a sample's number at least: `000042`."""
+
+WORKERS_CPU = 2
+"""Shards decompressed and indexed at once: one per core gains most, more only holds more memory."""
+
+LARGE_LOAD = 32 * MIB
+"""Loads above this have workers of their own, so that small ones need not wait for them."""
+
+GROW_STEP = 8 * MIB
+"""A load that outgrows its estimate asks for room again after each further piece of this size."""
+
+WORKERS_IO = 16
+"""Threads that may wait for storage at once."""
+
+MAX_TASKS = 1024
+"""FUSE requests that may wait at once: with few tasks, a dozen blocked readers stop `ls` of other keys."""
+
+TABLE_SHARE = 8
+"""Tables of names and sizes may take one part in this many of the budget, beside the shards' bytes..."""
+
+TABLE_FLOOR = 32 * MIB
+"""...or this, whichever is more."""
+
+FOREVER = 86_400.0
+"""Seconds the kernel may keep names and attributes inside a sealed shard, which never change."""
+
+REFRESH = 1.0
+"""Seconds the kernel may keep names and attributes of the root and of directories that only lead to keys."""
+
+ERRORS_KEPT = 1_000
+"""Lines of damage kept for asking; older ones are in the log."""
+
+
+def _read_number(path: str) -> int | None:
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def memory_available() -> int:
+    """Bytes of memory this process may count on: the machine's, or its cgroup's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [total]
+    own = ""
+    try:
+        for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+            if line.startswith("0::"):
+                own = line[3:].strip("/")
+    except OSError:
+        own = ""
+    parts = own.split("/") if own else []
+    for depth in range(len(parts) + 1):
+        limit = _read_number("/".join(["/sys/fs/cgroup", *parts[:depth], "memory.max"]))
+        if limit is not None:
+            limits.append(limit)
+    legacy = _read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+    if legacy is not None:
+        limits.append(legacy)
+    return min(limits)
+
+
+def default_budget() -> int:
+    """Bytes of loaded shards kept by default: a quarter of the memory this process may count on."""
+    return max(16 * MIB, memory_available() // 4)
+
+NOTES_LOGGED = 20
+"""Cells that could not be decoded, logged one by one for each shard; there may be one in every sample."""
+
+HANDLES = 1 << 20
+"""Files and directories that may be open at once; above it open says EMFILE."""

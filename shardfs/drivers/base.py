@@ -1,0 +1,83 @@
+"""What a driver offers: the interface between the systems' formats and everything above them.
+
+A driver is plain and synchronous: no trio, no FUSE; its methods may be called from several threads at once. It knows
+what one system's stores look like, where a key's bytes are and how a record becomes a value tree. It knows nothing of
+file names, caches or mounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shardfs.model import Entry, Key
+from shardfs.values import Buffer, Tree
+
+Grow = Callable[[int], None]
+"""Told how many raw bytes a load holds so far, so that room can be made for them; called from the loading thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One sample in a shard: its run of raw bytes and its value tree."""
+
+    start: int
+    end: int
+    tree: Tree
+
+
+class Shard(Protocol):
+    """A fetched and decompressed shard: one buffer of raw bytes and the rules to read it. Immutable."""
+
+    @property
+    def raw(self) -> Buffer: ...
+
+    @property
+    def first_sample(self) -> int:
+        """Number of the first sample (0, or its position in the split for systems that number through)."""
+
+    @property
+    def samples_through(self) -> int | None:
+        """Samples that share one numbering (a whole split), for the width of the numbers; None: this shard's."""
+
+    def records(self) -> Iterator[Record]:
+        """All samples in order. Raises DamagedShardError, also after the last one when something is left over."""
+
+    def tree(self, start: int, end: int) -> Tree:
+        """The value tree of the one record that `records` gave at `start` to `end`."""
+
+    def sample(self, tree: Tree) -> Any:
+        """The plain Python value of a tree, as the system's own library would give it."""
+
+
+class Driver(Protocol):
+    """One system's store, opened."""
+
+    name: str
+    """Name by which `--driver` asks for it."""
+    writable: bool
+    problems: list[str]
+    """What of the store cannot be shown, and why; filled by `entries`."""
+
+    def entries(self) -> list[Entry]:
+        """A fresh listing of all shards, in the store's order. Touches no shard. StorageError, BadStoreError."""
+
+    def entry(self, key: Key) -> Entry:
+        """The listing of one key, fresh. MissingKeyError."""
+
+    def estimate(self, entry: Entry) -> int:
+        """Raw bytes that loading will hold, as far as can be told cheaply; a hint."""
+
+    def load(self, entry: Entry, grow: Grow) -> Shard:
+        """Fetch, check and decompress one shard: exactly the version `entry` speaks of.
+
+        Raises StaleShardError when the store holds another version by now, MissingKeyError, DamagedShardError,
+        StorageError.
+        """
+
+    def write(self, key: Key, samples: Iterable[Any]) -> None:
+        """Store `samples` under `key`, replacing what is there: all or nothing. NotWritableError, ValueError."""
+
+    def remove(self, key: Key) -> None:
+        """Remove a key. MissingKeyError, NotWritableError."""

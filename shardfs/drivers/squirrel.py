@@ -1,0 +1,284 @@
+"""Squirrel stores: one `<key>.gz` or `<key>.zst` per shard, msgpack or JSON lines inside.
+
+Facts of the format: what squirrel-core 0.20.2 writes and reads, found by running it. Samples stand back to back with
+no count and no index; a store does not say which serializer made it, so each shard is recognised by its content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import string
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+
+from shardfs import compression, config, values
+from shardfs.drivers.base import Grow, Record
+from shardfs.errors import BadSettingError, DamagedShardError, MissingKeyError, StaleShardError, StorageError
+from shardfs.model import Entry, Key, Version
+from shardfs.msgpack_spans import Walker
+from shardfs.storage.local import Listed, LocalStorage
+from shardfs.values import Buffer, Tree
+
+CODECS = {".gz": "gz", ".zst": "zstd"}
+"""Compression by ending. Where a key has both files `.gz` is the one, as squirrel-core sees only that."""
+
+
+class SquirrelDriver:
+    """A Squirrel store on a local directory.
+
+    `format` is `auto` (by content), `msgpack` or `jsonl`: how shards are read, and what is written (`auto` writes
+    msgpack). `compression` (`gz` or `zst`) and `level` say how shards are written. BadSettingError for other words.
+    """
+
+    name = "squirrel"
+    writable = True
+
+    def __init__(
+        self, storage: LocalStorage, *, format: str = "auto", compression: str = "gz", level: int | None = None
+    ) -> None:
+        if format not in ("auto", "msgpack", "jsonl"):
+            raise BadSettingError(f"format {format!r}: use auto, msgpack or jsonl")
+        if "." + compression not in CODECS:
+            raise BadSettingError(f"compression {compression!r}: use gz or zst")
+        self.problems: list[str] = []
+        self._storage = storage
+        self._format = format
+        self._ending = "." + compression
+        self._level = level
+
+    def entries(self) -> list[Entry]:
+        """All keys, sorted. Files with other endings are not shards and are passed over."""
+        found: dict[str, Entry] = {}
+        for listed in self._storage.list(tuple(CODECS)):
+            entry = _entry(listed)
+            if entry.key not in found or listed.name.endswith(".gz"):
+                found[entry.key] = entry
+        return [found[key] for key in sorted(found)]
+
+    def entry(self, key: Key) -> Entry:
+        for ending in CODECS:
+            with contextlib.suppress(StorageError):
+                return _entry(self._storage.stat(key + ending))
+        raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+
+    def estimate(self, entry: Entry) -> int:
+        name, codec = self._stored(entry)
+        with self._storage.open(name) as reader:
+            tail = reader.tail(4)
+            return compression.raw_size_hint(codec, reader.size, reader.read(18), tail)
+
+    def load(self, entry: Entry, grow: Grow) -> SquirrelShard:
+        name, codec = self._stored(entry)
+        with self._storage.open(name, Version(entry.version.partition(".")[0])) as reader:
+            raw = compression.decompress(codec, reader, reader.size, grow)
+            stored = reader.size
+        return SquirrelShard(raw, stored, self._format)
+
+    def _stored(self, entry: Entry) -> tuple[str, str]:
+        """File name and codec of the version that `entry` speaks of."""
+        ending = "." + entry.version.rpartition(".")[2]
+        return entry.key + ending, CODECS[ending]
+
+    def write(self, key: Key, samples: Iterable[Any]) -> None:
+        _check_key(key)
+        pack = _jsonl_line if self._format == "jsonl" else _msgpack_record
+
+        def write(file: BinaryIO) -> None:
+            with compression.compressing(CODECS[self._ending], file, self._level) as put:
+                for number, sample in enumerate(samples):
+                    put(pack(sample, number))
+
+        self._storage.put(key + self._ending, write)
+        for other in CODECS:  # the key's older form in the other compression, if it had one
+            if other != self._ending:
+                self._remove_quietly(key + other)
+
+    def _remove_quietly(self, name: str) -> None:
+        try:
+            self._storage.stat(name)
+        except StorageError:
+            return
+        self._storage.remove(name)
+
+    def remove(self, key: Key) -> None:
+        self.entry(key)
+        for ending in CODECS:
+            self._remove_quietly(key + ending)
+
+
+def _entry(listed: Listed) -> Entry:
+    key, _, ending = listed.name.rpartition(".")
+    # the ending is part of the version: the same key may move from .gz to .zst
+    return Entry(Key(key), Version(f"{listed.version}.{ending}"), listed.size, listed.mtime_ns)
+
+
+def _check_key(key: str) -> None:
+    parts = key.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\0" in key:
+        raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
+    if any(len(part.encode("utf-8", "surrogateescape")) > config.NAME_MAX - 4 for part in parts):
+        raise BadSettingError(f"key {key[:40]!r}...: a part is longer than {config.NAME_MAX - 4} bytes")
+
+
+def random_key() -> Key:
+    """A key as squirrel-core makes them when none is given: 16 of A-Z and 0-9."""
+    return Key("".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(16)))
+
+
+class SquirrelShard:
+    """The raw bytes of one shard: msgpack objects back to back, or one JSON text a line."""
+
+    first_sample = 0
+    samples_through = None
+
+    def __init__(self, raw: bytearray, stored: int, format: str = "auto") -> None:
+        self._bytes = raw
+        self.raw: Buffer = memoryview(raw).toreadonly()
+        self._limit = config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
+        self.format = sniff(raw) if format == "auto" else format
+
+    def records(self) -> Iterator[Record]:
+        return self._lines() if self.format == "jsonl" else self._objects()
+
+    def _objects(self) -> Iterator[Record]:
+        walker = Walker(self.raw, self._limit)
+        at, end = 0, len(self.raw)
+        while at < end:
+            tree, behind = walker.read(at)
+            yield Record(at, behind, tree)
+            at = behind
+
+    def _lines(self) -> Iterator[Record]:
+        at, end, left = 0, len(self._bytes), self._limit
+        while at < end:
+            newline = self._bytes.find(b"\n", at)
+            behind = end if newline < 0 else newline + 1
+            left -= 1
+            if left < 0:
+                raise DamagedShardError("more lines than stored bytes of this number can hold in earnest", at)
+            if self._bytes[at:behind].strip():
+                yield Record(at, behind, self.tree(at, behind))
+            at = behind
+
+    def tree(self, start: int, end: int) -> Tree:
+        if self.format == "jsonl":
+            return _parse_line(bytes(self.raw[start:end]), start)
+        return Walker(self.raw[:end], self._limit).read(start)[0]
+
+    def sample(self, tree: Tree) -> Any:
+        # squirrel-core unpacks arrays as tuples; JSON has lists only
+        return values.to_python(tree, self.raw, list if self.format == "jsonl" else tuple)
+
+
+def sniff(raw: bytes | bytearray) -> str:
+    """`jsonl` or `msgpack`, by the first bytes; what could be both is JSON lines if its first line is JSON."""
+    first = raw[:1]
+    if first in (b"{", b"["):
+        # as msgpack these are the lone integers 123 and 91: only real if the line is no JSON at all
+        return "jsonl" if _is_json(raw) or b"\n" in raw[:4096] or len(raw) > 4096 else "msgpack"
+    if first and first in b'"-0123456789ntfNI \t':
+        return "jsonl" if _is_json(raw) else "msgpack"
+    return "msgpack"
+
+
+def _is_json(raw: bytes | bytearray) -> bool:
+    newline = raw.find(b"\n")
+    line = raw[: newline if newline >= 0 else len(raw)]
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse_line(line: bytes, at: int) -> Tree:
+    try:
+        return json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _json_object(pairs, at, len(line)))
+    except RecursionError as error:
+        raise DamagedShardError("nested too deeply", at) from error
+    except ValueError as error:
+        raise DamagedShardError(f"a line that is not JSON ({error})", at) from error
+
+
+def _json_object(pairs: list[tuple[str, Any]], at: int, length: int) -> Any:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise DamagedShardError("a field stands twice in one object", at)
+    if "data" in made and "type" in made and "shape" in made:
+        array = _json_array(made, length)
+        return made if array is None else array
+    return made
+
+
+def _json_array(made: dict[str, Any], length: int) -> np.ndarray[Any, Any] | None:
+    """The array that squirrel-core decodes any object with `data`, `type` and `shape` to; None for a look-alike.
+
+    `length` is that of the line: a type like `<U1000000000` must not make one byte into gigabytes.
+    """
+    if not isinstance(made["type"], str) or not isinstance(made["shape"], list):
+        return None
+    try:
+        dtype = values.safe_dtype(made["type"])
+        if dtype.itemsize > 16 + 4 * length:
+            return None
+        flat = np.array(made["data"]).size
+        if flat * dtype.itemsize > 1024 * (length + 1024):
+            return None
+        array = np.array(made["data"], dtype=dtype)
+        return array.reshape(values.checked_shape(made["shape"], dtype, array.nbytes))
+    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError):
+        return None
+
+
+def _msgpack_record(sample: Any, number: int) -> bytes:
+    try:
+        packed = msgpack.packb(sample, use_bin_type=True, default=_msgpack_numpy)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadSettingError(f"sample {number} cannot be written as msgpack: {error}") from error
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def _msgpack_numpy(value: Any) -> Any:
+    """Arrays, numpy scalars and complex numbers as the maps that squirrel-core reads back (msgpack-numpy's form)."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise TypeError("an array of Python objects, which only a pickle could hold")
+        structured = value.dtype.kind == "V"
+        return {
+            b"nd": True,
+            b"type": value.dtype.descr if structured else value.dtype.str,
+            b"kind": b"V" if structured else b"",
+            b"shape": value.shape,
+            b"data": value.tobytes("C"),
+        }
+    if isinstance(value, np.bool_ | np.number):
+        return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
+    if isinstance(value, complex):
+        return {b"complex": True, b"data": repr(value)}
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _jsonl_line(sample: Any, number: int) -> bytes:
+    try:
+        return json.dumps(sample, default=_json_numpy).encode("ascii") + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadSettingError(f"sample {number} cannot be written as JSON: {error}") from error
+
+
+def _json_numpy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return {"data": value.tolist(), "type": value.dtype.str, "shape": list(value.shape)}
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+__all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "StaleShardError", "random_key", "sniff"]

@@ -1,0 +1,102 @@
+"""Every deliberate error, with the errno a file system shows for it. Knows nothing of FUSE or of formats."""
+
+from __future__ import annotations
+
+import errno
+
+__all__ = [
+    "BadSettingError",
+    "BadStoreError",
+    "DamagedShardError",
+    "MissingExtraError",
+    "MissingKeyError",
+    "MountError",
+    "NotWritableError",
+    "ShardfsError",
+    "StaleShardError",
+    "StorageError",
+]
+
+
+class ShardfsError(Exception):
+    """Base of all errors raised on purpose; `errno` is what a file system call reports."""
+
+    errno: int = errno.EIO
+
+
+class BadSettingError(ShardfsError, ValueError):
+    """A setting, option or argument that makes no sense; the text names it and says what to do."""
+
+    errno = errno.EINVAL
+
+
+class BadStoreError(ShardfsError, ValueError):
+    """A store that is missing, unclear or broken as a whole (a data set's index, a directory that is none)."""
+
+    errno = errno.EINVAL
+
+
+class MissingExtraError(ShardfsError, ImportError):
+    """An optional package is needed for this and is not installed; the text says what to install."""
+
+    errno = errno.ENOSYS
+
+
+class MissingKeyError(ShardfsError, KeyError):
+    """The store has no such key."""
+
+    errno = errno.ENOENT
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "no such key"
+
+
+class NotWritableError(ShardfsError, PermissionError):
+    """This store, or this format, can only be read here."""
+
+    errno = errno.EROFS
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "not writable"
+
+
+class StorageError(ShardfsError, OSError):
+    """Bytes could not be fetched or put; `errno` is that of the operating system where there is one."""
+
+    def __init__(self, text: str, code: int = errno.EIO) -> None:
+        super().__init__(text)
+        self.errno = code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StaleShardError(ShardfsError):
+    """The store no longer has the version of the shard that was asked for."""
+
+    errno = errno.ESTALE
+
+
+class MountError(ShardfsError):
+    """A mount could not be made or ended; the text says what to do."""
+
+
+class DamagedShardError(ShardfsError):
+    """A shard whose bytes are not what its format allows.
+
+    `offset` is a position in the shard's raw (decompressed) bytes, or None where none is known; `key` is filled in
+    by whoever knows it.
+    """
+
+    errno = errno.EIO
+
+    def __init__(self, reason: str, offset: int | None = None, key: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.offset = offset
+        self.key = key
+
+    def __str__(self) -> str:
+        where = "" if self.offset is None else f" at byte {self.offset}"
+        what = "shard" if self.key is None else f"shard {self.key!r}"
+        return f"{what} is damaged{where}: {self.reason}"

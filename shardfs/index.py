@@ -1,0 +1,307 @@
+"""What a shard holds, packed: names, sizes and positions of all its files, 25 bytes a file and no object per file.
+
+A table is built by walking a shard once (`build`) and then answers without it; only reading a file's content needs the
+shard again. Knows nothing of inodes, caches or mounts.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardfs import config, layout, names
+from shardfs.drivers.base import Record, Shard
+from shardfs.errors import DamagedShardError
+
+KEY_FIELD = "__key__"
+"""A text field of this name, different in every sample of a shard, names the samples (WebDataset's convention)."""
+
+SLICE, RENDER = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A cell that its declared encoding could not decode, shown as mere bytes."""
+
+    file: str
+    reason: str
+
+
+class _Packed:
+    """Many short byte strings in one, each known by its number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+        self._data = bytearray()
+        self._starts = array("Q", [0])
+
+    def number(self, text: bytes) -> int:
+        known = self._numbers.get(text)
+        if known is None:
+            known = self._numbers[text] = len(self._numbers)
+            self._data += text
+            self._starts.append(len(self._data))
+        return known
+
+    def pack(self) -> Strings:
+        return Strings(bytes(self._data), np.frombuffer(self._starts, np.uint64).copy())
+
+
+@dataclass(frozen=True, slots=True)
+class Strings:
+    """Byte strings by number: one buffer and where each begins."""
+
+    data: bytes
+    starts: np.ndarray[Any, np.dtype[np.uint64]]
+
+    def __getitem__(self, number: int) -> bytes:
+        return self.data[int(self.starts[number]) : int(self.starts[number + 1])]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.data) + self.starts.nbytes
+
+
+class ShardTable:
+    """All files of one shard, by number: samples in order, each sample's files in the order of its fields."""
+
+    def __init__(
+        self,
+        *,
+        stems: Strings | None,
+        first_sample: int,
+        digits: int,
+        columns: dict[str, np.ndarray[Any, Any]],
+        suffixes: Strings,
+        prefixes: Strings,
+        notes: tuple[Note, ...],
+    ) -> None:
+        self._stems = stems
+        self._first = first_sample
+        self._digits = digits
+        self._file_start = columns["file_start"]
+        self._record_start = columns["record_start"]
+        self._record_end = columns["record_end"]
+        self._suffix = columns["suffix"]
+        self._prefix = columns["prefix"]
+        self._kind = columns["kind"]
+        self._offset = columns["offset"]
+        self._length = columns["length"]
+        self._suffixes = suffixes
+        self._prefixes = prefixes
+        self._by_stem = None if stems is None else sorted_numbers(stems)
+        self.notes = notes
+        self.samples = len(self._record_start)
+        self.files = len(self._suffix)
+        self.nbytes = (
+            sum(column.nbytes for column in columns.values())
+            + suffixes.nbytes
+            + prefixes.nbytes
+            + (0 if stems is None else stems.nbytes + 4 * len(stems))
+        )
+
+    def stem(self, sample: int) -> bytes:
+        """The part before the first dot of the names of a sample's files."""
+        if self._stems is not None:
+            return self._stems[sample]
+        return names.sample_number(self._first + sample, self._digits).encode("ascii")
+
+    def sample_of(self, file: int) -> int:
+        return int(np.searchsorted(self._file_start, file, "right")) - 1
+
+    def name(self, file: int) -> bytes:
+        return self.stem(self.sample_of(file)) + b"." + self._suffixes[int(self._suffix[file])]
+
+    def size(self, file: int) -> int:
+        """Exact size of the file in bytes."""
+        return len(self._prefixes[int(self._prefix[file])]) + int(self._length[file])
+
+    def total_size(self) -> int:
+        """Size of all files together in bytes."""
+        lengths = np.diff(self._prefixes.starts.astype(np.int64))
+        return int(self._length.sum()) + (int(lengths[self._prefix].sum()) if self.files else 0)
+
+    def listing(self, start: int) -> Iterator[tuple[bytes, int, int]]:
+        """(name, size, number) of each file from number `start` on."""
+        if start >= self.files:
+            return
+        sample = self.sample_of(start)
+        stem, behind = self.stem(sample), int(self._file_start[sample + 1])
+        for file in range(start, self.files):
+            while file >= behind:
+                sample += 1
+                stem, behind = self.stem(sample), int(self._file_start[sample + 1])
+            yield stem + b"." + self._suffixes[int(self._suffix[file])], self.size(file), file
+
+    def find(self, name: bytes) -> int | None:
+        """Number of the file of that name."""
+        stem, dot, suffix = name.partition(b".")
+        sample = self._find_sample(stem) if dot else None
+        if sample is None:
+            return None
+        for file in range(int(self._file_start[sample]), int(self._file_start[sample + 1])):
+            if self._suffixes[int(self._suffix[file])] == suffix:
+                return file
+        return None
+
+    def _find_sample(self, stem: bytes) -> int | None:
+        if self._stems is not None and self._by_stem is not None:
+            low, high = 0, len(self._by_stem)
+            while low < high:
+                middle = (low + high) // 2
+                if self._stems[int(self._by_stem[middle])] < stem:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low < len(self._by_stem) and self._stems[int(self._by_stem[low])] == stem:
+                return int(self._by_stem[low])
+            return None
+        if len(stem) != self._digits or not stem.isdigit():
+            return None
+        sample = int(stem) - self._first
+        return sample if 0 <= sample < self.samples else None
+
+    def slice_of(self, file: int) -> tuple[bytes, int, int] | None:
+        """(prefix, offset, length): the file is the prefix and that run of raw bytes; None if it must be rendered."""
+        if self._kind[file] == RENDER:
+            return None
+        return self._prefixes[int(self._prefix[file])], int(self._offset[file]), int(self._length[file])
+
+    def record_of(self, file: int) -> tuple[int, int]:
+        """Start and end of the record that the file's sample is decoded from."""
+        sample = self.sample_of(file)
+        return int(self._record_start[sample]), int(self._record_end[sample])
+
+    def renders_fast(self, file: int) -> bool:
+        """True if rendering the file takes so little that it may be done on the event loop."""
+        sample = self.sample_of(file)
+        return (
+            self.size(file) <= config.INLINE_RENDER
+            and int(self._record_end[sample]) - int(self._record_start[sample]) <= config.INLINE_RECORD
+            and int(self._file_start[sample + 1]) - int(self._file_start[sample]) <= config.INLINE_FILES
+        )
+
+    def render(self, file: int, shard: Shard, arrays: str) -> bytes:
+        """The content of a file that is no run of raw bytes. DamagedShardError if the shard is not this table's."""
+        sample = self.sample_of(file)
+        start, end = self.record_of(file)
+        plans = layout.lay_out(shard.tree(start, end), shard.raw, arrays, len(self.stem(sample)))
+        content = plans[file - int(self._file_start[sample])].content
+        data = content.render() if content.render is not None else b""
+        if len(data) != self.size(file):
+            raise DamagedShardError("a file came out with another size than the index says", start)
+        return data
+
+
+def sorted_numbers(strings: Strings) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    return np.array(sorted(range(len(strings)), key=strings.__getitem__), dtype=np.uint32)
+
+
+class _Builder:
+    """A table as it grows: unboxed arrays only."""
+
+    def __init__(self, arrays: str) -> None:
+        self._arrays = arrays
+        self._file_start = array("I", [0])
+        self._record_start = array("Q")
+        self._record_end = array("Q")
+        self._suffix = array("I")
+        self._prefix = array("I")
+        self._kind = array("B")
+        self._offset = array("Q")
+        self._length = array("Q")
+        self._suffixes = _Packed()
+        self._prefixes = _Packed()
+        self._prefixes.number(b"")
+        self.notes: list[Note] = []
+
+    def add(self, record: Record, stem: str, shard: Shard) -> None:
+        try:
+            plans = layout.lay_out(record.tree, shard.raw, self._arrays, len(stem.encode("utf-8")))
+        except (RecursionError, ValueError, OverflowError) as error:
+            raise DamagedShardError(f"a sample that no files can show: {error}", record.start) from error
+        for plan in plans:
+            content = plan.content
+            rendered = content.render is not None
+            self._suffix.append(self._suffixes.number(plan.suffix.encode("utf-8")))
+            self._prefix.append(self._prefixes.number(content.prefix))
+            self._kind.append(RENDER if rendered else SLICE)
+            self._offset.append(content.offset)
+            self._length.append(content.size - len(content.prefix))
+            if content.note is not None and len(self.notes) < config.ERRORS_KEPT:
+                self.notes.append(Note(f"{stem}.{plan.suffix}", content.note))
+        self._record_start.append(record.start)
+        self._record_end.append(record.end)
+        self._file_start.append(len(self._suffix))
+
+    def table(self, stems: Strings | None, first_sample: int, digits: int) -> ShardTable:
+        columns: dict[str, np.ndarray[Any, Any]] = {
+            "file_start": np.frombuffer(self._file_start, np.uint32).copy(),
+            "record_start": np.frombuffer(self._record_start, np.uint64).copy(),
+            "record_end": np.frombuffer(self._record_end, np.uint64).copy(),
+            "suffix": np.frombuffer(self._suffix, np.uint32).copy(),
+            "prefix": np.frombuffer(self._prefix, np.uint32).copy(),
+            "kind": np.frombuffer(self._kind, np.uint8).copy(),
+            "offset": np.frombuffer(self._offset, np.uint64).copy(),
+            "length": np.frombuffer(self._length, np.uint64).copy(),
+        }
+        return ShardTable(
+            stems=stems,
+            first_sample=first_sample,
+            digits=digits,
+            columns=columns,
+            suffixes=self._suffixes.pack(),
+            prefixes=self._prefixes.pack(),
+            notes=tuple(self.notes),
+        )
+
+
+def build(shard: Shard, arrays: str) -> ShardTable:
+    """Walk a shard from end to end and pack what it holds. All or nothing: DamagedShardError."""
+    own = _own_stems(shard)
+    if own is not None:
+        builder = _Builder(arrays)
+        for at, record in enumerate(shard.records()):
+            builder.add(record, own[at].decode("utf-8"), shard)
+        return builder.table(own, 0, 0)
+    digits = names.digits_for(shard.samples_through or 0)
+    builder, count = _numbered(shard, arrays, digits)
+    if shard.samples_through is None and names.digits_for(count) != digits:
+        digits = names.digits_for(count)
+        builder, _ = _numbered(shard, arrays, digits)
+    return builder.table(None, shard.first_sample, digits)
+
+
+def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
+    builder = _Builder(arrays)
+    count = 0
+    for record in shard.records():
+        builder.add(record, names.sample_number(shard.first_sample + count, digits), shard)
+        count += 1
+    return builder, count
+
+
+def _own_stems(shard: Shard) -> Strings | None:
+    """The samples' own names, where each has a `__key__` and no two are alike; None otherwise.
+
+    Looks at the first sample only, unless that one has a `__key__`.
+    """
+    packed = _Packed()
+    seen: set[str] = set()
+    for record in shard.records():
+        own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
+        if type(own) is not str:
+            return None
+        stem = names.escape_sample(own)
+        if names.same_name(stem) in seen:
+            return None
+        seen.add(names.same_name(stem))
+        packed.number(stem.encode("utf-8"))
+    return packed.pack() if seen else None

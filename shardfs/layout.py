@@ -1,0 +1,164 @@
+"""A sample as files, and files as a sample: DESIGN section "The tree", for one sample.
+
+`lay_out` names the files and knows each one's exact size; `read_back` is its inverse. Knows nothing of shards' tables,
+caches or mounts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardfs import config, images, names, values
+from shardfs.values import Buffer, Content, Tree
+
+JSON = "json"
+FIELDS = "$fields"
+VALUE = "$value"
+ESCAPED = "$esc"
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlan:
+    """One file of a sample."""
+
+    suffix: str
+    """Its name without `<sample>.`: `image.jpg`, `json`."""
+    content: Content
+
+
+def lay_out(tree: Tree, raw: Buffer, arrays: str, stem_bytes: int) -> list[FilePlan]:
+    """The files of one sample, in the order of its fields, `json` last.
+
+    `arrays` is `png` or `npy`; `stem_bytes` the length of the sample's name, which takes its share of 255 bytes.
+    """
+    return _Layout(raw, arrays, config.NAME_MAX - stem_bytes - 1).sample(tree)
+
+
+class _Layout:
+    """The state of laying out one sample: files so far, names taken, names that need explaining.
+
+    A path begins with the field's name as it is in file names, escaped; the rest of it is plain text.
+    """
+
+    def __init__(self, raw: Buffer, arrays: str, room: int) -> None:
+        self._raw = raw
+        self._arrays = arrays
+        self._room = room
+        self._files: list[FilePlan] = []
+        self._taken: set[str] = set()
+        self._explained: dict[str, Any] = {}
+
+    def sample(self, tree: Tree) -> list[FilePlan]:
+        if type(tree) is dict:
+            light = self._fields(tree)
+        elif values.is_file(tree):
+            self._add(tree, (VALUE,))
+            return self._files
+        else:
+            light = {VALUE: values.to_json(tree, self._add, (VALUE,))}
+        if self._explained:
+            light[FIELDS] = self._explained
+        if light or not self._files:
+            data = values.json_bytes(light)
+            self._files.append(FilePlan(JSON, Content(JSON, len(data), render=lambda: data)))
+        return self._files
+
+    def _fields(self, tree: dict[Any, Any]) -> dict[str, Any]:
+        light: dict[str, Any] = {}
+        unnamed: list[tuple[Any, Any]] = []
+        for key, value in tree.items():
+            if values.is_file(value):
+                self._file_field(key, value)
+            elif type(key) is str:
+                light[key] = values.to_json(value, self._add, (names.escape(key),))
+            else:
+                unnamed.append((key, value))
+        if unnamed:
+            self._unnamed_fields(unnamed, light)
+        if FIELDS in light or values.looks_tagged(light):
+            return {ESCAPED: light}
+        return light
+
+    def _file_field(self, key: Any, value: Any) -> None:
+        text = key if isinstance(key, str) else _display(key)
+        field = names.escape(text)
+        suffix = self._add(value, (field,))
+        if not isinstance(key, str) or suffix.rpartition(".")[0] != field:
+            self._explained[suffix] = values.to_json(key, values.no_lift, ())
+
+    def _unnamed_fields(self, fields: list[tuple[Any, Any]], light: dict[str, Any]) -> None:
+        """Light fields whose names are no text: shown under a text, and explained."""
+        suffixes = {file.suffix for file in self._files}
+        for key, value in fields:
+            shown = text = _display(key)
+            count = 2
+            while shown in light or shown in suffixes or shown == FIELDS:
+                shown = f"{text}~{count}"
+                count += 1
+            light[shown] = values.to_json(value, self._add, (names.escape(shown),))
+            self._explained[shown] = values.to_json(key, values.no_lift, ())
+
+    def _add(self, value: Any, path: tuple[str, ...]) -> str:
+        content = values.content_of(value, self._raw, self._arrays)
+        suffix = names.tell_apart(names.file_suffix(path[0], path[1:], content.ext, self._room), self._taken)
+        self._taken.add(names.same_name(suffix))
+        self._files.append(FilePlan(suffix, content))
+        return suffix
+
+
+def _display(key: Any) -> str:
+    """A text for the name of a field that is none."""
+    return key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)[:100]
+
+
+def read_back(files: Mapping[str, bytes]) -> Any:
+    """The sample that `lay_out` made these files of, given as suffix -> content.
+
+    Values come back as they were, but numpy scalars as plain numbers. ValueError for what is no sample.
+    """
+    document = json.loads(files[JSON]) if JSON in files else {}
+    if not isinstance(document, dict):
+        raise ValueError("the .json of a sample holds an object")
+    explained = document.pop(FIELDS, {}) if FIELDS in document else {}
+    used: set[str] = {JSON}
+
+    def file(name: str) -> Any:
+        used.add(name)
+        return file_value(name, files[name])
+
+    if set(document) == {VALUE}:
+        return values.from_json(document[VALUE], file)
+    if set(document) == {ESCAPED}:
+        document = document[ESCAPED]
+    sample: dict[Any, Any] = {}
+    for name, value in document.items():
+        key = values.from_json(explained[name], file) if name in explained and name not in files else name
+        sample[key] = values.from_json(value, file)
+    for suffix, data in files.items():
+        if suffix in used:
+            continue
+        stem = suffix.rpartition(".")[0]
+        if stem == VALUE:
+            return file_value(suffix, data)
+        key = values.from_json(explained[suffix], file) if suffix in explained else names.unescape(stem)
+        sample[key] = file_value(suffix, data)
+    return sample
+
+
+def file_value(suffix: str, data: bytes) -> Any:
+    """The value a file's content stands for: an array for `.npy` and for a `.png` made of one, else its bytes."""
+    ext = suffix.rpartition(".")[2]
+    if ext == "npy":
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if ext == "png" and images.read_mark(data) == "ndarray":
+        width, height, _, pixels = images.unpng(data)
+        return np.frombuffer(pixels, np.uint8).reshape(height, width, -1)
+    if ext == "pkl":
+        return values.Pickle(0, len(data), data)
+    return data

@@ -1,0 +1,261 @@
+"""msgpack read in place: value trees whose bytes stay where they are in the shard.
+
+The msgpack library is used for writing; for reading it would copy each shard once more into its own buffer, hold the
+GIL for whole samples, and cannot say where in the buffer a value stands, which is what a file served by slicing needs.
+Source of the format: the msgpack specification (github.com/msgpack/msgpack, spec.md); of the maps that stand for
+arrays: what msgpack-numpy 0.4.8 writes, run and read. Knows nothing of shards, files or compression.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from shardfs import config, values
+from shardfs.errors import DamagedShardError
+from shardfs.values import Array, Blob, Extension, Pickle, Tree
+
+_FIXED: dict[int, tuple[Callable[..., tuple[Any, ...]], int]] = {
+    0xCA: (struct.Struct(">f").unpack_from, 4),
+    0xCB: (struct.Struct(">d").unpack_from, 8),
+    0xCC: (struct.Struct(">B").unpack_from, 1),
+    0xCD: (struct.Struct(">H").unpack_from, 2),
+    0xCE: (struct.Struct(">I").unpack_from, 4),
+    0xCF: (struct.Struct(">Q").unpack_from, 8),
+    0xD0: (struct.Struct(">b").unpack_from, 1),
+    0xD1: (struct.Struct(">h").unpack_from, 2),
+    0xD2: (struct.Struct(">i").unpack_from, 4),
+    0xD3: (struct.Struct(">q").unpack_from, 8),
+}
+_CONSTANT = {0xC0: None, 0xC2: False, 0xC3: True}
+_STR = {0xD9: 1, 0xDA: 2, 0xDB: 4}
+_BIN = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_EXT = {0xC7: 1, 0xC8: 2, 0xC9: 4}
+_FIXEXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+_ARRAY = {0xDC: 2, 0xDD: 4}
+_MAP = {0xDE: 2, 0xDF: 4}
+_TIMESTAMP = -1
+
+
+class Walker:
+    """Reads msgpack objects out of `raw` one after the other. Raises DamagedShardError with the offset.
+
+    `limit` bounds the number of values, keys included, that are made in all.
+    """
+
+    def __init__(self, raw: values.Buffer, limit: int) -> None:
+        self._raw = raw
+        self._end = len(raw)
+        self._left = limit
+
+    def read(self, position: int) -> tuple[Tree, int]:
+        """The object at `position` and the position behind it."""
+        return self._value(position, 0)
+
+    def _value(self, at: int, depth: int) -> tuple[Tree, int]:
+        """One object. Ordered by how often each kind is met."""
+        raw = self._raw
+        if at >= self._end:
+            raise DamagedShardError("the msgpack data end in the middle of a sample", at)
+        self._left -= 1
+        if self._left < 0:
+            raise DamagedShardError("more values than stored bytes of this number can hold in earnest", at)
+        code = raw[at]
+        if code < 0x80:
+            return code, at + 1
+        if 0xA0 <= code < 0xC0:
+            return self._text(at + 1, code & 0x1F)
+        if code >= 0xE0:
+            return code - 0x100, at + 1
+        if code < 0x90:
+            return self._map(at + 1, code & 0x0F, depth)
+        if code < 0xA0:
+            return self._list(at + 1, code & 0x0F, depth)
+        if code in _FIXED:
+            unpack, size = _FIXED[code]
+            self._need(at + 1, size)
+            return unpack(raw, at + 1)[0], at + 1 + size
+        if code in _CONSTANT:
+            return _CONSTANT[code], at + 1
+        return self._sized(code, at, depth)
+
+    def _sized(self, code: int, at: int, depth: int) -> tuple[Tree, int]:
+        """An object whose length stands behind its code."""
+        if code in _BIN:
+            length, at = self._length(at + 1, _BIN[code])
+            self._need(at, length)
+            return Blob(at, length), at + length
+        if code in _STR:
+            length, at = self._length(at + 1, _STR[code])
+            return self._text(at, length)
+        if code in _MAP:
+            length, at = self._length(at + 1, _MAP[code])
+            return self._map(at, length, depth)
+        if code in _ARRAY:
+            length, at = self._length(at + 1, _ARRAY[code])
+            return self._list(at, length, depth)
+        if code in _FIXEXT:
+            return self._ext(at + 1, _FIXEXT[code])
+        if code in _EXT:
+            length, at = self._length(at + 1, _EXT[code])
+            return self._ext(at, length)
+        raise DamagedShardError(f"byte {code:#04x} begins no msgpack object", at)
+
+    def _need(self, at: int, size: int) -> None:
+        if at + size > self._end:
+            raise DamagedShardError(f"{size} bytes are announced and {max(0, self._end - at)} are left", at)
+
+    def _length(self, at: int, width: int) -> tuple[int, int]:
+        self._need(at, width)
+        return int.from_bytes(self._raw[at : at + width], "big"), at + width
+
+    def _text(self, at: int, length: int) -> tuple[str, int]:
+        end = at + length
+        if end > self._end:
+            self._need(at, length)
+        try:
+            return str(self._raw[at:end], "utf-8"), end
+        except UnicodeDecodeError as error:
+            raise DamagedShardError(f"text that is not UTF-8 ({error.reason})", at) from error
+
+    def _list(self, at: int, length: int, depth: int) -> tuple[list[Tree], int]:
+        self._nest(at, depth)
+        items = []
+        for _ in range(length):
+            item, at = self._value(at, depth + 1)
+            items.append(item)
+        return items, at
+
+    def _map(self, at: int, length: int, depth: int) -> tuple[Tree, int]:
+        self._nest(at, depth)
+        start = at
+        made: dict[Any, Tree] = {}
+        special = False
+        for _ in range(length):
+            key, behind = self._value(at, depth + 1)
+            if type(key) is not str:
+                key = self._plain_key(key, at)
+                special = special or type(key) is bytes
+            if key in made:
+                raise DamagedShardError(f"the field {str(key)[:80]!r} stands twice in one map", at)
+            made[key], at = self._value(behind, depth + 1)
+        return (_numpy_value(made, self._raw, start) if special else made), at
+
+    def _plain_key(self, key: Any, at: int) -> Any:
+        """A map key as a hashable plain value: bytes instead of a reference, tuples instead of lists."""
+        if isinstance(key, Blob | Extension):
+            return key.value(self._raw)
+        if isinstance(key, list):
+            return tuple(self._plain_key(item, at) for item in key)
+        try:
+            hash(key)
+        except TypeError as error:
+            raise DamagedShardError("a map or an array as the name of a field", at) from error
+        return key
+
+    def _nest(self, at: int, depth: int) -> None:
+        if depth >= config.NESTING:
+            raise DamagedShardError(f"nested deeper than {config.NESTING} levels", at)
+
+    def _ext(self, at: int, length: int) -> tuple[Tree, int]:
+        self._need(at, 1 + length)
+        code = self._raw[at] - 0x100 if self._raw[at] > 0x7F else self._raw[at]
+        at += 1
+        if code == _TIMESTAMP:
+            try:
+                return msgpack.Timestamp.from_bytes(bytes(self._raw[at : at + length])), at + length
+            except ValueError as error:
+                raise DamagedShardError(f"a timestamp that is none ({error})", at) from error
+        return Extension(code, at, length), at + length
+
+
+def _numpy_value(made: dict[Any, Tree], raw: values.Buffer, at: int) -> Tree:
+    """What a map with bytes keys stands for: an array, a numpy scalar or a complex number as msgpack-numpy writes
+    them; the map itself where parts are missing."""
+    try:
+        if b"nd" in made:
+            data = made[b"data"]
+            if made[b"nd"] is True:
+                return _array(made, data, raw, at)
+            dtype = values.safe_dtype(_plain_text(made[b"type"], raw))
+            if not isinstance(data, Blob) or dtype.itemsize == 0 or data.length < dtype.itemsize:
+                raise DamagedShardError("a numpy scalar without its bytes", at)
+            return np.frombuffer(raw[data.offset : data.offset + dtype.itemsize], dtype)[0]
+        if b"complex" in made:
+            return complex(_plain_text(made[b"data"], raw))
+    except KeyError:
+        return made
+    except (ValueError, TypeError) as error:
+        raise DamagedShardError(f"an array or number that cannot be: {error}", at) from error
+    return made
+
+
+def _array(made: dict[Any, Tree], data: Tree, raw: values.Buffer, at: int) -> Tree:
+    kind = made.get(b"kind", b"")
+    kind = kind.value(raw) if isinstance(kind, Blob) else kind
+    shape = made[b"shape"]
+    if kind in (b"O", "O"):
+        if not isinstance(data, Blob):
+            raise DamagedShardError("an object array without its bytes", at)
+        _refuse_foreign_pickle(data.value(raw), data.offset)
+        return Pickle(data.offset, data.length)
+    spec = made[b"type"]
+    dtype = values.safe_dtype(_descr(spec, raw) if isinstance(spec, list) else _plain_text(spec, raw))
+    if not isinstance(data, Blob):
+        raise DamagedShardError("an array without its bytes", at)
+    return Array(data.offset, dtype, values.checked_shape(shape, dtype, data.length))
+
+
+def _plain_text(value: Tree, raw: values.Buffer) -> str:
+    if isinstance(value, Blob):
+        value = value.value(raw).decode("ascii")
+    if not isinstance(value, str) or len(value) > 1024:
+        raise ValueError("no text where the name of a type is due")
+    return value
+
+
+def _descr(spec: list[Tree], raw: values.Buffer) -> tuple[Any, ...]:
+    """The fields of a structured dtype, `[name, type(, shape)]` each, as the hashable tuples numpy takes."""
+    fields = []
+    for field in spec:
+        if not isinstance(field, list) or len(field) not in (2, 3):
+            raise ValueError("a field of a structured type that is none")
+        kind = _descr_list(field[1], raw) if isinstance(field[1], list) else _plain_text(field[1], raw)
+        fields.append((_plain_text(field[0], raw), kind, *(tuple(dim) for dim in field[2:])))
+    return tuple(fields)
+
+
+def _descr_list(spec: list[Tree], raw: values.Buffer) -> Any:
+    # numpy wants lists of tuples below; made hashable by going through a dtype of its own
+    return values.safe_dtype(_descr(spec, raw))
+
+
+_PLAIN_MODULES = ("numpy", "builtins", "__builtin__", "copy_reg", "copyreg", "_codecs", "collections", "datetime", "decimal", "uuid", "pandas")
+_DANGEROUS = {"eval", "exec", "compile", "open", "getattr", "__import__", "setattr", "delattr", "input", "breakpoint", "map", "apply", "execfile", "file"}
+
+
+def _refuse_foreign_pickle(data: bytes, at: int) -> None:
+    """An object array's pickle is shown as bytes and never run; one that names anything beyond data types was made
+    to attack whoever does run it, and damns the shard. Only looks at the opcodes."""
+    strings: list[str] = []
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in ("GLOBAL", "INST"):
+                module, _, name = str(argument).partition(" ")
+            elif opcode.name == "STACK_GLOBAL":
+                module, name = (strings[-2:] + ["", ""])[:2] if len(strings) >= 2 else ("", "")
+            else:
+                if isinstance(argument, str):
+                    strings = [*strings[-3:], argument]
+                continue
+            if module.split(".")[0] not in _PLAIN_MODULES or name.split(".")[0] in _DANGEROUS:
+                raise DamagedShardError(f"a pickle that calls {module}.{name}, which is no data", at)
+    except DamagedShardError:
+        raise
+    except Exception as error:  # pickletools raises whatever its parsers raise
+        raise DamagedShardError(f"an object array whose pickle cannot be read ({type(error).__name__})", at) from error

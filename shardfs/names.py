@@ -1,0 +1,98 @@
+"""Names of keys, samples and fields as file names and back. Pure; knows nothing of values or files.
+
+What cannot stand in a file name, or would be mistaken for something else, is percent-escaped byte by byte of its
+UTF-8. `%` itself always is, so that a lone `%` is free to mean the empty name; so is `~`, which shardfs uses to mark
+names it had to shorten or to tell apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from shardfs import config
+
+_UNSAFE = re.compile("[/%~\0-\x1f\x7f-\x9f\ud800-\udfff]")
+_PLAIN = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.]*\Z")
+
+
+def _percent(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
+
+
+def escape(text: str) -> str:
+    """One component of a file name for any text; `unescape` gives the text back."""
+    if _PLAIN.match(text):
+        return text
+    if not text:
+        return "%"
+    made = _UNSAFE.sub(lambda match: _percent(match[0]), text)
+    return _percent(made[0]) + made[1:] if made[0] in ".$" else made
+
+
+def unescape(name: str) -> str:
+    """The text that `escape` made `name` from. ValueError for what it never makes."""
+    if name == "%":
+        return ""
+    parts = re.split(r"%([0-9A-Fa-f]{2})", name)
+    if "%" in "".join(parts[::2]):
+        raise ValueError(f"a lone % in {name!r}")
+    raw = b"".join(
+        bytes.fromhex(part) if at % 2 else part.encode("utf-8", "surrogatepass") for at, part in enumerate(parts)
+    )
+    return raw.decode("utf-8", "surrogatepass")
+
+
+def escape_sample(text: str) -> str:
+    """A sample's own id as the part of its files' names before the first dot: as `escape`, without any dot."""
+    return shorten(escape(text).replace(".", "%2E"), config.NAME_KEEP // 2)
+
+
+def sample_number(number: int, digits: int) -> str:
+    return f"{number:0{digits}d}"
+
+
+def digits_for(count: int) -> int:
+    """Digits that number `count` samples from 0, at least config.SAMPLE_DIGITS, so that names sort as numbers do."""
+    return max(config.SAMPLE_DIGITS, len(str(max(count - 1, 0))))
+
+
+def shorten(name: str, limit: int) -> str:
+    """`name` if it has at most `limit` bytes; otherwise its beginning, `~` and 16 hex digits of its SHA-256."""
+    raw = name.encode("utf-8")
+    if len(raw) <= limit:
+        return name
+    mark = "~" + hashlib.sha256(raw).hexdigest()[:16]
+    kept = raw[: limit - len(mark)].decode("utf-8", "ignore")
+    return re.sub(r"%[0-9A-F]?\Z", "", kept) + mark  # never ends in half an escape
+
+
+def file_suffix(field: str, inside: tuple[str, ...], ext: str, room: int) -> str:
+    """What follows `<sample>.`: `field` (escaped already), the path inside it, the extension. At most `room` bytes."""
+    stem = ".".join((field, *(escape(part) for part in inside)))
+    if len(stem.encode("utf-8")) + len(ext) + 1 > room:
+        stem = shorten(stem, room - (config.NAME_MAX - config.NAME_KEEP) - len(ext) - 1)
+    return f"{stem}.{ext}"
+
+
+def same_name(name: str) -> str:
+    """What two names share that a case-insensitive file system would take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def tell_apart(suffix: str, taken: Iterable[str]) -> str:
+    """`suffix`, with `~2`, `~3` … before its extension if `taken` (of `same_name`s) has it."""
+    if same_name(suffix) not in taken:
+        return suffix
+    stem, _, ext = suffix.rpartition(".")
+    count = 2
+    while same_name(f"{stem}~{count}.{ext}") in taken:
+        count += 1
+    return f"{stem}~{count}.{ext}"
+
+
+def key_path(key: str) -> tuple[str, ...]:
+    """The directories that lead to a key, the last one the key's own."""
+    return tuple(shorten(escape(part), config.NAME_KEEP) if len(part) > 60 else escape(part) for part in key.split("/"))

@@ -1,0 +1,283 @@
+"""Loaded shards within a budget of bytes: one load however many wait, failures forgotten, the oldest evicted.
+
+Runs on the event loop; loads run in workers, in a nursery of the cache's own, so that a reader who goes away does not
+take a load from the others. Knows nothing of FUSE, inodes or names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import trio
+
+from shardfs import config, index
+from shardfs.drivers.base import Driver, Shard
+from shardfs.errors import DamagedShardError, ShardfsError, StorageError
+from shardfs.index import ShardTable
+from shardfs.model import Entry, Key, Version
+from shardfs.workers import Workers
+
+log = logging.getLogger("shardfs")
+
+Identity = tuple[Key, Version]
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A shard in memory, and its table."""
+
+    shard: Shard
+    table: ShardTable
+    pins: int = 0
+    """Renderings under way; a pinned shard is not evicted."""
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.shard.raw)
+
+
+@dataclass(slots=True)
+class _Load:
+    """A load under way, and what became of it."""
+
+    entry: Entry
+    reserved: int = 0
+    done: trio.Event = field(default_factory=trio.Event)
+    loaded: Loaded | None = None
+    error: ShardfsError | None = None
+
+
+@dataclass(slots=True)
+class CacheCounts:
+    """What happened so far."""
+
+    hits: int = 0
+    misses: int = 0
+    loads: int = 0
+    failures: int = 0
+    evictions: int = 0
+
+
+class ShardCache:
+    """Shards of one driver. `budget` bounds the raw bytes of loaded shards and rendered files together, in bytes.
+
+    The newest shard is never evicted, so a budget smaller than one shard still works.
+    """
+
+    def __init__(self, driver: Driver, budget: int, arrays: str) -> None:
+        self._driver = driver
+        self._budget = budget
+        self._arrays = arrays
+        self._table_budget = max(config.TABLE_FLOOR, budget // config.TABLE_SHARE)
+        self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
+        self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
+        self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
+        self._loads: dict[Identity, _Load] = {}
+        self._told: OrderedDict[Identity, None] = OrderedDict()
+        self._held = 0
+        self._reserved = 0
+        self._table_bytes = 0
+        self._turn: trio.Lock | None = None
+        self._changed: trio.Event | None = None
+        self._workers: Workers | None = None
+        self._nursery: trio.Nursery | None = None
+        self.counts = CacheCounts()
+
+    @property
+    def used(self) -> int:
+        """Bytes held, or reserved for loads under way."""
+        return self._held + self._reserved
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The cache loads only inside this block. Its end waits for the threads of loads under way."""
+        async with trio.open_nursery() as nursery:
+            self._turn = trio.Lock()
+            self._changed = trio.Event()
+            self._workers = Workers()
+            self._nursery = nursery
+            try:
+                yield
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
+
+    def peek(self, entry: Entry) -> Loaded | None:
+        """The shard if it is in memory. Never waits; counts as a use."""
+        identity = (entry.key, entry.version)
+        loaded = self._shards.get(identity)
+        if loaded is not None:
+            self._shards.move_to_end(identity)
+            self.counts.hits += 1
+        return loaded
+
+    async def shard(self, entry: Entry) -> Loaded:
+        """The shard, loaded if need be. DamagedShardError, StaleShardError, StorageError, MissingKeyError."""
+        loaded = self.peek(entry)
+        if loaded is not None:
+            return loaded
+        self.counts.misses += 1
+        identity = (entry.key, entry.version)
+        load = self._loads.get(identity)
+        if load is None:
+            if self._nursery is None:
+                raise StorageError("the mount is being ended")
+            load = self._loads[identity] = _Load(entry)
+            self._nursery.start_soon(self._run, load)
+        await load.done.wait()
+        if load.loaded is None:
+            raise load.error or StorageError("the mount is being ended")
+        return load.loaded
+
+    async def table(self, entry: Entry) -> ShardTable:
+        """What the shard holds; the shard itself is loaded only if that is not known. Errors as `shard`."""
+        table = self.known_table(entry)
+        return table if table is not None else (await self.shard(entry)).table
+
+    async def fresh_entry(self, key: Key) -> Entry:
+        """What the store says of a key now. MissingKeyError, StorageError."""
+        if self._workers is None:
+            raise StorageError("the mount is being ended")
+        return await self._workers.io(lambda: self._driver.entry(key))
+
+    def known_table(self, entry: Entry) -> ShardTable | None:
+        """What the shard holds, if that is known. Never waits."""
+        identity = (entry.key, entry.version)
+        table = self._tables.get(identity)
+        if table is not None:
+            self._tables.move_to_end(identity)
+        return table
+
+    async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
+        """The whole content of a file that must be rendered; large ones in a worker, and kept within the budget."""
+        identity = (entry.key, entry.version)
+        kept = self._rendered.get((identity, file))
+        if kept is not None:
+            self._rendered.move_to_end((identity, file))
+            return kept
+        table = loaded.table
+        if table.renders_fast(file):
+            return table.render(file, loaded.shard, self._arrays)
+        assert self._workers is not None
+        loaded.pins += 1
+        try:
+            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self._arrays), table.size(file))
+        finally:
+            loaded.pins -= 1
+        if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
+            self._make_room(len(data))
+            self._rendered[identity, file] = data
+            self._held += len(data)
+        return data
+
+    async def _run(self, load: _Load) -> None:
+        identity = (load.entry.key, load.entry.version)
+        try:
+            load.loaded = await self._load(load)
+        except ShardfsError as error:
+            load.error = error
+            self._tell(identity, error)
+        except (OSError, MemoryError, RecursionError) as error:
+            load.error = StorageError(f"loading {load.entry.key}: {error or type(error).__name__}")
+            self._tell(identity, load.error)
+        except Exception as error:
+            log.exception("loading %s", load.entry.key)
+            load.error = StorageError(f"loading {load.entry.key}: {type(error).__name__}: {error}")
+        finally:
+            self._reserved -= load.reserved
+            del self._loads[identity]
+            if load.loaded is not None:
+                self._keep(identity, load.loaded)
+            self._signal()
+            load.done.set()
+
+    async def _load(self, load: _Load) -> Loaded:
+        assert self._workers is not None
+        workers, driver, entry = self._workers, self._driver, load.entry
+        self.counts.loads += 1
+        estimate = await workers.io(lambda: driver.estimate(entry))
+        await self._reserve(load, estimate)
+        asked = [estimate]
+
+        def grow(size: int) -> None:  # in the worker
+            if size > asked[0]:
+                asked[0] = size + config.GROW_STEP
+                workers.from_thread(lambda reached: self._grow(load, reached), asked[0])
+
+        def work() -> Loaded:
+            shard = driver.load(entry, grow)
+            return Loaded(shard, index.build(shard, self._arrays))
+
+        return await workers.cpu(work, estimate)
+
+    async def _reserve(self, load: _Load, size: int) -> None:
+        """Take room for a load: in turn, waiting for other loads to end where eviction is not enough."""
+        assert self._turn is not None
+        async with self._turn:
+            while True:
+                self._make_room(size)
+                if self.used + size <= self._budget or not self._reserved:
+                    break
+                assert self._changed is not None
+                await self._changed.wait()
+            load.reserved = size
+            self._reserved += size
+
+    def _grow(self, load: _Load, size: int) -> None:
+        if load.done.is_set() or size <= load.reserved:
+            return
+        self._make_room(size - load.reserved)
+        self._reserved += size - load.reserved
+        load.reserved = size
+
+    def _keep(self, identity: Identity, loaded: Loaded) -> None:
+        self._make_room(loaded.nbytes)
+        self._shards[identity] = loaded
+        self._held += loaded.nbytes
+        if identity not in self._tables:
+            self._tables[identity] = loaded.table
+            self._table_bytes += loaded.table.nbytes
+            while self._table_bytes > self._table_budget and len(self._tables) > 1:
+                _, table = self._tables.popitem(last=False)
+                self._table_bytes -= table.nbytes
+        if identity not in self._told:
+            for note in loaded.table.notes[: config.NOTES_LOGGED]:
+                log.warning("%s/%s: shown as bytes: %s", identity[0], note.file, note.reason)
+            if loaded.table.notes:
+                self._remember(identity)
+
+    def _make_room(self, size: int) -> None:
+        """Evict until `size` more bytes fit: rendered files first, then the oldest shards that nobody works on."""
+        while self.used + size > self._budget and self._rendered:
+            _, data = self._rendered.popitem(last=False)
+            self._held -= len(data)
+        for identity in list(self._shards):
+            if self.used + size <= self._budget:
+                break
+            if not self._shards[identity].pins:
+                self._held -= self._shards.pop(identity).nbytes
+                self.counts.evictions += 1
+
+    def _signal(self) -> None:
+        assert self._changed is not None
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _tell(self, identity: Identity, error: ShardfsError) -> None:
+        """Log a failure, once per version of a shard."""
+        self.counts.failures += 1
+        if isinstance(error, DamagedShardError):
+            error.key = identity[0]
+        if identity not in self._told:
+            self._remember(identity)
+            text = str(error)
+            log.error("%s", text if identity[0] in text else f"{identity[0]}: {text}")
+
+    def _remember(self, identity: Identity) -> None:
+        self._told[identity] = None
+        if len(self._told) > config.ERRORS_KEPT:
+            self._told.popitem(last=False)

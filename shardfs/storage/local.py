@@ -1,0 +1,259 @@
+"""Bytes under names in a local directory. Knows nothing of what they mean.
+
+Every path is walked component by component with O_NOFOLLOW below the root, so that no symbolic link in a data set can
+lead out of it; only regular files are listed or opened, so that a FIFO named like a shard hangs nobody. Reading never
+writes. Writing is: temporary file in the same directory, fsync, rename, fsync of the directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+from shardfs.errors import BadStoreError, StaleShardError, StorageError
+from shardfs.model import Version
+
+TEMPORARY = ".shardfs-tmp-"
+"""Names that begin so are unfinished writes; no listing shows them."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Reader(Protocol):
+    """One opened object, read from its beginning. Closed at the end of a `with` block."""
+
+    size: int
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes at most; empty at the end."""
+
+    def tail(self, count: int) -> bytes:
+        """The last `count` bytes, whatever was read before."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Reader: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One stored object."""
+
+    name: str
+    """Path relative to the root, `/` between levels."""
+    size: int
+    mtime_ns: int
+    version: Version
+
+
+def _version(status: os.stat_result) -> Version:
+    return Version(f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}")
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class LocalReader:
+    """A regular file held open. Reads with pread: a mapping would die by SIGBUS when somebody truncates the file."""
+
+    def __init__(self, descriptor: int, name: str, size: int) -> None:
+        self._descriptor = descriptor
+        self._name = name
+        self._position = 0
+        self.size = size
+
+    def read(self, count: int) -> bytes:
+        data = self._pread(count, self._position)
+        self._position += len(data)
+        return data
+
+    def tail(self, count: int) -> bytes:
+        count = min(count, self.size)
+        return self._pread(count, self.size - count)
+
+    def _pread(self, count: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, count, offset)
+        except OSError as error:
+            raise StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO) from error
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> LocalReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class LocalStorage:
+    """A directory. `root` may itself be a symbolic link; nothing below it is followed.
+
+    Raises BadStoreError if `root` exists and is no directory. A root that does not exist is an empty storage until
+    something is put.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).absolute()
+        if self.root.exists() and not self.root.is_dir():
+            raise BadStoreError(f"{self.root} is no directory")
+
+    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name. StorageError."""
+        if not self.root.exists():
+            return []
+        found: list[Listed] = []
+        pending = [""]
+        while pending:
+            prefix = pending.pop()
+            descriptor = self._open_directory(prefix)
+            try:
+                with os.scandir(descriptor) as entries:
+                    for entry in entries:
+                        name = prefix + entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(name + "/")
+                        elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
+                            status = self._status(descriptor, entry.name)
+                            if status is not None:
+                                found.append(Listed(name, status.st_size, status.st_mtime_ns, _version(status)))
+            except OSError as error:
+                raise self._error(f"listing {prefix or '.'}", error) from error
+            finally:
+                os.close(descriptor)
+        return sorted(found, key=lambda listed: listed.name)
+
+    def stat(self, name: str) -> Listed:
+        """What the listing says of one file. StorageError with ENOENT where there is no regular file of that name."""
+        with self._parent(name) as (descriptor, last):
+            status = self._status(descriptor, last)
+        if status is None:
+            raise StorageError(f"no such file: {name}", errno.ENOENT)
+        return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
+
+    def open(self, name: str, version: Version | None = None) -> LocalReader:
+        """Open one file for reading; with `version`, exactly that content or StaleShardError. StorageError."""
+        with self._parent(name) as (directory, last):
+            try:
+                # O_NONBLOCK: opening a FIFO must not wait for somebody to write into it
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                descriptor = os.open(last, flags, dir_fd=directory)
+            except OSError as error:
+                raise self._error(f"opening {name}", error) from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or (version is not None and _version(status) != version):
+            os.close(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                raise StaleShardError(f"{self.root / name} was replaced since it was listed")
+            raise StorageError(f"{self.root / name} is no regular file", errno.EINVAL)
+        return LocalReader(descriptor, str(self.root / name), status.st_size)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A whole small file. StorageError, EFBIG above `limit` bytes."""
+        with self.open(name) as reader:
+            if reader.size > limit:
+                raise StorageError(f"{self.root / name} has {reader.size} bytes, over {limit}", errno.EFBIG)
+            pieces = []
+            while piece := reader.read(1 << 20):
+                pieces.append(piece)
+            return b"".join(pieces)
+
+    def put(self, name: str, write: Callable[[BinaryIO], None]) -> None:
+        """Make `name` hold what `write` writes, all or nothing, durably; directories are made. StorageError.
+
+        An exception of `write` itself leaves the old content and passes on.
+        """
+        parent, _, last = name.rpartition("/")
+        try:
+            (self.root / parent).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._error(f"making the directory of {name}", error) from error
+        with self._parent(name) as (directory, _):
+            temporary = TEMPORARY + secrets.token_hex(8)
+            try:
+                self._write_durably(directory, temporary, write)
+                os.rename(temporary, last, src_dir_fd=directory, dst_dir_fd=directory)
+                os.fsync(directory)
+            except BaseException as error:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary, dir_fd=directory)
+                if isinstance(error, OSError) and not isinstance(error, StorageError):
+                    raise self._error(f"writing {name}", error) from error
+                raise
+
+    @staticmethod
+    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o666, dir_fd=directory), "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remove(self, name: str) -> None:
+        """Remove one file, durably. StorageError, ENOENT where there is none."""
+        with self._parent(name) as (directory, last):
+            try:
+                os.unlink(last, dir_fd=directory)
+                os.fsync(directory)
+            except OSError as error:
+                raise self._error(f"removing {name}", error) from error
+
+    def _error(self, what: str, error: OSError) -> StorageError:
+        return StorageError(f"{what} in {self.root}: {_reason(error)}", error.errno or errno.EIO)
+
+    @staticmethod
+    def _status(directory: int, name: str) -> os.stat_result | None:
+        """The status of a regular file in a directory; None for anything else, also if it has just gone."""
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return status if stat.S_ISREG(status.st_mode) else None
+
+    def _open_directory(self, path: str) -> int:
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts or "." in parts:
+            raise StorageError(f"not a name in {self.root}: {path}", errno.EINVAL)
+        try:
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._error("opening", error) from error
+        for part in parts:
+            try:
+                below = os.open(part, _DIRECTORY, dir_fd=descriptor)
+            except OSError as error:
+                raise self._error(f"opening {path}", error) from error
+            finally:
+                os.close(descriptor)
+            descriptor = below
+        return descriptor
+
+    @contextlib.contextmanager
+    def _parent(self, name: str) -> Iterator[tuple[int, str]]:
+        """A descriptor of the directory that holds `name`, and the last component of `name`."""
+        path, _, last = name.rpartition("/")
+        if last in ("", ".", ".."):
+            raise StorageError(f"not a name in {self.root}: {name}", errno.EINVAL)
+        descriptor = self._open_directory(path)
+        try:
+            yield descriptor, last
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,429 @@
+"""Values of a sample and the bytes of the files that show them.
+
+A *value tree* is what a driver makes of one record: plain Python values, with the heavy leaves (arrays, bytes,
+pictures, pickles) given as references into the shard's raw bytes, so that nothing large is copied. Each heavy leaf
+knows its file: the extension, the exact size, and the content as *prefix + run of the raw bytes* or as something
+rendered on demand. The light rest becomes JSON (`to_json`, `from_json`).
+
+Knows nothing of file names (names.py, layout.py), of shards or of drivers.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import json
+import math
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from shardfs import config
+from shardfs.errors import DamagedShardError
+
+Buffer = memoryview
+"""A shard's raw bytes: one-dimensional, format `B`."""
+
+Tree = Any
+"""A value tree: None, bool, int, float, complex, str, list, tuple, dict, set, Decimal, datetime, Timestamp, UUID,
+numpy scalars, bytes, ndarray, and the leaves of this module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One file's bytes: `prefix` and then a run of the raw bytes, or, where `render` is given, what that returns."""
+
+    ext: str
+    size: int
+    """Exact size of the whole file in bytes."""
+    prefix: bytes = b""
+    offset: int = 0
+    render: Callable[[], bytes] | None = None
+    note: str | None = None
+    """Why the value is shown as mere bytes, where its declared encoding could not decode it."""
+
+
+# --- extensions -------------------------------------------------------------------------------------------------
+
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", "jpg"),
+    (0, b"\x89PNG\r\n\x1a\n", "png"),
+    (0, b"GIF87a", "gif"),
+    (0, b"GIF89a", "gif"),
+    (0, b"II*\0", "tif"),
+    (0, b"MM\0*", "tif"),
+    (0, b"II+\0", "tif"),
+    (0, b"MM\0+", "tif"),
+    (0, b"fLaC", "flac"),
+    (0, b"OggS", "ogg"),
+    (0, b"ID3", "mp3"),
+    (0, b"\x1aE\xdf\xa3", "mkv"),
+    (0, b"%PDF-", "pdf"),
+    (0, b"PAR1", "parquet"),
+    (0, b"ARROW1\0\0", "arrow"),
+    (0, b"\x1f\x8b\x08", "gz"),
+    (0, b"\x28\xb5\x2f\xfd", "zst"),
+    (0, b"BZh", "bz2"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"\x89HDF\r\n\x1a\n", "h5"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "jp2"),
+    (257, b"ustar", "tar"),
+)
+
+
+def extension_of(head: bytes, length: int) -> str:
+    """Extension for `length` stored bytes that begin with `head` (300 bytes are enough), by magic number.
+
+    Never `npy`: that one is for arrays. What is not recognised is `bin`.
+    """
+    for at, magic, ext in _MAGIC:
+        if head[at : at + len(magic)] == magic:
+            return ext
+    if head[:4] == b"RIFF" and head[8:12] in (b"WEBP", b"WAVE"):
+        return "webp" if head[8:12] == b"WEBP" else "wav"
+    if head[:2] == b"BM" and len(head) >= 26 and int.from_bytes(head[2:6], "little") == length:
+        return "bmp"
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        return "avif" if brand == b"avif" else "heic" if brand in (b"heic", b"heix", b"mif1") else "mp4"
+    if head[:4] == b"PK\3\4":
+        name_length = int.from_bytes(head[26:28], "little")
+        return "npz" if head[30 : 30 + name_length].endswith(b".npy") else "zip"
+    if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2 and head[2] >> 4 not in (0, 15):
+        return "mp3"  # an MPEG-1/2 layer III frame without an ID3 tag
+    return "bin"
+
+
+# --- arrays as files --------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Header of the `.npy` file of a C-ordered array (format 1.0, or 3.0 for names outside latin-1).
+
+    Source: numpy.lib.format's description of the file format; aligned to 64 bytes so that it can be mapped.
+    """
+    descr = np.lib.format.dtype_to_descr(dtype)
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    try:
+        literal, version = text.encode("latin-1"), 1
+    except UnicodeEncodeError:
+        literal, version = text.encode("utf-8"), 3
+    if len(literal) > 65_000:
+        version = 3 if version == 3 else 2
+    width = 2 if version == 1 else 4
+    padding = -(8 + width + len(literal) + 1) % 64
+    literal += b" " * padding + b"\n"
+    return b"\x93NUMPY" + bytes((version, 0)) + len(literal).to_bytes(width, "little") + literal
+
+
+@lru_cache(maxsize=1024)
+def safe_dtype(spec: Any) -> np.dtype[Any]:
+    """The numpy dtype of `spec` (text, or nested tuples of fields); ValueError for what is no plain memory layout."""
+    try:
+        dtype = np.dtype(list(spec) if isinstance(spec, tuple) else spec)
+    except (TypeError, ValueError, SyntaxError, KeyError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a dtype: {str(spec)[:80]!r}") from error
+    if dtype.hasobject:
+        raise ValueError("an object dtype where plain memory is required")
+    if dtype.subdtype is not None:
+        raise ValueError(f"a dtype with a shape of its own: {str(spec)[:80]!r}")
+    return dtype
+
+
+def checked_shape(shape: Any, dtype: np.dtype[Any], length: int) -> tuple[int, ...]:
+    """`shape` as a tuple of ints if it fits `length` bytes of `dtype` exactly; ValueError otherwise."""
+    if not isinstance(shape, list | tuple) or len(shape) > config.NDIM:
+        raise ValueError("not the shape of an array")
+    dims = tuple(shape)
+    if any(type(dim) is not int or dim < 0 for dim in dims):
+        raise ValueError(f"not the shape of an array: {str(dims)[:80]}")
+    if math.prod(dims) * dtype.itemsize != length:
+        raise ValueError(f"{length} bytes for an array of {dtype} and shape {str(dims)[:80]}")
+    if any(dim >= 1 << 62 for dim in dims) or math.prod(dim or 1 for dim in dims) * max(dtype.itemsize, 1) >= 1 << 63:
+        raise ValueError(f"an impossible shape: {str(dims)[:80]}")
+    return dims
+
+
+def _is_picture(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    return (
+        dtype == np.uint8
+        and len(shape) == 3
+        and shape[2] in (3, 4)
+        and shape[0] > 1
+        and shape[1] > 1
+        and math.prod(shape) + shape[0] <= config.PNG_MAX
+    )
+
+
+# --- heavy leaves -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes as stored, at `offset` in the raw bytes; the extension by content unless `ext` says so."""
+
+    offset: int
+    length: int
+    ext: str | None = None
+    note: str | None = None
+
+    def content(self, raw: Buffer, arrays: str) -> Content:
+        ext = self.ext or extension_of(bytes(raw[self.offset : self.offset + min(self.length, 300)]), self.length)
+        return Content(ext, self.length, b"", self.offset, None, self.note)
+
+    def value(self, raw: Buffer) -> bytes:
+        return bytes(raw[self.offset : self.offset + self.length])
+
+
+@dataclass(frozen=True, slots=True)
+class Pickle:
+    """A pickle as stored. It is never run: from Python it stays this object, whose `data` are its bytes."""
+
+    offset: int
+    length: int
+    data: bytes = b""
+
+    def content(self, raw: Buffer, arrays: str) -> Content:
+        return Content("pkl", self.length, b"", self.offset)
+
+    def value(self, raw: Buffer) -> Pickle:
+        return Pickle(self.offset, self.length, bytes(raw[self.offset : self.offset + self.length]))
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A C-ordered array whose memory is at `offset` in the raw bytes; `shape` and `dtype` were checked against it."""
+
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def content(self, raw: Buffer, arrays: str) -> Content:
+        if arrays == "png" and _is_picture(self.dtype, self.shape):
+            return _array_png(self.shape, lambda: raw[self.offset : self.offset + self.length])
+        header = npy_header(self.dtype, self.shape)
+        return Content("npy", len(header) + self.length, header, self.offset)
+
+    def value(self, raw: Buffer) -> np.ndarray[Any, Any]:
+        """A read-only array over the raw bytes, which it keeps alive."""
+        data = raw[self.offset : self.offset + self.length].toreadonly()
+        return np.ndarray(self.shape, self.dtype, data)
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """An application's own msgpack type: its code, and its payload at `offset`."""
+
+    code: int
+    offset: int
+    length: int
+
+    def content(self, raw: Buffer, arrays: str) -> Content:
+        return Content("bin", self.length, b"", self.offset)
+
+    def value(self, raw: Buffer) -> msgpack.ExtType:
+        return msgpack.ExtType(self.code, bytes(raw[self.offset : self.offset + self.length]))
+
+
+def _array_png(shape: tuple[int, ...], pixels: Callable[[], Any]) -> Content:
+    from shardfs import images  # numpy-only, but a browser of texts never needs it
+
+    mode = "RGB" if shape[2] == 3 else "RGBA"
+    size = images.png_size(shape[1], shape[0], mode, "ndarray")
+    return Content("png", size, render=lambda: images.png(shape[1], shape[0], mode, pixels(), "ndarray"))
+
+
+def _inline_content(value: Any, arrays: str) -> Content:
+    """Content of a heavy value that is no reference: bytes, an ExtType or an array that was parsed out of text."""
+    if isinstance(value, msgpack.ExtType):
+        return Content("bin", len(value.data), render=lambda: bytes(value.data))
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            raise DamagedShardError("an array of Python objects where plain memory is required")
+        if arrays == "png" and _is_picture(value.dtype, value.shape):
+            return _array_png(value.shape, lambda: memoryview(np.ascontiguousarray(value)).cast("B"))
+        header = npy_header(value.dtype, value.shape)
+        return Content("npy", len(header) + value.nbytes, render=lambda: header + value.tobytes("C"))
+    data = bytes(value)
+    return Content(extension_of(data[:300], len(data)), len(data), render=lambda: data)
+
+
+def is_heavy(value: Any) -> bool:
+    """True for a value that gets a file of its own. Decided by type, never by size."""
+    return hasattr(value, "content") or isinstance(
+        value, bytes | bytearray | memoryview | np.ndarray | msgpack.ExtType
+    )
+
+
+def is_file(value: Any) -> bool:
+    """True for a heavy value that is nothing but its file; False for one whose JSON must say more (`$ext`)."""
+    return is_heavy(value) and not isinstance(value, Extension | msgpack.ExtType)
+
+
+def content_of(value: Any, raw: Buffer, arrays: str) -> Content:
+    """The file of a heavy value. `arrays` is `png` (uint8 pictures become PNG) or `npy`."""
+    if hasattr(value, "content"):
+        result: Content = value.content(raw, arrays)
+        return result
+    return _inline_content(value, arrays)
+
+
+def to_python(tree: Tree, raw: Buffer, sequence: type = list) -> Any:
+    """The plain Python value of a tree: references resolved, lists as `sequence`."""
+    if type(tree) is dict:
+        return {key: to_python(value, raw, sequence) for key, value in tree.items()}
+    if type(tree) is list:
+        return sequence(to_python(value, raw, sequence) for value in tree)
+    return tree.value(raw) if hasattr(tree, "content") else tree
+
+
+# --- light values as JSON ---------------------------------------------------------------------------------------
+
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
+def json_bytes(value: Any) -> bytes:
+    """One line of strict JSON (RFC 8259) and a newline, UTF-8; a lone surrogate stays as its `\\uXXXX` escape."""
+    return _encoder.encode(value).encode("utf-8", "backslashreplace") + b"\n"
+
+
+Lift = Callable[[Any, tuple[str, ...]], str]
+"""Gives a heavy value that stands at a path (the field, and the way inside it) a file of its own, and returns that
+file's name without the sample's."""
+
+
+def to_json(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
+    """The JSON of a light value, with tags for what JSON has no word for; heavy values in it are lifted out."""
+    kind = type(value)
+    if value is None or kind is str or kind is bool or kind is int:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else {"$float": _float_word(value)}
+    if kind is list:
+        return [to_json(item, lift, (*path, str(at))) for at, item in enumerate(value)]
+    if kind is dict:
+        return _dict_json(value, lift, path)
+    if is_heavy(value):
+        return _heavy_json(value, lift, path)
+    return _tagged(value, lift, path)
+
+
+def _float_word(value: float) -> str:
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def _dict_json(value: dict[Any, Any], lift: Lift, path: tuple[str, ...]) -> Any:
+    if all(type(key) is str for key in value):
+        made = {key: to_json(item, lift, (*path, key)) for key, item in value.items()}
+        return {"$esc": made} if looks_tagged(value) else made
+    pairs = [
+        [to_json(key, no_lift, path), to_json(item, lift, (*path, str(at)))]
+        for at, (key, item) in enumerate(value.items())
+    ]
+    return {"$map": pairs}
+
+
+def looks_tagged(value: dict[Any, Any]) -> bool:
+    """True for a user's own dict that has the form of a tag: one key, which begins with `$`."""
+    return len(value) == 1 and str(next(iter(value))).startswith("$")
+
+
+def no_lift(value: Any, path: tuple[str, ...]) -> str:
+    """The `Lift` for places where no file can stand (names of fields, members of sets): bytes stand there as
+    `$bytes`, and an array cannot."""
+    raise DamagedShardError("an array where only plain values can stand")
+
+
+def _heavy_json(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
+    if lift is no_lift and isinstance(value, bytes | bytearray | memoryview):
+        return {"$bytes": base64.b64encode(bytes(value)).decode("ascii")}
+    made: Any = {"$file": lift(value, path)}
+    if isinstance(value, Extension | msgpack.ExtType):
+        made = {"$ext": [value.code, made]}
+    return made
+
+
+def _tagged(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
+    if isinstance(value, tuple):
+        return {"$tuple": [to_json(item, lift, (*path, str(at))) for at, item in enumerate(value)]}
+    if isinstance(value, np.generic):
+        return to_json(value.item(), lift, path) if not isinstance(value, np.longdouble) else float(value)
+    if isinstance(value, complex):
+        return {"$complex": [to_json(value.real, lift, path), to_json(value.imag, lift, path)]}
+    if isinstance(value, set | frozenset):
+        members = [to_json(item, no_lift, path) for item in value]
+        return {"$set": sorted(members, key=_encoder.encode)}
+    if isinstance(value, msgpack.Timestamp):
+        return {"$timestamp": [value.seconds, value.nanoseconds]}
+    if isinstance(value, decimal.Decimal):
+        return {"$decimal": str(value)}
+    if isinstance(value, datetime.datetime | datetime.date | datetime.time):
+        return {"$datetime": value.isoformat()}
+    if isinstance(value, uuid.UUID):
+        return {"$uuid": str(value)}
+    for base in (str, bool, int, float, list, dict):  # subclasses of what json knows
+        if isinstance(value, base):
+            return to_json(base(value), lift, path)
+    raise DamagedShardError(f"a value of type {type(value).__name__}, which has no form in a file")
+
+
+def from_json(value: Any, file: Callable[[str], Any]) -> Any:
+    """The value that `to_json` made this from; `file(name)` gives the value of a lifted file.
+
+    Raises ValueError for a tag with an impossible content.
+    """
+    if type(value) is list:
+        return [from_json(item, file) for item in value]
+    if type(value) is not dict:
+        return value
+    if not looks_tagged(value):
+        return {key: from_json(item, file) for key, item in value.items()}
+    ((tag, body),) = value.items()
+    try:
+        return _untag(tag, body, file)
+    except (TypeError, KeyError, AttributeError, decimal.InvalidOperation) as error:
+        raise ValueError(f"tag {tag} with an impossible content") from error
+
+
+def _untag(tag: str, body: Any, file: Callable[[str], Any]) -> Any:
+    simple: dict[str, Callable[[Any], Any]] = {
+        "$float": {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}.__getitem__,
+        "$decimal": decimal.Decimal,
+        "$uuid": uuid.UUID,
+        "$bytes": lambda text: base64.b64decode(text, validate=True),
+        "$timestamp": lambda pair: msgpack.Timestamp(*pair),
+        "$datetime": _parse_datetime,
+        "$file": file,
+        "$esc": lambda body: {key: from_json(item, file) for key, item in body.items()},
+        "$complex": lambda pair: complex(*(from_json(part, file) for part in pair)),
+        "$tuple": lambda items: tuple(from_json(item, file) for item in items),
+        "$set": lambda items: {_hashable(from_json(item, file)) for item in items},
+        "$map": lambda pairs: {_hashable(from_json(key, file)): from_json(item, file) for key, item in pairs},
+        "$ext": lambda pair: msgpack.ExtType(pair[0], bytes(from_json(pair[1], file))),
+    }
+    if tag not in simple:
+        raise ValueError(f"unknown tag {tag}")
+    return simple[tag](body)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
+
+
+def _parse_datetime(text: str) -> datetime.datetime | datetime.date | datetime.time:
+    if ":" not in text:
+        return datetime.date.fromisoformat(text)
+    if "-" in text[:11]:
+        return datetime.datetime.fromisoformat(text)
+    return datetime.time.fromisoformat(text)

@@ -1,0 +1,249 @@
+"""What the tree means: names, attributes, open files and their content. Knows nothing of FUSE.
+
+Every method raises only errors that carry an `errno`. Directories above the keys answer at once, always; what is
+inside a key waits until its shard is indexed. A read of a loaded shard answers without waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from shardfs import config, inodes
+from shardfs.drivers.base import Driver
+from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
+from shardfs.index import ShardTable
+from shardfs.shard_cache import ShardCache
+from shardfs.store import Store
+from shardfs.tree import Directory, KeyDirectory, KeyTree
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat says of one file or directory, and for how many seconds the kernel may believe it."""
+
+    inode: int
+    mode: int
+    size: int
+    mtime_ns: int
+    nlink: int
+    entry_timeout: float
+    attr_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatFs:
+    """What df says. Sizes in blocks of `block_size` bytes."""
+
+    block_size: int
+    blocks: int
+    files: int
+    name_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """A handle holds the version of the shard (through its key), not its bytes."""
+
+    key: KeyDirectory
+    file: int
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenDirectory:
+    directory: KeyDirectory | Directory
+    table: ShardTable | None
+    names: tuple[bytes, ...]
+
+
+def _failure(text: str, code: int) -> StorageError:
+    return StorageError(text, code)
+
+
+class Vfs:
+    """The file system over one store, read-only."""
+
+    def __init__(self, driver: Driver, cache: ShardCache, uid: int, gid: int) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.cache = cache
+        self.tree = KeyTree(driver.entries())
+        self._handles: dict[int, _OpenFile | _OpenDirectory] = {}
+        self._numbers = itertools.count(1)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Serve only inside this block: it owns the loads."""
+        async with self.cache.running():
+            yield
+
+    # --- names and attributes -----------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes) -> Attributes:
+        """Attributes of an entry; counts as a lookup of its inode. MissingKeyError (ENOENT)."""
+        directory = self._directory(parent)
+        if isinstance(directory, Directory):
+            below = directory.children.get(name)
+            if below is None:
+                raise MissingKeyError(f"no entry {name!r}")
+            return self._directory_attributes(below)
+        table = await self._table(directory)
+        file = table.find(name)
+        if file is None:
+            raise MissingKeyError(f"no entry {name!r}")
+        directory.lookups += 1
+        return self._file_attributes(directory, file, table.size(file))
+
+    def negative_timeout(self, parent: int) -> float:
+        """Seconds for which a name that is missing in `parent` may be taken to stay missing."""
+        return config.FOREVER if isinstance(self.tree.directory(parent), KeyDirectory) else config.REFRESH
+
+    async def getattr(self, inode: int) -> Attributes:
+        """Attributes by inode. For a file in a shard whose table is gone this loads the shard again."""
+        slot = self.tree.slot(inodes.slot_of(inode))
+        if slot is None:
+            return self._directory_attributes(self._directory(inode))
+        table = await self._table(slot)
+        file = inodes.file_of(inode)
+        if file >= table.files:
+            raise _failure("no such inode", errno.ESTALE)
+        return self._file_attributes(slot, file, table.size(file))
+
+    def looked_up(self, inode: int) -> None:
+        """Count an entry that a listing handed out together with its attributes."""
+        slot = self.tree.slot(inodes.slot_of(inode))
+        if slot is not None:
+            slot.lookups += 1
+
+    def forget(self, inode: int, count: int) -> None:
+        slot = self.tree.slot(inodes.slot_of(inode))
+        if slot is not None:
+            slot.lookups -= count
+
+    def statfs(self) -> StatFs:
+        """The store's size as it is stored; nothing is free."""
+        blocks = -(-self.tree.stored_bytes // 4096)
+        return StatFs(4096, blocks, sum(1 for _ in self.tree.keys()), config.NAME_MAX)
+
+    def _directory(self, inode: int) -> KeyDirectory | Directory:
+        directory = self.tree.directory(inode)
+        if directory is None:
+            raise _failure("no such directory", errno.ENOTDIR if inodes.slot_of(inode) else errno.ESTALE)
+        return directory
+
+    async def _table(self, key: KeyDirectory) -> ShardTable:
+        known = self.cache.known_table(key.entry)
+        if known is not None:
+            return known
+        try:
+            table = await self.cache.table(key.entry)
+        except StaleShardError:
+            if key.settled:
+                raise
+            # replaced since the listing, but nothing of the old version was ever shown: take the new one
+            key.entry = await self.cache.fresh_entry(key.entry.key)
+            table = await self.cache.table(key.entry)
+        key.settled = True
+        return table
+
+    def _directory_attributes(self, directory: KeyDirectory | Directory) -> Attributes:
+        mtime = directory.entry.mtime_ns if isinstance(directory, KeyDirectory) else directory.mtime_ns
+        mode = stat.S_IFDIR | 0o555
+        return Attributes(directory.inode, mode, 0, mtime, 1, config.REFRESH, config.REFRESH)
+
+    @staticmethod
+    def _file_attributes(key: KeyDirectory, file: int, size: int) -> Attributes:
+        inode = inodes.file_inode(key.slot, file)
+        return Attributes(
+            inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER
+        )
+
+    # --- listings -----------------------------------------------------------------------------------------------
+
+    async def opendir(self, inode: int) -> int:
+        """A handle for listing a directory. For a key this waits until its shard is indexed."""
+        directory = self._directory(inode)
+        if isinstance(directory, KeyDirectory):
+            return self._handle(_OpenDirectory(directory, await self._table(directory), ()))
+        return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
+
+    async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        """Entries from offset `start` on, each with its attributes and the offset behind it."""
+        opened = self._handles.get(handle)
+        if not isinstance(opened, _OpenDirectory):
+            raise _failure("no such handle", errno.EBADF)
+        return self._entries(opened, start)
+
+    def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
+        directory = opened.directory
+        if isinstance(directory, KeyDirectory):
+            assert opened.table is not None
+            for name, size, file in opened.table.listing(start):
+                yield name, self._file_attributes(directory, file, size), file + 1
+            return
+        for at, name in enumerate(opened.names[start:], start):
+            yield name, self._directory_attributes(directory.children[name]), at + 1
+
+    def releasedir(self, handle: int) -> None:
+        self._handles.pop(handle, None)
+
+    # --- files --------------------------------------------------------------------------------------------------
+
+    async def open(self, inode: int, flags: int) -> int:
+        """A handle for reading. EROFS for any way of writing."""
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
+            raise _failure("the file system is read-only", errno.EROFS)
+        key = self.tree.slot(inodes.slot_of(inode))
+        if key is None:
+            raise _failure("a directory", errno.EISDIR)
+        return self._handle(_OpenFile(key, inodes.file_of(inode)))
+
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
+        """At most `size` bytes from `offset`; fewer only at the end of the file.
+
+        The same bytes as ever for this handle, or ESTALE; EIO if the shard is damaged.
+        """
+        opened = self._handles.get(handle)
+        if not isinstance(opened, _OpenFile):
+            raise _failure("no such handle", errno.EBADF)
+        entry = opened.key.entry
+        loaded = self.cache.peek(entry)
+        if loaded is None:
+            loaded = await self.cache.shard(entry)
+            opened.key.settled = True
+        run = loaded.table.slice_of(opened.file)
+        if run is None:
+            return memoryview(await self.cache.rendered(entry, loaded, opened.file))[offset : offset + size]
+        prefix, start, length = run
+        head = len(prefix)
+        if offset >= head:
+            first = start + offset - head
+            return loaded.shard.raw[first : min(first + size, start + length)] if offset < head + length else b""
+        rest = min(size - (head - offset), length)
+        if rest <= 0:
+            return prefix[offset : offset + size]
+        return b"".join((prefix[offset:], loaded.shard.raw[start : start + rest]))
+
+    def release(self, handle: int) -> None:
+        self._handles.pop(handle, None)
+
+    def _handle(self, opened: _OpenFile | _OpenDirectory) -> int:
+        if len(self._handles) >= config.HANDLES:
+            raise _failure("too many open files", errno.EMFILE)
+        number = next(self._numbers)
+        self._handles[number] = opened
+        return number
+
+
+def build_vfs(store: Store, *, budget: int, arrays: str, uid: int, gid: int) -> Vfs:
+    """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
+    cache = ShardCache(store.driver, budget, arrays)
+    return Vfs(store.driver, cache, uid, gid)
+
+
+__all__ = ["Attributes", "ShardfsError", "StatFs", "Vfs", "build_vfs"]
