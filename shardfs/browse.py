@@ -76,7 +76,7 @@ class Browser:
             return self._file_info(directory, rest, path) if rest else self._key_info(directory)
         if path.strip("/"):
             return {"path": path.strip("/"), "kind": "dir", "entries": len(directory.children)}
-        keys = list(self._tree.keys())
+        keys = self._tree.slots
         samples = [key.entry.samples for key in keys]
         known = sum(count for count in samples if count is not None)
         made: dict[str, Any] = {

@@ -119,6 +119,7 @@ def default_budget() -> int:
     """Bytes of loaded shards kept by default: a quarter of the memory this process may count on."""
     return max(16 * MIB, memory_available() // 4)
 
+
 NOTES_LOGGED = 20
 """Cells that could not be decoded, logged one by one for each shard; there may be one in every sample."""
 

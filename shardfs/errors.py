@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from errno import EIO
 
 __all__ = [
     "BadSettingError",
@@ -63,7 +64,9 @@ class NotWritableError(ShardfsError, PermissionError):
 class StorageError(ShardfsError, OSError):
     """Bytes could not be fetched or put; `errno` is that of the operating system where there is one."""
 
-    def __init__(self, text: str, code: int = errno.EIO) -> None:
+    errno: int
+
+    def __init__(self, text: str, code: int = EIO) -> None:
         super().__init__(text)
         self.errno = code
 

@@ -123,7 +123,7 @@ def png(width: int, height: int, mode: str, pixels: Any, mark: str) -> bytes:
     at = _put(out, at, struct.pack(">I", 2 + frames.framed + 4) + b"IDAT\x78\x01")
     at, checksum = _put_blocks(out, at, source.reshape(height, row), frames, swap=mode == "I;16")
     at = _put(out, at, struct.pack(">I", checksum))
-    at = _put(out, at, struct.pack(">I", zlib.crc32(out[idat:at])))
+    at = _put(out, at, struct.pack(">I", zlib.crc32(out[idat:at].data)))
     _put(out, at, _chunk(b"IEND", b""))
     del out
     return sink.getvalue()
@@ -170,7 +170,7 @@ def _put_blocks(out: Bytes, at: int, rows: Bytes, frames: _Frames, swap: bool) -
         lines = scan[:count]
         piece = rows[first : first + count]
         lines[:, 1:] = piece.view("<u2").byteswap().view(np.uint8) if swap else piece
-        checksum = zlib.adler32(lines, checksum)
+        checksum = zlib.adler32(lines.data, checksum)
         units = max(1, count // frames.rows)
         at, last = _put_units(out, at, lines.reshape(units, -1))
     out[last] = 1  # the final block
@@ -195,12 +195,10 @@ def _put_units(out: Bytes, at: int, units: Bytes) -> tuple[int, int]:
     for start in range(0, length, _STORED):
         stop = min(length, start + _STORED)
         header = to
-        framed[:, to : to + _BLOCK] = np.frombuffer(
-            struct.pack("<BHH", 0, stop - start, stop - start ^ _STORED), np.uint8
-        )
-        to += _BLOCK
-        framed[:, to : to + stop - start] = units[:, start:stop]
-        to += stop - start
+        length_twice = struct.pack("<BHH", 0, stop - start, stop - start ^ _STORED)
+        framed[:, to : to + _BLOCK] = np.frombuffer(length_twice, np.uint8)
+        framed[:, to + _BLOCK : to + _BLOCK + stop - start] = units[:, start:stop]
+        to += _BLOCK + stop - start
     return end, at + (count - 1) * framed.shape[1] + header
 
 
@@ -213,11 +211,8 @@ def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         raise ValueError("no PNG")
     at, kind = len(_SIGNATURE), b""
     while kind != b"IEND":
-        if at + _CHUNK > len(data):
-            raise ValueError("a PNG that is cut off")
-        length = int.from_bytes(data[at : at + 4], "big")
-        end = at + 8 + length
-        if end + 4 > len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if at + _CHUNK > len(data) or end + 4 > len(data):
             raise ValueError("a PNG that is cut off")
         if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             raise ValueError("a PNG with a wrong checksum")
@@ -303,7 +298,7 @@ def _inflate(pieces: list[memoryview], expected: int) -> Bytes:
     for piece in pieces:
         pending: Any = piece
         while pending and not stream.eof:
-            # in slices, because what is not consumed is copied again each time
+            # in slices, because what is not consumed is copied each time
             given, pending = pending[: config.COPY_SLICE], pending[config.COPY_SLICE :]
             while given and not stream.eof:
                 try:
@@ -329,17 +324,10 @@ _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _TIFF_FORMS: dict[str, tuple[int, int]] = {
     # photometric interpretation (TIFF 6.0, tag 262) and what the last sample is besides colour (tag 338; -1: colour)
     **dict.fromkeys(("1", "L", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"), (1, -1)),
-    "LA": (1, _ALPHA),
-    "La": (1, _ASSOCIATED_ALPHA),
-    "P": (3, -1),
-    "PA": (3, _ALPHA),
+    **{"LA": (1, _ALPHA), "La": (1, _ASSOCIATED_ALPHA), "P": (3, -1), "PA": (3, _ALPHA)},
     **dict.fromkeys(("RGB", "HSV"), (2, -1)),  # TIFF knows no HSV: the three samples, shown as if they were colours
-    "RGBA": (2, _ALPHA),
-    "RGBa": (2, _ASSOCIATED_ALPHA),
-    "RGBX": (2, 0),
-    "CMYK": (5, -1),
-    "YCbCr": (6, -1),
-    "LAB": (8, -1),
+    **{"RGBA": (2, _ALPHA), "RGBa": (2, _ASSOCIATED_ALPHA), "RGBX": (2, 0)},
+    **{"CMYK": (5, -1), "YCbCr": (6, -1), "LAB": (8, -1)},
 }
 
 
@@ -368,8 +356,7 @@ def tiff_header(width: int, height: int, mode: str) -> bytes:
         (277, _SHORT, [samples]),
         (278, _LONG, [height]),
         (279, _LONG, [size]),
-        (282, _RATIONAL, [1, 1]),
-        (283, _RATIONAL, [1, 1]),
+        *((tag, _RATIONAL, [1, 1]) for tag in (282, 283)),
         (296, _SHORT, [1]),  # pixels have a shape but no size
         (305, _ASCII, b"shardfs\0"),
     ]

@@ -235,8 +235,35 @@ def _descr_list(spec: list[Tree], raw: values.Buffer) -> Any:
     return values.safe_dtype(_descr(spec, raw))
 
 
-_PLAIN_MODULES = ("numpy", "builtins", "__builtin__", "copy_reg", "copyreg", "_codecs", "collections", "datetime", "decimal", "uuid", "pandas")
-_DANGEROUS = {"eval", "exec", "compile", "open", "getattr", "__import__", "setattr", "delattr", "input", "breakpoint", "map", "apply", "execfile", "file"}
+_PLAIN_MODULES = (
+    "numpy",
+    "builtins",
+    "__builtin__",
+    "copy_reg",
+    "copyreg",
+    "_codecs",
+    "collections",
+    "datetime",
+    "decimal",
+    "uuid",
+    "pandas",
+)
+_DANGEROUS = {
+    "eval",
+    "exec",
+    "compile",
+    "open",
+    "getattr",
+    "__import__",
+    "setattr",
+    "delattr",
+    "input",
+    "breakpoint",
+    "map",
+    "apply",
+    "execfile",
+    "file",
+}
 
 
 def _refuse_foreign_pickle(data: bytes, at: int) -> None:

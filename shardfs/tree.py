@@ -6,7 +6,7 @@ listing gives the same inode numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from shardfs import inodes, names
@@ -57,24 +57,18 @@ class KeyTree:
         above = self.root
         above.mtime_ns = max(above.mtime_ns, entry.mtime_ns)
         for part in path[:-1]:
-            name = part.encode("utf-8")
-            below = above.children.get(name)
+            below = above.children.get(part.encode("utf-8"))
             if not isinstance(below, Directory):
                 below = Directory(self._next(), above.inode)
                 self._by_inode[below.inode] = below
-                above.children[name] = below
+                above.children[part.encode("utf-8")] = below
             below.mtime_ns = max(below.mtime_ns, entry.mtime_ns)
             above = below
-        name, count = path[-1], 2
-        # a key that is also the way to other keys gives the plain name to the way
-        while is_prefix and count == 2 or name.encode("utf-8") in above.children:
-            name = f"{path[-1]}~{count}"
-            count += 1
         made = KeyDirectory(self._next(), above.inode, entry, len(self._slots) + 1)
         self._by_inode[made.inode] = made
         self._slots.append(made)
         self.stored_bytes += entry.stored_bytes
-        above.children[name.encode("utf-8")] = made
+        above.children[_free_name(path[-1], above, is_prefix)] = made
 
     def directory(self, inode: int) -> KeyDirectory | Directory | None:
         """The directory with this inode number."""
@@ -84,8 +78,10 @@ class KeyTree:
         """The key whose files' inode numbers have this slot."""
         return self._slots[number - 1] if 0 < number <= len(self._slots) else None
 
-    def keys(self) -> Iterator[KeyDirectory]:
-        return iter(self._slots)
+    @property
+    def slots(self) -> Sequence[KeyDirectory]:
+        """All keys, in the store's order."""
+        return self._slots
 
     def walk(self, path: str) -> tuple[KeyDirectory | Directory | None, str]:
         """The directory a path inside the tree leads to, and what of the path is left (a file's name) behind it."""
@@ -99,3 +95,12 @@ class KeyTree:
                 return None, "/".join(parts[depth:])
             at = below
         return at, ""
+
+
+def _free_name(name: str, above: Directory, is_prefix: bool) -> bytes:
+    """The name of a key's directory: a key that is also the way to other keys leaves the plain name to the way."""
+    made, count = name, 2
+    while (is_prefix and made == name) or made.encode("utf-8") in above.children:
+        made = f"{name}~{count}"
+        count += 1
+    return made.encode("utf-8")

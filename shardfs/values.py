@@ -252,7 +252,7 @@ def _inline_content(value: Any, arrays: str) -> Content:
         if value.dtype.hasobject:
             raise DamagedShardError("an array of Python objects where plain memory is required")
         if arrays == "png" and _is_picture(value.dtype, value.shape):
-            return _array_png(value.shape, lambda: memoryview(np.ascontiguousarray(value)).cast("B"))
+            return _array_png(value.shape, lambda: np.ascontiguousarray(value).data.cast("B"))
         header = npy_header(value.dtype, value.shape)
         return Content("npy", len(header) + value.nbytes, render=lambda: header + value.tobytes("C"))
     data = bytes(value)
@@ -261,9 +261,7 @@ def _inline_content(value: Any, arrays: str) -> Content:
 
 def is_heavy(value: Any) -> bool:
     """True for a value that gets a file of its own. Decided by type, never by size."""
-    return hasattr(value, "content") or isinstance(
-        value, bytes | bytearray | memoryview | np.ndarray | msgpack.ExtType
-    )
+    return hasattr(value, "content") or isinstance(value, bytes | bytearray | memoryview | np.ndarray | msgpack.ExtType)
 
 
 def is_file(value: Any) -> bool:
@@ -372,8 +370,9 @@ def _tagged(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
         return {"$datetime": value.isoformat()}
     if isinstance(value, uuid.UUID):
         return {"$uuid": str(value)}
-    for base in (str, bool, int, float, list, dict):  # subclasses of what json knows
-        if isinstance(value, base):
+    bases: tuple[Callable[[Any], Any], ...] = (str, bool, int, float, list, dict)
+    for base in bases:  # subclasses of what json knows
+        if isinstance(value, base):  # type: ignore[arg-type]
             return to_json(base(value), lift, path)
     raise DamagedShardError(f"a value of type {type(value).__name__}, which has no form in a file")
 

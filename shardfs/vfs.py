@@ -128,7 +128,7 @@ class Vfs:
     def statfs(self) -> StatFs:
         """The store's size as it is stored; nothing is free."""
         blocks = -(-self.tree.stored_bytes // 4096)
-        return StatFs(4096, blocks, sum(1 for _ in self.tree.keys()), config.NAME_MAX)
+        return StatFs(4096, blocks, len(self.tree.slots), config.NAME_MAX)
 
     def _directory(self, inode: int) -> KeyDirectory | Directory:
         directory = self.tree.directory(inode)
@@ -159,9 +159,7 @@ class Vfs:
     @staticmethod
     def _file_attributes(key: KeyDirectory, file: int, size: int) -> Attributes:
         inode = inodes.file_inode(key.slot, file)
-        return Attributes(
-            inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER
-        )
+        return Attributes(inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER)
 
     # --- listings -----------------------------------------------------------------------------------------------
 

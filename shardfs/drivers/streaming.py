@@ -1,0 +1,264 @@
+"""Data sets of MosaicML Streaming (index.json version 2) with MDS shards, from a local directory; read only.
+
+Knows where the index files lie and which of a shard's two files is there; what an index says is the business of
+streaming_index.py, what is inside a shard that of mds.py. Never writes into the data set and never deletes from it: the
+library does both while it reads. Source of all format facts: formats/streaming.md, checked against mosaicml-streaming
+0.13.0.
+
+A *split* is a directory with an `index.json` of its own. Samples are numbered through a split.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shardfs import compression
+from shardfs.drivers import mds
+from shardfs.drivers.base import Grow
+from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, parse_index
+from shardfs.errors import (
+    BadSettingError,
+    BadStoreError,
+    DamagedShardError,
+    MissingExtraError,
+    MissingKeyError,
+    NotWritableError,
+    StaleShardError,
+    StorageError,
+)
+from shardfs.model import Entry, Key, Version
+from shardfs.storage.local import Listed, LocalStorage
+
+INDEX = "index.json"
+INDEX_MAX = 256 << 20
+"""Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
+
+_ENDINGS = (".mds", ".zstd", ".gz", ".bz2", ".br", ".snappy", INDEX)
+_COMPRESSION = re.compile(r"(zstd|gz)(?::[0-9]{1,2})?")
+
+HASHES = (
+    *("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "sha1", "md5", "blake2b", "sha256", "sha512", "sha384"),
+    *("blake2s", "sha224", "sha3_256", "sha3_224", "sha3_384", "sha3_512"),
+)
+"""All that the library can write, the fastest to check first."""
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """All shards of a data set, by key, and the index files they come from."""
+
+    places: dict[Key, Place]
+    indexes: dict[str, Listed]
+
+
+class StreamingDriver:
+    """A data set of MosaicML Streaming in a directory.
+
+    `validate_hash`: `auto` checks each file read against the fastest hash its index has, a name (`xxh64`, `sha1`...)
+    demands that hash, `off` or None checks none. `problems` says after each listing what is not shown and why.
+    BadSettingError for other words, MissingExtraError for a demanded hash whose package is not installed.
+    """
+
+    name = "streaming"
+    writable = False
+
+    def __init__(self, storage: LocalStorage, *, validate_hash: str | None = "auto", **options: Any) -> None:
+        given = sorted(name for name, value in options.items() if value is not None)
+        if given:
+            raise BadSettingError(f"a streaming data set has no option {given[0]!r}; it has validate_hash")
+        if validate_hash not in (None, "off", "auto", *HASHES):
+            raise BadSettingError(f"validate_hash {validate_hash!r}: use auto, off or one of {', '.join(HASHES)}")
+        self._storage = storage
+        self._validate = None if validate_hash == "off" else validate_hash
+        if self._validate not in (None, "auto") and _hasher(str(self._validate)) is None:
+            raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
+        self._scan: _Scan | None = None
+        self.problems: list[str] = []
+
+    def entries(self) -> list[Entry]:
+        """All shards, split by split, in the order of their indexes. BadStoreError if no index is good."""
+        files = {listed.name: listed for listed in self._storage.list(_ENDINGS)}
+        scan = self._rescan(files)
+        return [self._entry(scan, key, files.get) for key in scan.places]
+
+    def entry(self, key: Key) -> Entry:
+        return self._entry(self._fresh(key), key, self._stat)
+
+    def estimate(self, entry: Entry) -> int:
+        return entry.stored_bytes if entry.raw_bytes is None else entry.raw_bytes
+
+    def write(self, key: Key, samples: Iterable[Any]) -> None:
+        raise NotWritableError("streaming data sets are read only here: their writer makes whole new data sets")
+
+    def remove(self, key: Key) -> None:
+        raise NotWritableError("streaming data sets are read only here: nothing is ever deleted from them")
+
+    def load(self, entry: Entry, grow: Grow) -> mds.MdsShard:
+        """Fetch, check and decompress; see Driver. StorageError also if a demanded hash is not in the index."""
+        scan = self._fresh(entry.key)
+        place = scan.places[entry.key]
+        identity, form, version = entry.version.split(".", 2)
+        if identity != place.identity:
+            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
+        if form == "none":
+            raise self._gone(scan, entry)
+        info, codec = (place.zip, _codec(place)) if form == "zip" and place.zip else (place.raw, None)
+        try:
+            return self._read(place, info, codec, Version(version), grow)
+        except DamagedShardError as error:
+            error.key = entry.key
+            raise
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise self._gone(scan, entry) from error
+
+    def _gone(self, scan: _Scan, entry: Entry) -> StaleShardError | StorageError:
+        """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""
+        if _form(self._entry(scan, entry.key, self._stat)) != "none":
+            return StaleShardError(f"{entry.key} lies in another file since it was listed")
+        # EIO and not ENOENT: the key is in the listing, it is the data set that is not whole
+        return StorageError(
+            f"neither {scan.places[entry.key].raw.name} nor a compressed form of it is in {self._storage.root}"
+        )
+
+    def _read(self, place: Place, info: FileInfo, codec: str | None, version: Version, grow: Grow) -> mds.MdsShard:
+        chosen = self._hash_for(info)
+        expected = place.raw.size
+
+        def bounded(held: int) -> None:
+            if held > expected:
+                raise DamagedShardError(f"{info.name} holds more than the {expected} bytes its index says", expected)
+            grow(held)
+
+        with self._storage.open(info.name, version) as reader:
+            if reader.size != info.size:
+                raise DamagedShardError(f"{info.name} has {reader.size} bytes, its index says {info.size}")
+            observe = chosen[1].update if chosen else None
+            raw = compression.decompress(codec, reader, reader.size, bounded, observe)
+        if chosen and chosen[1].hexdigest() != info.hashes[chosen[0]].lower():
+            raise DamagedShardError(f"{info.name} is not the file that its index has the {chosen[0]} hash of")
+        if len(raw) != expected:
+            raise DamagedShardError(f"{info.name} holds {len(raw)} bytes, its index says {expected}", len(raw))
+        numbering = (place.first_sample, place.samples_through)
+        return mds.MdsShard(raw, place.columns, place.samples, info.size, *numbering)
+
+    def _hash_for(self, info: FileInfo) -> tuple[str, _Hash] | None:
+        if self._validate is None:
+            return None
+        if self._validate != "auto" and self._validate not in info.hashes:
+            raise StorageError(f"the index has no {self._validate} hash of {info.name}, which validate_hash demands")
+        for name in HASHES if self._validate == "auto" else (self._validate,):
+            made = _hasher(name) if name in info.hashes else None
+            if made is not None:
+                return name, made
+        return None
+
+    def _stat(self, name: str) -> Listed | None:
+        try:
+            return self._storage.stat(name)
+        except StorageError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return None
+            raise
+
+    def _entry(self, scan: _Scan, key: Key, find: Callable[[str], Listed | None]) -> Entry:
+        """The raw file if it is there and whole, as the library prefers it; else the compressed one."""
+        place = scan.places[key]
+        form, listed = "raw", find(place.raw.name) or self._stat_odd(place.raw.name)
+        if place.zip is not None and (listed is None or listed.size != place.raw.size):
+            zipped = find(place.zip.name) or self._stat_odd(place.zip.name)
+            form, listed = ("zip", zipped) if zipped is not None else (form, listed)
+        if listed is None:
+            size = place.raw.size if place.zip is None else place.zip.size
+            form, listed = "none", Listed(place.raw.name, size, scan.indexes[place.split + INDEX].mtime_ns, Version(""))
+        version = Version(f"{place.identity}.{form}.{listed.version}")
+        return Entry(key, version, listed.size, listed.mtime_ns, place.raw.size, place.samples)
+
+    def _stat_odd(self, name: str) -> Listed | None:
+        """Files that no listing has because of their names: basenames are free."""
+        return None if name.endswith(_ENDINGS) else self._stat(name)
+
+    def _fresh(self, key: Key) -> _Scan:
+        """A scan that has the key, by an index that has not changed since it was read. MissingKeyError."""
+        scan = self._scan
+        if scan is not None and key in scan.places:
+            index = scan.places[key].split + INDEX
+            if self._stat(index) == scan.indexes[index]:
+                return scan
+        scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
+        if key not in scan.places:
+            raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+        return scan
+
+    def _rescan(self, files: dict[str, Listed]) -> _Scan:
+        """Read the indexes among `files` again, unless all are those of the last scan."""
+        indexes = [files[name] for name in sorted(files) if name.rpartition("/")[2] == INDEX]
+        by_name = {listed.name: listed for listed in indexes}
+        scan = self._scan
+        if scan is not None and scan.indexes == by_name:
+            return scan
+        problems: list[str] = []
+        splits: list[list[Place]] = []
+        for listed in sorted(indexes, key=lambda listed: listed.name.removesuffix(INDEX)):
+            try:
+                data = self._storage.read(listed.name, INDEX_MAX)
+                places, others = parse_index(data, listed.name.removesuffix(INDEX))
+            except (BadIndexError, StorageError) as error:
+                problems.append(f"{listed.name}: {error}")
+                continue
+            splits.append(places)
+            problems += [f"{listed.name}: {count} {kind} shards are not shown" for kind, count in others.items()]
+        if not splits:
+            raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self._storage.root} or below it")
+        scan = _Scan(by_key(splits), by_name)
+        self.problems = problems + self._doubts(scan.places)
+        self._scan = scan
+        return scan
+
+    def _doubts(self, places: dict[Key, Place]) -> list[str]:
+        """What will not work, or not be checked, of the shards that are shown."""
+        doubts = []
+        codecs = {place.compression for place in places.values()}
+        for codec in sorted(codec for codec in codecs if codec and not _COMPRESSION.fullmatch(codec)):
+            doubts.append(f"compression {codec} is not supported here: such shards can be listed, but not read")
+        hashes = {name for place in places.values() for name in (place.zip or place.raw).hashes}
+        if self._validate == "auto" and hashes and not any(_hasher(name) for name in hashes):
+            doubts.append(f"{', '.join(sorted(hashes))} hashes are not checked: pip install 'shardfs[hashes]'")
+        return doubts
+
+
+def _form(entry: Entry) -> str:
+    """Which file a version stands for: `raw`, `zip`, or `none` where neither was there."""
+    return entry.version.split(".", 2)[1]
+
+
+def _codec(place: Place) -> str:
+    match = _COMPRESSION.fullmatch(place.compression or "")
+    if match is None:
+        raise StorageError(f"{place.raw.name} is compressed with {place.compression}, which is not supported here")
+    return match[1]
+
+
+def _hasher(name: str) -> _Hash | None:
+    """A fresh hash of that name; None for an unknown one, and for xxhash's where the package is not installed."""
+    if name not in HASHES:
+        return None
+    if not name.startswith("xxh"):
+        return hashlib.new(name, usedforsecurity=False)
+    try:
+        made: _Hash = getattr(importlib.import_module("xxhash"), name)()
+    except ImportError:
+        return None
+    return made
