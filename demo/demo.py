@@ -139,8 +139,10 @@ def look(squirrel: Path, mds: Path) -> None:
     show(f"ls -l {squirrel}/shard_0", 9)
     show(f"find {squirrel} {mds} -type f | wc -l")
     show(f"ls {mds}/train/shard.00001", 6)
-    reader = "jq -c '[.name, .camera.iso]'" if shutil.which("jq") else "cat"
-    show(f"{reader} {squirrel}/shard_1/00000[0-3].json")
+    if shutil.which("jq"):
+        show(f"jq -c '[.name, .camera.iso]' {squirrel}/shard_1/00000[0-3].json")
+    else:
+        show(f"{sys.executable} -m json.tool {squirrel}/shard_1/000003.json")
     say("\nThe pictures are pictures, the arrays are arrays (Python, on the mounted files):")
     for path in (squirrel / "shard_2/000007.photo.jpg", squirrel / "shard_2/000007.pixels.png"):
         with PIL.Image.open(path) as image:

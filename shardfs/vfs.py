@@ -146,7 +146,10 @@ class Vfs:
             if key.settled:
                 raise
             # replaced since the listing, but nothing of the old version was ever shown: take the new one
-            key.entry = await self.cache.fresh_entry(key.entry.key)
+            try:
+                key.entry = await self.cache.fresh_entry(key.entry.key)
+            except MissingKeyError as error:
+                raise StaleShardError(f"{key.entry.key} is gone from the store") from error
             table = await self.cache.table(key.entry)
         key.settled = True
         return table

@@ -21,13 +21,14 @@ from describe import describe, opened  # noqa: E402
 from samples import JSONL, MSGPACK  # noqa: E402
 
 
-def library(name: str, *args: str) -> Any:
-    """Run a script in a library's environment and return the JSON that it prints."""
+def library(name: str, folder: Path, *args: str) -> Any:
+    """Run a script in a library's environment and return the JSON that it prints. Its temporary files go into
+    `folder`: mosaicml-streaming leaves lock files behind."""
     python = os.environ.get(f"SHARDFS_INTEROP_{name.upper()}")
     if not python:
         pytest.skip(f"SHARDFS_INTEROP_{name.upper()} is not set: use ./run interop")
     script = str(HERE / f"{name}_side.py")
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(folder)}
     done = subprocess.run([python, script, *args], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout[done.stdout.index("{") :])
@@ -42,8 +43,8 @@ def through_json(description: Any) -> Any:
 def test_squirrel_core_and_we_read_each_other(tmp_path: Path, form: str) -> None:
     store = open_store(tmp_path, driver=f"squirrel-{form}")
     store.set(JSONL if form == "jsonl" else MSGPACK, "ours")
-    library("squirrel", "write", str(tmp_path), form)
-    theirs = library("squirrel", "dump", str(tmp_path), form)
+    library("squirrel", tmp_path, "write", str(tmp_path), form)
+    theirs = library("squirrel", tmp_path, "dump", str(tmp_path), form)
     assert sorted(theirs) == store.keys() == ["ours", "theirs"]
     assert theirs["ours"] == theirs["theirs"], "what we wrote reads differently from what the library wrote"
     for key in store.keys():
@@ -56,7 +57,7 @@ def test_squirrel_core_and_we_read_each_other(tmp_path: Path, form: str) -> None
 def test_squirrel_core_finds_its_keys_beside_our_zstd_shards(tmp_path: Path, form: str) -> None:
     open_store(tmp_path, driver=f"squirrel-{form}", compression="zst").set([{"i": 1}], "z")
     open_store(tmp_path, driver=f"squirrel-{form}").set([{"i": 2}], "g")
-    assert library("squirrel", "dump", str(tmp_path), form) == {"g": [["dict", [[["str", "i"], ["int", "2"]]]]]}
+    assert library("squirrel", tmp_path, "dump", str(tmp_path), form) == {"g": [["dict", [[["str", "i"], ["int", "2"]]]]]}
     assert open_store(tmp_path).keys() == ["g", "z"]
 
 
@@ -66,7 +67,7 @@ def test_squirrel_core_finds_its_keys_beside_our_zstd_shards(tmp_path: Path, for
     [("none", "sha1,xxh64"), ("zstd", "none"), ("zstd:7", "xxh3_64"), ("gz", "md5"), ("gz:1", "none")],
 )
 def test_what_mosaicml_streaming_writes_we_read_equal(tmp_path: Path, compression: str, hashes: str) -> None:
-    theirs = library("streaming", str(tmp_path / "set"), compression, hashes)
+    theirs = library("streaming", tmp_path, str(tmp_path / "set"), compression, hashes)
     store = open_store(tmp_path / "set")
     assert len(store) > 2, "the set should have several shards"
     for split, samples in theirs.items():

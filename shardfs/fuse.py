@@ -1,0 +1,312 @@
+"""pyfuse3 <-> vfs: converts types and errors, decides nothing. Knows nothing of stores, shards or how a mount is made.
+
+Three things a handler must never do, because each ends pyfuse3's loop and the mount with it, or is remembered by the
+kernel for the mount's whole life: raise anything but FUSEError, return another type than pyfuse3 expects, and answer
+ENOSYS by accident.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
+
+from shardfs.errors import MissingKeyError, ShardfsError
+from shardfs.vfs import Attributes, Vfs
+
+log = logging.getLogger("shardfs")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+BLOCK = 512
+"""The unit of st_blocks, whatever st_blksize says."""
+
+PREFERRED_READ = 128 * 1024
+"""st_blksize: what cp and cat read at a time. The kernel asks for no more than this in one READ."""
+
+_ERRNO_END = 512
+"""The kernel refuses a reply with this errno or a larger one (they are its own), and the caller would hang."""
+
+_PLACES_TOLD = 100
+"""Tracebacks logged at most, one for each place in the code: a fault met by each read must not fill the disk."""
+
+
+def errno_of(error: BaseException) -> int:
+    """What the system call reports for a deliberate error. Never 0 (success), never ENOSYS (remembered for ever)."""
+    code = getattr(error, "errno", None)
+    if not isinstance(code, int) or not 0 < code < _ERRNO_END or code == errno.ENOSYS:
+        return errno.EIO
+    return code
+
+
+def handler(
+    work: Callable[Concatenate[Operations, P], Awaitable[R]],
+) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    """A handler that raises only FUSEError. Cancelled is no Exception and passes, as trio needs it."""
+
+    @functools.wraps(work)
+    async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await work(self, *args, **kwargs)
+        except FUSEError:
+            raise
+        except (ShardfsError, OSError) as error:  # said on purpose; whoever found it has logged it where that is due
+            raise FUSEError(errno_of(error)) from error
+        except Exception as error:
+            self.log_unexpected(work.__name__, error)
+            raise FUSEError(errno.EIO) from error
+
+    return guarded
+
+
+def silent(work: Callable[Concatenate[Operations, P], None]) -> Callable[Concatenate[Operations, P], None]:
+    """For what has nobody to answer: pyfuse3 does not expect even FUSEError from it."""
+
+    @functools.wraps(work)
+    def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            work(self, *args, **kwargs)
+        except Exception as error:
+            self.log_unexpected(work.__name__, error)
+
+    return guarded
+
+
+def _refuse(code: int) -> NoReturn:
+    raise FUSEError(code)
+
+
+class Operations(pyfuse3.Operations):
+    """The handlers of one read-only mount.
+
+    One EntryAttributes is reused for all answers: pyfuse3 copies it before anything else can run, in `readdir_reply`
+    as well as when a handler returns.
+    """
+
+    supports_dot_lookup = False  # nobody exports this over NFS, and `.` and `..` would need parents by inode
+    enable_writeback_cache = False
+    enable_acl = False
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__()
+        self._vfs = vfs
+        self._entry = EntryAttributes()
+        self._entry.st_uid = vfs.uid
+        self._entry.st_gid = vfs.gid
+        self._entry.st_blksize = PREFERRED_READ
+        self._mtime_ns = 0
+        self._missing = EntryAttributes()
+        self._missing.st_ino = 0  # with a timeout: "there is no such name, and you may remember it"
+        self._told: set[tuple[str, int]] = set()
+
+    def _fill(self, attributes: Attributes) -> EntryAttributes:
+        entry = self._entry
+        entry.st_ino = attributes.inode
+        entry.st_mode = attributes.mode
+        entry.st_nlink = attributes.nlink
+        entry.st_size = attributes.size
+        entry.st_blocks = -(-attributes.size // BLOCK)
+        entry.entry_timeout = attributes.entry_timeout
+        entry.attr_timeout = attributes.attr_timeout
+        mtime_ns = attributes.mtime_ns
+        if mtime_ns != self._mtime_ns:  # the same for all files of a shard, and three divisions otherwise
+            entry.st_mtime_ns = entry.st_atime_ns = entry.st_ctime_ns = mtime_ns
+            self._mtime_ns = mtime_ns
+        return entry
+
+    def log_unexpected(self, name: str, error: Exception) -> None:
+        """Log a fault of ours: with its traceback the first time it comes from a place, as a line after that."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = ("", 0) if trace is None else (trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        if place in self._told or len(self._told) >= _PLACES_TOLD:
+            log.debug("%s: again %s: %s", name, type(error).__name__, error)
+            return
+        self._told.add(place)
+        log.error("%s: unexpected %s, answered EIO", name, type(error).__name__, exc_info=error)
+
+    # --- called by pyfuse3 outside any request ---------------------------------------------------------------------
+
+    @silent
+    def stacktrace(self) -> None:
+        super().stacktrace()
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, count in inode_list:
+            self._forget(inode, count)
+
+    @silent
+    def _forget(self, inode: int, count: int) -> None:
+        self._vfs.forget(inode, count)
+
+    # --- names and attributes --------------------------------------------------------------------------------------
+
+    @handler
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        try:
+            return self._fill(await self._vfs.lookup(parent_inode, name))
+        except (ShardfsError, OSError) as error:
+            if errno_of(error) != errno.ENOENT:
+                raise
+            # only a name that the directory does not have: what storage says it cannot find may be there again soon
+            timeout = self._vfs.negative_timeout(parent_inode) if isinstance(error, MissingKeyError) else 0.0
+        if timeout <= 0:
+            _refuse(errno.ENOENT)
+        self._missing.entry_timeout = timeout
+        return self._missing
+
+    @handler
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._fill(await self._vfs.getattr(inode))
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        found = self._vfs.statfs()
+        answer = StatvfsData()
+        answer.f_bsize = answer.f_frsize = found.block_size
+        answer.f_blocks = found.blocks
+        answer.f_bfree = answer.f_bavail = 0
+        answer.f_files = found.files
+        answer.f_ffree = answer.f_favail = 0
+        answer.f_namemax = found.name_max
+        return answer
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        return True  # the kernel decides by itself (default_permissions) and does not ask
+
+    @handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        _refuse(errno.EINVAL)  # there are no symbolic links here
+
+    # --- directories -----------------------------------------------------------------------------------------------
+
+    @handler
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return await self._vfs.opendir(inode)
+
+    @handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        accepted: list[int] = []
+        for name, attributes, after in await self._vfs.readdir(fh, start_id):
+            if not pyfuse3.readdir_reply(token, name, self._fill(attributes), after):
+                break
+            accepted.append(attributes.inode)
+        # counted last: an error above throws the whole answer away, and the kernel would never forget these
+        for inode in accepted:
+            self._vfs.looked_up(inode)
+
+    @handler
+    async def releasedir(self, fh: int) -> None:
+        self._vfs.releasedir(fh)
+
+    @handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Success: nothing is ever unwritten. Not ENOSYS, which the kernel would remember as success for ever."""
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        # keep_cache: an inode number never means other bytes, so its pages stay good; no direct_io: it breaks mmap
+        return FileInfo(fh=await self._vfs.open(inode, flags), keep_cache=True, direct_io=False)
+
+    # pyfuse3 takes any contiguous buffer, though it declares bytes; a copy of each read is what this saves
+    @handler
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
+        data = await self._vfs.read(fh, off, size)
+        if not isinstance(data, bytes | memoryview):
+            raise TypeError(f"read gave {type(data).__name__}")
+        return data
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        _refuse(errno.ENOSYS)  # nothing to flush, so the kernel need never ask again: half of open-read-close
+
+    @handler
+    async def release(self, fh: int) -> None:
+        self._vfs.release(fh)
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Success, for the same reason as fsyncdir."""
+
+    # --- extended attributes: there are none, and `ls -l` would ask for them file by file ---------------------------
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        _refuse(errno.ENOSYS)
+
+    @handler
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        _refuse(errno.ENOSYS)
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        _refuse(errno.EROFS)
+
+    # --- whatever would change something ---------------------------------------------------------------------------
+    # The kernel refuses these on a mount with `ro`; a mount made by somebody else and handed over may lack it.
+
+    @handler
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        _refuse(errno.EROFS)
+
+    @handler
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        _refuse(errno.EROFS)
