@@ -121,54 +121,51 @@ def say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def show(command: str, lines: int = 8) -> None:
-    """Run a command line as a person would, and show it with the beginning of what it prints."""
+def show(folder: Path, command: str, lines: int = 8) -> None:
+    """Run a command line in the demo's folder as a person would, and show it with the beginning of what it prints."""
     say(f"\n$ {command}")
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, cwd=folder)
     out = (done.stdout + done.stderr).splitlines()
     for line in out[:lines]:
         say(line)
     if len(out) > lines:
-        say(f"… {len(out) - lines} more lines")
+        say(f"... {len(out) - lines} more lines")
     if done.returncode:
         raise SystemExit(f"demo: this failed with exit status {done.returncode}: {command}")
 
 
-def look(squirrel: Path, mds: Path) -> None:
-    show(f"ls {squirrel}")
-    show(f"ls -l {squirrel}/shard_0", 9)
-    show(f"find {squirrel} {mds} -type f | wc -l")
-    show(f"ls {mds}/train/shard.00001", 6)
+def look(folder: Path) -> None:
+    show(folder, "ls photos landscapes")
+    show(folder, "ls -l photos/shard_0", 9)
+    show(folder, "find photos landscapes -type f | wc -l")
+    show(folder, "ls landscapes/train/shard.00001", 6)
     if shutil.which("jq"):
-        show(f"jq -c '[.name, .camera.iso]' {squirrel}/shard_1/00000[0-3].json")
+        show(folder, "jq -c '[.name, .camera.iso]' photos/shard_1/00000[0-3].json")
     else:
-        show(f"{sys.executable} -m json.tool {squirrel}/shard_1/000003.json")
+        show(folder, f"{sys.executable} -m json.tool photos/shard_1/000003.json")
     say("\nThe pictures are pictures, the arrays are arrays (Python, on the mounted files):")
-    for path in (squirrel / "shard_2/000007.photo.jpg", squirrel / "shard_2/000007.pixels.png"):
+    for path in (folder / "photos/shard_2/000007.photo.jpg", folder / "photos/shard_2/000007.pixels.png"):
         with PIL.Image.open(path) as image:
             image.load()
             say(f"  {path.name}: {image.format} {image.size[0]}x{image.size[1]}")
-    embedding = np.load(squirrel / "shard_2/000007.embedding.npy", mmap_mode="r")
+    embedding = np.load(folder / "photos/shard_2/000007.embedding.npy", mmap_mode="r")
     say(f"  000007.embedding.npy: {embedding.dtype} {embedding.shape}, memory-mapped")
 
 
-def show_cache(squirrel: Path) -> None:
-    """First touch decompresses a shard; after that its files come from memory."""
-    fresh = squirrel / "shard_1"
-    files = sorted(fresh.glob("*.pixels.png"))
-    start = time.perf_counter()
-    files[0].read_bytes()
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    for path in files[1:]:
-        path.read_bytes()
-    rest = (time.perf_counter() - start) / (len(files) - 1)
-    say(f"\nThe cache at work: first file of a listed shard {first * 1e3:.2f} ms, the next {rest * 1e3:.2f} ms each.")
+def show_cache(point: Path) -> None:
+    """The first touch fetches and decompresses a shard; after that its files come from memory."""
+    times = []
+    for number in range(10):
+        start = time.perf_counter()
+        (point / f"shard_0/{number:06d}.photo.jpg").read_bytes()
+        times.append((time.perf_counter() - start) * 1e3)
+    rest = sorted(times[1:])[len(times) // 2]
+    say(f"\nThe cache at work: the first file of a shard took {times[0]:.1f} ms, each further one {rest:.1f} ms.")
 
 
-def mount(store: Path, point: Path) -> None:
+def mount(folder: Path, store: str, point: str) -> None:
     say(f"\n$ shardfs mount {store} {point}")
-    subprocess.run([*SHARDFS, "mount", str(store), str(point)], check=True, timeout=60)
+    subprocess.run([*SHARDFS, "mount", store, point], check=True, timeout=60, cwd=folder)
 
 
 def main() -> int:
@@ -176,25 +173,25 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the stores and the mounts")
     keep = parser.parse_args().keep
     folder = Path(tempfile.mkdtemp(prefix="shardfs-demo-"))
-    say(f"Making a Squirrel store and a MosaicML Streaming set in {folder}")
-    make_squirrel(folder / "squirrel")
-    make_mds(folder / "mds")
-    points = {folder / "squirrel": folder / "mnt-squirrel", folder / "mds": folder / "mnt-mds"}
-    mounted = []
+    say(f"Making a Squirrel store and a MosaicML Streaming set in {folder}, and working there")
+    make_squirrel(folder / "store-squirrel")
+    make_mds(folder / "store-mds")
+    points = {"store-squirrel": "photos", "store-mds": "landscapes"}
+    mounted: list[str] = []
     try:
         for store, point in points.items():
-            mount(store, point)
+            mount(folder, store, point)
             mounted.append(point)
-        look(*points.values())
-        show_cache(folder / "mnt-squirrel")
+        show_cache(folder / "photos")
+        look(folder)
     finally:
         if keep and len(mounted) == len(points):
-            say(f"\nStill mounted: {' and '.join(map(str, mounted))}")
-            say(f"When done: {' '.join(SHARDFS)} umount {' '.join(map(str, mounted))} && rm -r {folder}")
+            say(f"\nStill mounted: {' and '.join(str(folder / point) for point in mounted)}")
+            say(f"When done: cd {folder} && {' '.join(SHARDFS)} umount {' '.join(mounted)} && cd / && rm -r {folder}")
         else:
             if mounted:
-                say(f"\n$ shardfs umount {' '.join(map(str, mounted))}")
-                subprocess.run([*SHARDFS, "umount", *map(str, mounted)], check=True, timeout=60)
+                say(f"\n$ shardfs umount {' '.join(mounted)}")
+                subprocess.run([*SHARDFS, "umount", *mounted], check=True, timeout=60, cwd=folder)
             shutil.rmtree(folder)
     say("\nDone: nothing is left mounted or running." if not keep else "")
     return 0

@@ -62,7 +62,7 @@ class Picture:
 def parse(raw: Buffer, offset: int, length: int) -> Picture | Blob:
     """The picture in a `pil` record of `length` bytes at `offset`; as a Blob with a note what is none.
 
-    Record (MDS, formats/streaming.md 1.4): u32 width, u32 height, u32 length of the mode, the mode's name, pixels.
+    Record (MDS): u32 width, u32 height, u32 length of the mode, the mode's name, pixels.
     """
     try:
         return _parse(raw, offset, length)

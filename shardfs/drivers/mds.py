@@ -1,7 +1,7 @@
 """MDS, the shard format of MosaicML Streaming: raw bytes to records, records to value trees.
 
-Knows nothing of index files, storage, compression or hashes. Source of all format facts: formats/streaming.md 1.3 to
-1.5, which was checked against mosaicml-streaming 0.13.0. Integers are little-endian.
+Knows nothing of index files, storage, compression or hashes. Source of all format facts: what
+mosaicml-streaming 0.13.0 writes and reads, found by running it. Integers are little-endian.
 
 A shard is `u32 n, u32 offset[n+1], config, records`; a record is a `u32` size for each column without a fixed size and
 then all columns' bytes. Any column may hold bytes that are not its encoding's (the library's writer lets them pass):
@@ -306,7 +306,7 @@ class MdsShard:
 
 
 def _offsets(raw: Buffer, samples: int) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """The n + 1 positions of records, checked as formats/streaming.md 1.13 asks."""
+    """The n + 1 positions of records, checked: as many as the index says, rising, and filling the shard."""
     if len(raw) < 8:
         raise DamagedShardError(f"{len(raw)} bytes are too few for a shard", 0)
     (count,) = _U32.unpack_from(raw, 0)

@@ -2,7 +2,7 @@
 
 Pure: bytes in, frozen values out. Knows nothing of storage, of which files are there, or of what is inside a shard.
 Strict, because everything above believes it: a doubtful index is refused with the reason. Source of all format facts:
-formats/streaming.md 1.1 and 1.2.
+what mosaicml-streaming 0.13.0 writes and reads, found by running it.
 """
 
 from __future__ import annotations

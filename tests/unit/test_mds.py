@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n another"
 
 
 def shard_bytes(records: list[bytes], config_text: bytes = b"{}") -> bytes:
-    """A raw shard, as formats/streaming.md 1.3 has it."""
+    """A raw shard, as the library writes it."""
     offsets = [4 + 4 * (len(records) + 1) + len(config_text)]
     for record in records:
         offsets.append(offsets[-1] + len(record))

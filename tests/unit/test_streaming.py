@@ -38,6 +38,7 @@ from shardfs.errors import (
 )
 from shardfs.model import Entry, Key
 from shardfs.storage.local import LocalStorage
+from shardfs.store import open_store
 
 DATA = Path(__file__).parent.parent / "data" / "streaming"
 CASES = sorted(path.name for path in DATA.iterdir() if path.name.startswith("mds_"))
@@ -663,6 +664,6 @@ def test_options(tmp_path: Path) -> None:
     with pytest.raises(BadSettingError, match="validate_hash 'crc32'"):
         opened(tmp_path, validate_hash="crc32")
     with pytest.raises(BadSettingError, match="no option 'compression'"):
-        opened(tmp_path, compression="gz")
-    driver = opened(tmp_path, compression=None, level=None)
+        open_store(tmp_path, driver="streaming", compression="gz")
+    driver = opened(tmp_path)
     assert (driver.name, driver.writable) == ("streaming", False)

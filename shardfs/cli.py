@@ -1,0 +1,154 @@
+"""The command line: parses arguments, calls one command, turns what it raises into one line and an exit status.
+
+Imports no command before it runs, and nothing heavy at all: `shardfs --help` is answered by argparse alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, USAGE, explain, one_line, tell
+
+COMMANDS = ("mount", "umount", "ls", "cat", "info")
+
+_DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
+_SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        tell(f"{one_line(message)}; see {self.prog} --help")
+        raise SystemExit(USAGE)
+
+
+class _Version(argparse.Action):
+    """--version, without importing anything for it earlier."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from shardfs import __version__
+
+        print(f"shardfs {__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    statuses = "\n".join(f"  {status:>3}  {meaning}" for status, meaning in EXIT_STATUS.items())
+    parser = _Parser(
+        prog="shardfs",
+        description=_DESCRIPTION,
+        epilog=f"exit status:\n{statuses}\n\nmessages go to stderr, one line each; data to stdout",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say more (-vv: also where errors come from)"
+    )
+    opening = _Parser(add_help=False)
+    opening.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+    opening.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
+    opening.add_argument(
+        "--arrays", choices=("png", "npy"), help="show arrays that look like images as .png (default) or as .npy"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_mount(commands.add_parser("mount", parents=[opening, common], help="mount a store on a directory"))
+    _add_umount(commands.add_parser("umount", parents=[common], help="end mounts, and wait for their processes"))
+    looking = [opening, common]
+    _add_ls(commands.add_parser("ls", parents=looking, help="list what a mount would show, without mounting"))
+    _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
+    _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
+    return parser
+
+
+def _add_mount(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Mounts STORE on MNT, read-only, and serves it in the background once the mount answers."
+    parser.add_argument(
+        "mountpoint", metavar="MNT", help="an empty directory, or one to be made (and removed at the end)"
+    )
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay, log on stderr, tell systemd when ready")
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPT,...",
+        help="ro, allow_other, nonempty, driver=NAME, memory=SIZE, arrays=png|npy; fstab's own words are ignored",
+    )
+    parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
+    parser.add_argument("--allow-other", action="store_true", help="let other users in, as file modes permit")
+    parser.add_argument("--log", metavar="FILE", help="append the log to FILE")
+    parser.set_defaults(from_mount8=False)
+
+
+def _add_umount(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Unmounts each MNT and waits for the process that served it."
+    parser.add_argument("mountpoint", metavar="MNT", nargs="+")
+    parser.add_argument("--lazy", action="store_true", help="detach now, even if it is in use")
+
+
+def _add_ls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a path as below a mount point")
+    parser.add_argument("-l", dest="long", action="store_true", help="kind (d, k for a key, -), size, time and name")
+    parser.add_argument("--json", action="store_true", help="a JSON list of objects")
+
+
+def _add_cat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="+", help="a path as below a mount point")
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a path as below a mount point")
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
+def from_mount8(words: list[str]) -> list[str] | None:
+    """The command line for words as mount(8) gives them: `STORE MNT -o rw,dev,...`, without a command."""
+    if "-o" in words[2:] and words[0] not in COMMANDS and not words[0].startswith("-") and not words[1].startswith("-"):
+        return ["mount", *words]
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Prints at most one line for an error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbosity = 0
+    try:
+        helper = from_mount8(words)
+        parsed = build_parser().parse_args(words if helper is None else helper)
+        parsed.from_mount8 = helper is not None
+        verbosity = parsed.verbose
+        return _run(parsed)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
+        return stop.code if isinstance(stop.code, int) else USAGE
+    except BrokenPipeError:
+        # the interpreter flushes stdout once more at its end, and must not find the broken pipe there
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        status, text = explain(error, verbosity)
+        tell(text)
+        return status
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    if parsed.command == "mount":
+        from shardfs.commands import mount
+
+        return mount.run(parsed)
+    if parsed.command == "umount":
+        from shardfs.commands import umount
+
+        return umount.run(parsed)
+    from shardfs.commands import look
+
+    return look.run(parsed)

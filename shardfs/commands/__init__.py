@@ -1,0 +1,67 @@
+"""What all commands share: exit statuses, and how an error becomes one line. Knows nothing of any one command.
+
+Each command is a module here with `run(arguments) -> exit status`, imported only when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+OK, FAILED, USAGE, STORE, MOUNTPOINT, SYSTEM = range(6)
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+EXIT_STATUS = {
+    OK: "all went well",
+    FAILED: "something failed while working: a damaged shard, a path that is not there, storage that does not answer",
+    USAGE: "the command line makes no sense",
+    STORE: "the store is missing, or it is unclear what it is",
+    MOUNTPOINT: "the mount point cannot be used, or not be unmounted",
+    SYSTEM: "the system lacks something: /dev/fuse, a package, a permission",
+    INTERRUPTED: "interrupted (Ctrl-C)",
+    BROKEN_PIPE: "nobody reads the output any more",
+}
+
+
+def explain(error: BaseException, verbosity: int = 0) -> tuple[int, str]:
+    """Exit status and one line for an error. With -vv an unexpected one also prints its traceback."""
+    from shardfs.daemon import MissingSystemError  # here: `shardfs --help` needs none of these
+    from shardfs.errors import BadSettingError, BadStoreError, MissingExtraError, MountError, ShardfsError
+
+    status_of: tuple[tuple[type[BaseException], int], ...] = (
+        (BadStoreError, STORE),
+        (BadSettingError, USAGE),
+        (MissingExtraError, SYSTEM),
+        (MissingSystemError, SYSTEM),
+        (MountError, MOUNTPOINT),
+        (KeyboardInterrupt, INTERRUPTED),
+    )
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    for kind, status in status_of:
+        if isinstance(error, kind):
+            return status, one_line(str(error) or "interrupted")
+    if isinstance(error, ShardfsError):
+        return FAILED, one_line(str(error))
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        return FAILED, one_line(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}")
+    if isinstance(error, MemoryError):
+        return FAILED, "out of memory"
+    if verbosity >= 2:
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+        return FAILED, one_line(f"unexpected {type(error).__name__}: {error}")
+    return FAILED, one_line(f"unexpected {type(error).__name__}: {error} (a bug in shardfs; -vv shows where)")
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and other control characters: what is in it may come from a store."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def tell(text: str) -> None:
+    """One line on stderr."""
+    if sys.stderr is not None:
+        print(f"shardfs: {text}", file=sys.stderr, flush=True)

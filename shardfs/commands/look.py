@@ -1,0 +1,94 @@
+"""`shardfs ls`, `cat` and `info`: the tree without a mount. Data goes to stdout, messages to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from shardfs.browse import Browser, Listed
+from shardfs.commands import OK, explain, tell
+from shardfs.errors import ShardfsError
+from shardfs.store import open_store
+
+_KINDS = {"dir": "d", "key": "k", "file": "-"}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    browser = Browser(open_store(arguments.store, arguments.driver), arguments.arrays or "png")
+    if sys.stdout is None:
+        raise OSError("there is no standard output")
+    # names are UTF-8 on a mount, whatever the locale says
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8", errors="surrogateescape")
+    work = {"ls": _ls, "cat": _cat, "info": _info}[arguments.command]
+    status = work(browser, arguments)
+    sys.stdout.flush()
+    return status
+
+
+def _ls(browser: Browser, arguments: argparse.Namespace) -> int:
+    listed = browser.list(arguments.path)
+    if arguments.json:
+        rows = [
+            json.dumps(
+                {"name": one.name, "kind": one.kind, "size": one.size, "mtime_ns": one.mtime_ns}, ensure_ascii=False
+            )
+            for one in listed
+        ]
+        print("[" + ",\n ".join(rows) + "]")
+        return OK
+    if arguments.long:
+        width = max((len(str(one.size)) for one in listed), default=1)
+        for one in listed:
+            print(_long(one, width))
+        return OK
+    for one in listed:
+        print(one.name)
+    return OK
+
+
+def _long(one: Listed, width: int) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.mtime_ns // 1_000_000_000))
+    return f"{_KINDS.get(one.kind, '?')} {one.size:>{width}} {when} {one.name}"
+
+
+def _cat(browser: Browser, arguments: argparse.Namespace) -> int:
+    """Like cat: what cannot be read is told of, and the rest goes on."""
+    status = OK
+    for path in arguments.path:
+        try:
+            for piece in browser.read(path):
+                sys.stdout.buffer.write(piece)
+        except ShardfsError as error:
+            failed, text = explain(error)
+            sys.stdout.flush()
+            tell(text)
+            status = status or failed
+    return status
+
+
+def _info(browser: Browser, arguments: argparse.Namespace) -> int:
+    facts = browser.info(arguments.path)
+    if arguments.json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        return OK
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+    return OK
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return "".join(f"\n  {_plain(item)}" for item in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain(item)}" for name, item in value.items())
+    return str(value)

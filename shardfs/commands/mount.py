@@ -1,0 +1,128 @@
+"""`shardfs mount`: decides between foreground and background, says when the mount is ready. Knows nothing of serving.
+
+Until the fork nothing is imported that starts a thread: the store is opened in the process that serves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shardfs import daemon
+from shardfs.commands import OK, explain, tell
+from shardfs.commands.options import MountWords, parse_size, parse_words
+from shardfs.daemon import Failure, MissingSystemError
+from shardfs.errors import MountError
+
+NO_PYFUSE3 = (
+    "mounting needs pyfuse3: pip install 'shardfs[mount]' "
+    "(to build it, Debian needs: apt install fuse3 libfuse3-dev pkg-config gcc python3-dev)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for, with absolute paths: the background process works in /."""
+
+    store: str
+    mountpoint: str
+    driver: str | None
+    memory: int | None
+    arrays: str
+    allow_other: bool
+    nonempty: bool
+    verbosity: int
+    log_file: str | None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    words = parse_words(arguments.options, arguments.from_mount8)
+    if words.rw_by_default:
+        tell("mounted read-only: writing is not there yet")
+    request = _request(arguments, words)
+    if arguments.foreground:
+        return _foreground(request, arguments.mountpoint)
+    return _background(request, arguments.mountpoint)
+
+
+def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
+    memory = arguments.memory if arguments.memory is not None else words.memory
+    return Request(
+        store=absolute_store(arguments.store),
+        mountpoint=os.path.abspath(arguments.mountpoint),
+        driver=arguments.driver or words.driver,
+        memory=None if memory is None else parse_size(memory),
+        arrays=arguments.arrays or words.arrays or "png",
+        allow_other=arguments.allow_other or words.allow_other,
+        nonempty=words.nonempty,
+        verbosity=arguments.verbose,
+        log_file=None if arguments.log is None else os.path.abspath(arguments.log),
+    )
+
+
+def absolute_store(text: str) -> str:
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def _foreground(request: Request, shown: str) -> int:
+    path = daemon.resolved(request.mountpoint)
+
+    def announce() -> None:
+        try:
+            daemon.prove(path)
+        except MountError as error:
+            logging.getLogger("shardfs").error("%s", error)
+            return
+        _say_ready(request, shown)
+        daemon.notify("READY=1")
+
+    _log_to(request.log_file, request.verbosity)
+    # a thread: the mount cannot be asked by the thread that serves it
+    _serve(request, lambda: threading.Thread(target=announce, name="announce", daemon=True).start())
+    return OK
+
+
+def _background(request: Request, shown: str) -> int:
+    def serve(ready: Callable[[], None]) -> None:
+        _log_to(request.log_file, request.verbosity)
+        _serve(request, ready)
+
+    started = daemon.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
+    if isinstance(started, Failure):
+        tell(started.text)
+        return started.code
+    try:
+        daemon.prove(daemon.resolved(request.mountpoint))
+    except BaseException:
+        daemon.end(started)
+        raise
+    _say_ready(request, shown)
+    return OK
+
+
+def _say_ready(request: Request, shown: str) -> None:
+    tell(f"mounted {request.store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}")
+
+
+def _serve(request: Request, ready: Callable[[], None]) -> None:
+    from shardfs.store import open_store
+
+    store = open_store(request.store, request.driver)
+    try:
+        from shardfs import mount
+    except ImportError as error:
+        raise MissingSystemError(f"{NO_PYFUSE3}: {error}") from error
+    options = mount.MountOptions(request.memory, request.arrays, request.allow_other, request.nonempty)
+    mount.serve(store, request.mountpoint, options, ready)
+
+
+def _log_to(path: str | None, verbosity: int) -> None:
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    handler = logging.StreamHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
+    pattern = "shardfs: %(message)s" if path is None else "%(asctime)s %(process)d %(levelname)s %(message)s"
+    logging.basicConfig(level=level, format=pattern, handlers=[handler])

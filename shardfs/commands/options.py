@@ -1,0 +1,86 @@
+"""The words behind `-o`, and sizes: text to values. Knows nothing of what is done with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shardfs import config
+from shardfs.errors import BadSettingError
+
+OURS = ("ro", "allow_other", "nonempty", "driver=", "memory=", "arrays=")
+
+# What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
+HARMLESS = (
+    "defaults _netdev auto noauto nofail user nouser users owner group async dev nodev suid nosuid exec noexec "
+    "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime "
+    "iversion noiversion mand nomand silent loud default_permissions"
+)
+HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
+
+ARRAYS = ("png", "npy")
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+@dataclass(slots=True)
+class MountWords:
+    """What `-o` asked for."""
+
+    allow_other: bool = False
+    nonempty: bool = False
+    driver: str | None = None
+    memory: str | None = None
+    arrays: str | None = None
+    rw_by_default: bool = False
+    """`rw` was said by mount(8), which always says one of ro and rw."""
+
+
+def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords:
+    """The words of all `-o`. BadSettingError names the one that is wrong, and what is nearest to it."""
+    words = MountWords()
+    for word in (word for option in options for word in option.split(",") if word):
+        name, equals, value = word.partition("=")
+        if word in ("allow_other", "nonempty"):
+            setattr(words, word, True)
+        elif name in ("driver", "memory", "arrays") and equals:
+            setattr(words, name, value)
+        elif word == "rw":
+            if not from_mount8:
+                raise BadSettingError("-o rw: writing is not there yet; leave it out, every mount is read-only")
+            words.rw_by_default = True
+        elif word != "ro" and word not in HARMLESS.split() and not word.startswith(HARMLESS_BEGINNINGS):
+            raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
+    if words.arrays is not None and words.arrays not in ARRAYS:
+        raise BadSettingError(f"-o arrays={words.arrays}: choose one of {' and '.join(ARRAYS)}")
+    return words
+
+
+def _nearest(word: str) -> str:
+    import difflib
+
+    known = [option.rstrip("=") for option in OURS]
+    near = difflib.get_close_matches(word.partition("=")[0], known, 1)
+    if near:
+        return f"did you mean {OURS[known.index(near[0])]}?"
+    return f"known are: {', '.join(OURS)}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes: `1000000`, `500M`, `1.5GiB`, `2G` (all binary), `500MB` (decimal), `25%` of the memory there is."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(%)|([kmgt]?)(i?b)?)", text.strip().lower())
+    if found is None:
+        raise BadSettingError(f"{text!r} is no size; write it like 500M, 2G, 1.5GiB or 25%")
+    number, percent, unit, suffix = float(found[1]), found[2], found[3] or "", found[4]
+    if percent:
+        if number > 100:
+            raise BadSettingError(f"{text} is more than the memory there is")
+        size = int(config.memory_available() * number / 100)
+    elif suffix == "b" and unit:
+        size = int(number * 1000 ** "kmgt".index(unit) * 1000)
+    else:
+        size = int(number * _UNITS[unit])
+    if size <= 0:
+        raise BadSettingError(f"{text} is no size to work with; write it like 500M, 2G, 1.5GiB or 25%")
+    return size

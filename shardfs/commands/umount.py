@@ -1,0 +1,45 @@
+"""`shardfs umount`: ends a mount and waits for the process that served it. Removes nothing."""
+
+from __future__ import annotations
+
+import argparse
+
+from shardfs import daemon
+from shardfs.commands import OK, explain, tell
+from shardfs.errors import MountError
+
+_DETACHED_SECONDS = 1.0
+"""A detached mount's daemon ends at once if nobody uses it, else with its last user: that is not waited for."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    status = OK
+    for mountpoint in arguments.mountpoint:
+        try:
+            _umount(mountpoint, arguments.lazy)
+        except (MountError, OSError) as error:
+            failed, text = explain(error)
+            tell(text)
+            status = status or failed
+    return status
+
+
+def _umount(mountpoint: str, lazy: bool) -> None:
+    path = daemon.resolved(mountpoint)
+    mounted = daemon.mounted_at(path)
+    if mounted is None:
+        raise MountError(f"nothing is mounted on {mountpoint}")
+    if mounted.fstype != daemon.FSTYPE:
+        raise MountError(f"what is mounted on {mountpoint} is no shardfs ({mounted.fstype}): unmount it with umount")
+    record = daemon.find(path, mounted.owner)
+    daemon.unmount(path, lazy)
+    if record is None:
+        return
+    if daemon.wait_until_gone(record, _DETACHED_SECONDS if lazy else daemon.GONE_SECONDS):
+        return
+    if lazy:
+        tell(f"{mountpoint} is detached; its process {record.pid} ends when nobody uses it any more")
+    else:
+        raise MountError(
+            f"{mountpoint} is unmounted, but its process {record.pid} still runs after {daemon.GONE_SECONDS:.0f} s"
+        )

@@ -1,0 +1,314 @@
+"""Serving a mount, from the checks of its mount point to its end: builds the parts, runs pyfuse3's loop, ends in order.
+
+Knows nothing of arguments, of what is printed, or of whether this process was started in the background. Import it only
+where a mount is served: it needs pyfuse3 and trio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+
+import pyfuse3
+import trio
+
+from shardfs import config, daemon, request_loop
+from shardfs.daemon import MissingSystemError
+from shardfs.errors import MountError
+from shardfs.fuse import Operations
+from shardfs.store import Store, local_path
+from shardfs.vfs import Vfs, build_vfs
+
+log = logging.getLogger("shardfs")
+
+MIN_TASKS = 16
+"""Idle request tasks above this end again: enough for a burst of readers without making new ones each time."""
+
+DRAIN_SECONDS = 2.0
+"""Requests under way may end by themselves for so long after a signal; then their callers get an error."""
+
+END_SECONDS = 10.0
+"""A thread that hangs in storage by then is given up, so that the mount goes and the service manager need not kill."""
+
+SWITCH_SECONDS = 0.0005
+"""How long a decoding thread keeps the GIL from the event loop at a time: Python's 5 ms would be the loop's latency."""
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""Parameters of mallopt(3)."""
+
+_NO_RIGHT = ("Operation not permitted", "Permission denied", "user_allow_other", "device not found", "No such device")
+"""What libfuse or fusermount3 says when it is the system that refuses, not the mount point."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. `memory` is in bytes, None for the default budget; `arrays` is `png` or `npy`."""
+
+    memory: int | None = None
+    arrays: str = "png"
+    allow_other: bool = False
+    nonempty: bool = False
+
+
+def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mount `store` and serve it until it is unmounted or a signal (TERM, INT, HUP) ends it.
+
+    A mount point that is not there is made, and removed at the end. `ready` is called, in the thread that serves, when
+    the mount is there and its loop about to run: it must not touch the mount. MountError, MissingSystemError, and
+    whatever listing the store raises. Signals are handled, so this must run in the main thread.
+    """
+    tune()
+    check_system()
+    path = daemon.resolved(mountpoint)
+    check_apart(path, store)
+    vfs = build_vfs(
+        store,
+        budget=options.memory or config.default_budget(),
+        arrays=options.arrays,
+        uid=os.geteuid(),
+        gid=os.getegid(),
+    )
+    with prepared(path, options.nonempty):
+        trio.run(_serve, vfs, path, fuse_options(store, options), store.url, ready)
+
+
+def tune() -> None:
+    """Process-wide settings for serving: only for a process that does nothing else."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with contextlib.suppress(AttributeError, OSError):  # musl has no mallopt
+        libc = ctypes.CDLL(None)
+        # A shard's buffer goes back to the system when it is freed, instead of staying as a hole in the heap: glibc
+        # would raise this threshold to 32 MiB with the first shard that is freed, and the budget would mean nothing.
+        libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
+        # Each worker thread would get an arena of its own and keep its peak.
+        libc.mallopt(_M_ARENA_MAX, 2)
+
+
+# --- before mounting --------------------------------------------------------------------------------------------------
+
+
+def check_system() -> None:
+    """MissingSystemError, saying what to do, where this process could not mount anything."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError as error:
+        raise MissingSystemError(
+            "/dev/fuse is missing: load the kernel module (modprobe fuse); "
+            "in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
+        ) from error
+    except OSError as error:
+        raise MissingSystemError(
+            f"/dev/fuse cannot be opened ({os.strerror(error.errno or errno.EIO)}): "
+            "let this user read and write it; in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
+        ) from error
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise MissingSystemError("mounting as a user needs fusermount3: install the package fuse3")
+
+
+def check_apart(path: str, store: Store) -> None:
+    """MountError if one of mount point and local store would lie in the other."""
+    if "://" in store.url and not store.url.startswith("file:"):
+        return
+    where = os.path.realpath(local_path(store.url))
+    if path == where or path.startswith(where.rstrip("/") + "/"):
+        raise MountError(f"mount point {path} lies inside the store {where}: mount elsewhere")
+    if where.startswith(path.rstrip("/") + "/"):
+        raise MountError(f"the store {where} lies inside the mount point {path} and would be hidden: mount elsewhere")
+
+
+@contextlib.contextmanager
+def prepared(path: str, nonempty: bool) -> Iterator[None]:
+    """A mount point fit for use; one that is made here is removed at the end if it is empty by then. MountError."""
+    if daemon.repair(path):
+        log.warning("detached what a daemon that died had left at %s", path)
+    mounted = daemon.mounted_at(path)
+    if mounted is not None and mounted.fstype == daemon.FSTYPE:
+        raise MountError(f"{path} is mounted already ({mounted.source}); unmount it: shardfs umount {path}")
+    made = False
+    try:
+        os.mkdir(path)
+        made = True
+    except FileExistsError:
+        _check_directory(path, nonempty)
+    except FileNotFoundError as error:
+        raise MountError(f"cannot make {path}: {os.path.dirname(path)} is not there") from error
+    except OSError as error:
+        raise MountError(f"cannot make mount point {path}: {os.strerror(error.errno or errno.EIO)}") from error
+    try:
+        yield
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # still mounted, or somebody put something in it
+                os.rmdir(path)
+
+
+def _check_directory(path: str, nonempty: bool) -> None:
+    try:
+        with os.scandir(path) as entries:
+            empty = next(entries, None) is None
+    except NotADirectoryError as error:
+        raise MountError(f"mount point {path} is not a directory") from error
+    except OSError as error:
+        raise MountError(f"cannot look into mount point {path}: {os.strerror(error.errno or errno.EIO)}") from error
+    if not empty and not nonempty:
+        raise MountError(f"mount point {path} is not empty: choose another, or hide what is there with -o nonempty")
+
+
+def fuse_options(store: Store, options: MountOptions) -> set[str]:
+    """What libfuse is given. Without max_read, which breaks the mount."""
+    chosen = {
+        f"fsname={source_name(store.url)}",
+        "subtype=shardfs",
+        "ro",  # also keeps reads from marking atime stale, which costs a GETATTR per stat
+        "nosuid",  # both are fusermount3's default and not the kernel's, when root mounts
+        "nodev",
+        "default_permissions",  # allow_other without it would let anybody in anywhere
+    }
+    return chosen | {"allow_other"} if options.allow_other else chosen
+
+
+def source_name(url: str) -> str:
+    """A store's URL as the mount table shows it: no credentials, and nothing that libfuse takes for its own."""
+    scheme, separator, rest = url.partition("://")
+    if separator:
+        authority, slash, path = rest.partition("?")[0].partition("/")
+        url = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
+    return "".join(c if " " < c < "\x7f" and c not in ",\\" else _percent(c) for c in url)
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callable[[], None]) -> None:
+    """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        descriptor = init(Operations(vfs), path, options)
+        loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
+        unmount = True
+        try:
+            with daemon.recorded(path, source_name(url)), _hanging_ends(path) as ending:
+                async with vfs.running(), trio.open_nursery() as nursery:
+
+                    def terminate() -> None:
+                        ending()
+                        pyfuse3.terminate()
+                        if loop is not None:
+                            loop.end()  # pyfuse3 wakes only one of the tasks that wait
+
+                    nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, terminate)
+                    ready()
+                    try:
+                        await pyfuse3.main(MIN_TASKS, config.MAX_TASKS)
+                    except BaseException:
+                        # After a fault of ours the mount stays, answering ENOTCONN: an empty directory in its place
+                        # would make a mirroring rsync delete its copy. The next `shardfs mount` there repairs it.
+                        unmount = nursery.cancel_scope.cancel_called
+                        raise
+                    ending()
+                    nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=unmount)
+    log.info("unmounted %s", path)
+
+
+async def _end_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope, terminate: Callable[[], None]) -> None:
+    number = await anext(signals)
+    log.info("ending on %s", signal.Signals(number).name)
+    daemon.notify("STOPPING=1")
+    terminate()
+    with trio.move_on_after(DRAIN_SECONDS):
+        await anext(signals)  # a second one: at once
+    serving.cancel()
+
+
+@contextlib.contextmanager
+def _hanging_ends(path: str) -> Iterator[Callable[[], None]]:
+    """Bounds the end: from the call of what this gives, the block may take END_SECONDS before the process is ended.
+
+    Threads cannot be cancelled, and one may hang in a dead network mount for ever.
+    """
+
+    def give_up() -> None:
+        log.error("a request to the store still hangs %.0f s after the end was asked for: giving it up", END_SECONDS)
+        with contextlib.suppress(MountError):
+            mounted = daemon.mounted_at(path)
+            if mounted is not None and mounted.fstype == daemon.FSTYPE:
+                daemon.unmount(path, lazy=True)
+        logging.shutdown()
+        os._exit(1)
+
+    timer = threading.Timer(END_SECONDS, give_up)
+    timer.daemon = True
+
+    def begin() -> None:
+        if not timer.is_alive():
+            timer.start()
+
+    try:
+        yield begin
+    finally:
+        timer.cancel()
+
+
+def init(operations: Operations, path: str, options: set[str]) -> int | None:
+    """pyfuse3.init, with libfuse's own complaint on stderr made into one MountError.
+
+    Returns the session's descriptor, which pyfuse3 keeps to itself, if it can be told.
+    """
+    before = _fuse_descriptors()
+    said = os.memfd_create("libfuse")
+    saved = os.dup(2)
+    try:
+        os.dup2(said, 2)
+        try:
+            pyfuse3.init(operations, path, options)
+        finally:
+            os.dup2(saved, 2)
+            reason = _reason(os.pread(said, 4096, 0))
+    except RuntimeError as error:
+        raise _mount_error(path, reason or str(error)) from error
+    finally:
+        os.close(saved)
+        os.close(said)
+    if reason:
+        log.warning("%s", reason)
+    made = _fuse_descriptors() - before
+    return made.pop() if len(made) == 1 else None
+
+
+def _fuse_descriptors() -> set[int]:
+    found = set()
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if os.readlink(f"/proc/self/fd/{number}") == "/dev/fuse":
+                found.add(int(number))
+    return found
+
+
+def _reason(said: bytes) -> str:
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
+    return "; ".join(line.removeprefix("fuse: ").removeprefix("fusermount3: ") for line in lines if line)
+
+
+def _mount_error(path: str, reason: str) -> MountError:
+    if "user_allow_other" in reason:
+        return MissingSystemError("allow_other needs the line user_allow_other in /etc/fuse.conf, which root can add")
+    if "mountpoint" not in reason and any(words in reason for words in _NO_RIGHT):
+        return MissingSystemError(
+            f"mounting on {path} is not permitted here ({reason}); "
+            "in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
+        )
+    return MountError(f"cannot mount on {path}: {reason}")
