@@ -7,8 +7,10 @@ shard again. Knows nothing of inodes, caches or mounts.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,9 @@ KEY_FIELD = "__key__"
 """A text field of this name, different in every sample of a shard, names the samples (WebDataset's convention)."""
 
 SLICE, RENDER = 0, 1
+
+_AT_ONCE = 512
+"""Files whose names and sizes are taken out of the columns in one go: about what two readdir requests hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,10 @@ class Strings:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def __iter__(self) -> Iterator[bytes]:
+        starts = self.starts.tolist()
+        return (self.data[start:end] for start, end in pairwise(starts))
+
     @property
     def nbytes(self) -> int:
         return len(self.data) + self.starts.nbytes
@@ -86,17 +95,21 @@ class ShardTable:
         self._stems = stems
         self._first = first_sample
         self._digits = digits
-        self._file_start = columns["file_start"]
-        self._record_start = columns["record_start"]
-        self._record_end = columns["record_end"]
-        self._suffix = columns["suffix"]
-        self._prefix = columns["prefix"]
-        self._kind = columns["kind"]
-        self._offset = columns["offset"]
-        self._length = columns["length"]
+        self._columns = columns
+        # one number at a time comes out of a memoryview three times as fast as out of a numpy array
+        self._file_start = columns["file_start"].data
+        self._record_start = columns["record_start"].data
+        self._record_end = columns["record_end"].data
+        self._suffix = columns["suffix"].data
+        self._prefix = columns["prefix"].data
+        self._kind = columns["kind"].data
+        self._offset = columns["offset"].data
+        self._length = columns["length"].data
         self._suffixes = suffixes
         self._prefixes = prefixes
-        self._by_stem = None if stems is None else sorted_numbers(stems)
+        self._prefix_sizes = np.diff(prefixes.starts)
+        self._prefix_size = self._prefix_sizes.data
+        self._by_stem = None if stems is None else sorted_numbers(stems).data
         self.notes = notes
         self.samples = len(self._record_start)
         self.files = len(self._suffix)
@@ -114,31 +127,35 @@ class ShardTable:
         return names.sample_number(self._first + sample, self._digits).encode("ascii")
 
     def sample_of(self, file: int) -> int:
-        return int(np.searchsorted(self._file_start, file, "right")) - 1
+        return bisect_right(self._file_start, file) - 1
 
     def name(self, file: int) -> bytes:
-        return self.stem(self.sample_of(file)) + b"." + self._suffixes[int(self._suffix[file])]
+        return self.stem(self.sample_of(file)) + b"." + self._suffixes[self._suffix[file]]
 
     def size(self, file: int) -> int:
         """Exact size of the file in bytes."""
-        return len(self._prefixes[int(self._prefix[file])]) + int(self._length[file])
+        return self._prefix_size[self._prefix[file]] + self._length[file]
 
     def total_size(self) -> int:
         """Size of all files together in bytes."""
-        lengths = np.diff(self._prefixes.starts.astype(np.int64))
-        return int(self._length.sum()) + (int(lengths[self._prefix].sum()) if self.files else 0)
+        return int(self._columns["length"].sum()) + int(self._prefix_sizes[self._columns["prefix"]].sum())
 
     def listing(self, start: int) -> Iterator[tuple[bytes, int, int]]:
         """(name, size, number) of each file from number `start` on."""
-        if start >= self.files:
-            return
-        sample = self.sample_of(start)
-        stem, behind = self.stem(sample), int(self._file_start[sample + 1])
-        for file in range(start, self.files):
-            while file >= behind:
-                sample += 1
-                stem, behind = self.stem(sample), int(self._file_start[sample + 1])
-            yield stem + b"." + self._suffixes[int(self._suffix[file])], self.size(file), file
+        suffixes = self._suffixes if len(self._suffixes) > _AT_ONCE else list(self._suffixes)
+        for first in range(start, self.files, _AT_ONCE):
+            last = min(first + _AT_ONCE, self.files)
+            numbers = range(first, last)
+            columns = self._columns
+            samples = np.searchsorted(columns["file_start"], np.arange(first, last), "right") - 1
+            sizes = columns["length"][first:last] + self._prefix_sizes[columns["prefix"][first:last]]
+            before, stem = -1, b""
+            for sample, suffix, size, file in zip(
+                samples.tolist(), self._suffix[first:last].tolist(), sizes.tolist(), numbers, strict=True
+            ):
+                if sample != before:
+                    before, stem = sample, self.stem(sample) + b"."
+                yield stem + suffixes[suffix], size, file
 
     def find(self, name: bytes) -> int | None:
         """Number of the file of that name."""
@@ -146,8 +163,8 @@ class ShardTable:
         sample = self._find_sample(stem) if dot else None
         if sample is None:
             return None
-        for file in range(int(self._file_start[sample]), int(self._file_start[sample + 1])):
-            if self._suffixes[int(self._suffix[file])] == suffix:
+        for file in range(self._file_start[sample], self._file_start[sample + 1]):
+            if self._suffixes[self._suffix[file]] == suffix:
                 return file
         return None
 
@@ -156,12 +173,12 @@ class ShardTable:
             low, high = 0, len(self._by_stem)
             while low < high:
                 middle = (low + high) // 2
-                if self._stems[int(self._by_stem[middle])] < stem:
+                if self._stems[self._by_stem[middle]] < stem:
                     low = middle + 1
                 else:
                     high = middle
-            if low < len(self._by_stem) and self._stems[int(self._by_stem[low])] == stem:
-                return int(self._by_stem[low])
+            if low < len(self._by_stem) and self._stems[self._by_stem[low]] == stem:
+                return self._by_stem[low]
             return None
         if len(stem) != self._digits or not stem.isdigit():
             return None
@@ -172,20 +189,20 @@ class ShardTable:
         """(prefix, offset, length): the file is the prefix and that run of raw bytes; None if it must be rendered."""
         if self._kind[file] == RENDER:
             return None
-        return self._prefixes[int(self._prefix[file])], int(self._offset[file]), int(self._length[file])
+        return self._prefixes[self._prefix[file]], self._offset[file], self._length[file]
 
     def record_of(self, file: int) -> tuple[int, int]:
         """Start and end of the record that the file's sample is decoded from."""
         sample = self.sample_of(file)
-        return int(self._record_start[sample]), int(self._record_end[sample])
+        return self._record_start[sample], self._record_end[sample]
 
     def renders_fast(self, file: int) -> bool:
         """True if rendering the file takes so little that it may be done on the event loop."""
         sample = self.sample_of(file)
         return (
             self.size(file) <= config.INLINE_RENDER
-            and int(self._record_end[sample]) - int(self._record_start[sample]) <= config.INLINE_RECORD
-            and int(self._file_start[sample + 1]) - int(self._file_start[sample]) <= config.INLINE_FILES
+            and self._record_end[sample] - self._record_start[sample] <= config.INLINE_RECORD
+            and self._file_start[sample + 1] - self._file_start[sample] <= config.INLINE_FILES
         )
 
     def render(self, file: int, shard: Shard, arrays: str) -> bytes:
@@ -193,7 +210,7 @@ class ShardTable:
         sample = self.sample_of(file)
         start, end = self.record_of(file)
         plans = layout.lay_out(shard.tree(start, end), shard.raw, arrays, len(self.stem(sample)))
-        content = plans[file - int(self._file_start[sample])].content
+        content = plans[file - self._file_start[sample]].content
         data = content.render() if content.render is not None else b""
         if len(data) != self.size(file):
             raise DamagedShardError("a file came out with another size than the index says", start)

@@ -48,19 +48,23 @@ class RequestLoop:
         if self._row >= FAIR:
             self._row = 0
             await trio.lowlevel.checkpoint()
-        if self._ended:
+        if self._asked_to_end():
             return False
         if self._poll.poll(0):
             return True
         async with self._one:
-            while not self._ended:
+            while True:
+                if self._asked_to_end():
+                    return False
                 try:
                     await trio.lowlevel.wait_readable(self._descriptor)
                 except trio.ClosedResourceError:
                     return False
                 if self._poll.poll(0):
                     return True
-        return False
+
+    def _asked_to_end(self) -> bool:
+        return self._ended
 
 
 def install(pyfuse3: ModuleType, descriptor: int) -> RequestLoop | None:

@@ -1,0 +1,130 @@
+"""Real mounts for tests: each is made by the real command line, and nothing of it is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from shardfs import daemon
+
+REPOSITORY = Path(__file__).parents[2]
+SECONDS = 60
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fuse_is_here() -> None:
+    if os.environ.get("SHARDFS_NO_FUSE") == "1":
+        pytest.skip("SHARDFS_NO_FUSE=1")
+    if not os.path.exists("/dev/fuse"):
+        pytest.fail("/dev/fuse is missing: tests of real mounts need it; SHARDFS_NO_FUSE=1 skips them")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the daemons of these tests note their numbers, apart from those of real mounts."""
+    path = tmp_path_factory.mktemp("runtime")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(path))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]))
+        patch.delenv("NOTIFY_SOCKET", raising=False)
+        yield path
+
+
+def shardfs(*words: str | Path) -> list[str]:
+    """The command line of the real program."""
+    return [sys.executable, "-m", "shardfs", *map(str, words)]
+
+
+def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the real program to its end."""
+    return subprocess.run(
+        shardfs(*words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, cwd=cwd
+    )
+
+
+def processes(path: Path) -> list[int]:
+    """All processes that have this path in their command line, without corpses."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if os.fsencode(path) in words:  # a corpse has no command line
+                    found.append(int(folder.name))
+    return found
+
+
+def is_mounted(path: Path) -> bool:
+    return daemon.mounted_at(str(path)) is not None
+
+
+def wipe(path: Path) -> None:
+    """Take away whatever a failed test has left at a mount point. Only what has this path, and only by number."""
+    with contextlib.suppress(Exception):
+        while is_mounted(path):
+            daemon.unmount(str(path), lazy=True)
+    for pid in processes(path):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def mount_point(made: bool = False) -> Iterator[Path]:
+    """A path to mount on (`made`: that exists), with all traces of it gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="shardfs-test-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder).resolve() / "mnt"
+        if made:
+            path.mkdir()
+        try:
+            yield path
+        finally:
+            wipe(path)
+
+
+@contextlib.contextmanager
+def mounting(store: Path, *words: str) -> Iterator[Path]:
+    """A mount in the background. Its end is checked: exit status, mount table, process, directory, log."""
+    with mount_point() as path:
+        log = path.parent / "log"
+        done = run("mount", store, path, *words, *(() if "--log" in words else ("--log", str(log))))
+        assert done.returncode == 0, done.stderr
+        record = daemon.find(str(path))
+        assert record is not None, "no record of the daemon"
+        yield path
+        said = log.read_text() if log.exists() else ""
+        assert "unexpected" not in said, said
+        ended = run("umount", path)
+        assert (ended.returncode, ended.stderr) == (0, ""), f"{ended.stderr}{said}"
+        assert not is_mounted(path)
+        assert not path.exists(), "the mount point that mount made is still there"
+        assert daemon.find(str(path)) is None
+        assert processes(path) == [], "the daemon still runs"
+
+
+@pytest.fixture(scope="session")
+def mounted() -> Callable[..., AbstractContextManager[Path]]:
+    """`with mounted(store, *words_for_shardfs_mount) as path`."""
+    return mounting
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Squirrel store of three keys with three samples of two files each."""
+    path = tmp_path_factory.mktemp("tiny") / "store"
+    (path / "deep").mkdir(parents=True)
+    for key in ("a", "b", "deep/c"):
+        with gzip.open(path / f"{key}.gz", "wb") as file:
+            for number in range(3):
+                file.write(msgpack.packb({"x": bytes([number]) * 100, "label": number, "key": key}))
+    return path
