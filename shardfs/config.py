@@ -60,6 +60,9 @@ WORKERS_CPU = 2
 LARGE_LOAD = 32 * MIB
 """Loads above this have workers of their own, so that small ones need not wait for them."""
 
+SMALL_SHARE = 16
+"""Large loads leave one part in this many of the budget to small ones."""
+
 GROW_STEP = 8 * MIB
 """A load that outgrows its estimate asks for room again after each further piece of this size."""
 
@@ -125,3 +128,12 @@ NOTES_LOGGED = 20
 
 HANDLES = 1 << 20
 """Files and directories that may be open at once; above it open says EMFILE."""
+
+INDEX_ROW = 1 << 30
+"""Bytes that one row of the persistent index may unpack to: 25 million files in one shard."""
+
+INDEX_LEVEL = 3
+"""zstd level of its rows: 4 bytes a file, unpacked in a tenth of a millisecond."""
+
+INDEX_WAIT = 5.0
+"""Seconds to wait for another process that writes into the index."""

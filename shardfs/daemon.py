@@ -134,7 +134,7 @@ def _not_unmounted(path: str, reason: str, busy: bool) -> MountError:
 def repair(path: str) -> bool:
     """Detach what a shardfs daemon that died has left at `path`. True if there was something. MountError."""
     try:
-        os.stat(path)
+        os.statvfs(path)  # not stat, which the kernel answers for a while by itself
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
             return False

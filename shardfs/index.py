@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import msgpack
 import numpy as np
 
 from shardfs import config, layout, names
@@ -84,6 +85,7 @@ class ShardTable:
     def __init__(
         self,
         *,
+        raw_bytes: int,
         stems: Strings | None,
         first_sample: int,
         digits: int,
@@ -92,10 +94,13 @@ class ShardTable:
         prefixes: Strings,
         notes: tuple[Note, ...],
     ) -> None:
-        self._stems = stems
-        self._first = first_sample
-        self._digits = digits
-        self._columns = columns
+        self.raw_bytes = raw_bytes
+        self.stems = stems
+        self.first_sample = first_sample
+        self.digits = digits
+        self.columns = columns
+        self.suffixes = suffixes
+        self.prefixes = prefixes
         # one number at a time comes out of a memoryview three times as fast as out of a numpy array
         self._file_start = columns["file_start"].data
         self._record_start = columns["record_start"].data
@@ -105,8 +110,6 @@ class ShardTable:
         self._kind = columns["kind"].data
         self._offset = columns["offset"].data
         self._length = columns["length"].data
-        self._suffixes = suffixes
-        self._prefixes = prefixes
         self._prefix_sizes = np.diff(prefixes.starts)
         self._prefix_size = self._prefix_sizes.data
         self._by_stem = None if stems is None else sorted_numbers(stems).data
@@ -122,15 +125,15 @@ class ShardTable:
 
     def stem(self, sample: int) -> bytes:
         """The part before the first dot of the names of a sample's files."""
-        if self._stems is not None:
-            return self._stems[sample]
-        return names.sample_number(self._first + sample, self._digits).encode("ascii")
+        if self.stems is not None:
+            return self.stems[sample]
+        return names.sample_number(self.first_sample + sample, self.digits).encode("ascii")
 
     def sample_of(self, file: int) -> int:
         return bisect_right(self._file_start, file) - 1
 
     def name(self, file: int) -> bytes:
-        return self.stem(self.sample_of(file)) + b"." + self._suffixes[self._suffix[file]]
+        return self.stem(self.sample_of(file)) + b"." + self.suffixes[self._suffix[file]]
 
     def size(self, file: int) -> int:
         """Exact size of the file in bytes."""
@@ -138,15 +141,15 @@ class ShardTable:
 
     def total_size(self) -> int:
         """Size of all files together in bytes."""
-        return int(self._columns["length"].sum()) + int(self._prefix_sizes[self._columns["prefix"]].sum())
+        return int(self.columns["length"].sum()) + int(self._prefix_sizes[self.columns["prefix"]].sum())
 
     def listing(self, start: int) -> Iterator[tuple[bytes, int, int]]:
         """(name, size, number) of each file from number `start` on."""
-        suffixes = self._suffixes if len(self._suffixes) > _AT_ONCE else list(self._suffixes)
+        suffixes = self.suffixes if len(self.suffixes) > _AT_ONCE else list(self.suffixes)
         for first in range(start, self.files, _AT_ONCE):
             last = min(first + _AT_ONCE, self.files)
             numbers = range(first, last)
-            columns = self._columns
+            columns = self.columns
             samples = np.searchsorted(columns["file_start"], np.arange(first, last), "right") - 1
             sizes = columns["length"][first:last] + self._prefix_sizes[columns["prefix"][first:last]]
             before, stem = -1, b""
@@ -164,32 +167,32 @@ class ShardTable:
         if sample is None:
             return None
         for file in range(self._file_start[sample], self._file_start[sample + 1]):
-            if self._suffixes[self._suffix[file]] == suffix:
+            if self.suffixes[self._suffix[file]] == suffix:
                 return file
         return None
 
     def _find_sample(self, stem: bytes) -> int | None:
-        if self._stems is not None and self._by_stem is not None:
+        if self.stems is not None and self._by_stem is not None:
             low, high = 0, len(self._by_stem)
             while low < high:
                 middle = (low + high) // 2
-                if self._stems[self._by_stem[middle]] < stem:
+                if self.stems[self._by_stem[middle]] < stem:
                     low = middle + 1
                 else:
                     high = middle
-            if low < len(self._by_stem) and self._stems[self._by_stem[low]] == stem:
+            if low < len(self._by_stem) and self.stems[self._by_stem[low]] == stem:
                 return self._by_stem[low]
             return None
-        if len(stem) != self._digits or not stem.isdigit():
+        if len(stem) != self.digits or not stem.isdigit():
             return None
-        sample = int(stem) - self._first
+        sample = int(stem) - self.first_sample
         return sample if 0 <= sample < self.samples else None
 
     def slice_of(self, file: int) -> tuple[bytes, int, int] | None:
         """(prefix, offset, length): the file is the prefix and that run of raw bytes; None if it must be rendered."""
         if self._kind[file] == RENDER:
             return None
-        return self._prefixes[self._prefix[file]], self._offset[file], self._length[file]
+        return self.prefixes[self._prefix[file]], self._offset[file], self._length[file]
 
     def record_of(self, file: int) -> tuple[int, int]:
         """Start and end of the record that the file's sample is decoded from."""
@@ -219,6 +222,78 @@ class ShardTable:
 
 def sorted_numbers(strings: Strings) -> np.ndarray[Any, np.dtype[np.uint32]]:
     return np.array(sorted(range(len(strings)), key=strings.__getitem__), dtype=np.uint32)
+
+
+_RISING = ("file_start", "record_start", "record_end", "offset")
+"""Columns kept as differences: those compress to a tenth."""
+
+_DTYPES = {
+    "file_start": np.uint32,
+    "record_start": np.uint64,
+    "record_end": np.uint64,
+    "suffix": np.uint32,
+    "prefix": np.uint32,
+    "kind": np.uint8,
+    "offset": np.uint64,
+    "length": np.uint64,
+}
+
+
+def pack(table: ShardTable) -> bytes:
+    """A table as bytes, for keeping. `unpack` gives it back."""
+    columns = {}
+    for name, dtype in _DTYPES.items():
+        column = table.columns[name]
+        columns[name] = (np.diff(column, prepend=np.zeros(1, dtype)) if name in _RISING else column).tobytes()
+    strings = {
+        name: None if value is None else [value.data, np.diff(value.starts).astype(np.uint32).tobytes()]
+        for name, value in (("stems", table.stems), ("suffixes", table.suffixes), ("prefixes", table.prefixes))
+    }
+    head = {
+        "raw_bytes": table.raw_bytes,
+        "first_sample": table.first_sample,
+        "digits": table.digits,
+        "notes": [[note.file, note.reason] for note in table.notes],
+    }
+    packed = msgpack.packb([head, strings, columns])
+    assert isinstance(packed, bytes)
+    return packed
+
+
+def unpack(data: bytes) -> ShardTable:
+    """The table that `pack` made this of. ValueError for what it never makes, as far as reading would go astray."""
+    head, strings, packed = msgpack.unpackb(data, max_bin_len=len(data))
+    columns: dict[str, np.ndarray[Any, Any]] = {}
+    for name, dtype in _DTYPES.items():
+        column = np.frombuffer(packed[name], dtype)
+        columns[name] = np.cumsum(column, dtype=dtype) if name in _RISING else column
+    files, samples = len(columns["suffix"]), len(columns["record_start"])
+    lengths = {len(columns[name]) for name in ("prefix", "kind", "offset", "length")}
+    if lengths != {files} or len(columns["record_end"]) != samples or len(columns["file_start"]) != samples + 1:
+        raise ValueError("columns of different lengths")
+    unpacked = {name: None if value is None else _strings(*value) for name, value in strings.items()}
+    suffixes, prefixes = unpacked["suffixes"], unpacked["prefixes"]
+    if suffixes is None or prefixes is None or int(columns["file_start"][-1]) != files:
+        raise ValueError("parts are missing")
+    if files and (int(columns["suffix"].max()) >= len(suffixes) or int(columns["prefix"].max()) >= len(prefixes)):
+        raise ValueError("names are missing")
+    return ShardTable(
+        raw_bytes=head["raw_bytes"],
+        stems=unpacked["stems"],
+        first_sample=head["first_sample"],
+        digits=head["digits"],
+        columns=columns,
+        suffixes=suffixes,
+        prefixes=prefixes,
+        notes=tuple(Note(file, reason) for file, reason in head["notes"]),
+    )
+
+
+def _strings(data: bytes, lengths: bytes) -> Strings:
+    starts = np.concatenate(([np.uint64(0)], np.cumsum(np.frombuffer(lengths, np.uint32), dtype=np.uint64)))
+    if int(starts[-1]) != len(data):
+        raise ValueError("strings of another length")
+    return Strings(data, starts)
 
 
 class _Builder:
@@ -258,7 +333,7 @@ class _Builder:
         self._record_end.append(record.end)
         self._file_start.append(len(self._suffix))
 
-    def table(self, stems: Strings | None, first_sample: int, digits: int) -> ShardTable:
+    def table(self, shard: Shard, stems: Strings | None, first_sample: int, digits: int) -> ShardTable:
         columns: dict[str, np.ndarray[Any, Any]] = {
             "file_start": np.frombuffer(self._file_start, np.uint32).copy(),
             "record_start": np.frombuffer(self._record_start, np.uint64).copy(),
@@ -270,6 +345,7 @@ class _Builder:
             "length": np.frombuffer(self._length, np.uint64).copy(),
         }
         return ShardTable(
+            raw_bytes=len(shard.raw),
             stems=stems,
             first_sample=first_sample,
             digits=digits,
@@ -287,13 +363,13 @@ def build(shard: Shard, arrays: str) -> ShardTable:
         builder = _Builder(arrays)
         for at, record in enumerate(shard.records()):
             builder.add(record, own[at].decode("utf-8"), shard)
-        return builder.table(own, 0, 0)
+        return builder.table(shard, own, 0, 0)
     digits = names.digits_for(shard.samples_through or 0)
     builder, count = _numbered(shard, arrays, digits)
     if shard.samples_through is None and names.digits_for(count) != digits:
         digits = names.digits_for(count)
         builder, _ = _numbered(shard, arrays, digits)
-    return builder.table(None, shard.first_sample, digits)
+    return builder.table(shard, None, shard.first_sample, digits)
 
 
 def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:

@@ -81,7 +81,7 @@ class ShardCache:
         self._held = 0
         self._reserved = 0
         self._table_bytes = 0
-        self._turn: trio.Lock | None = None
+        self._turns: dict[bool, trio.Lock] = {}
         self._changed: trio.Event | None = None
         self._workers: Workers | None = None
         self._nursery: trio.Nursery | None = None
@@ -96,7 +96,7 @@ class ShardCache:
     async def running(self) -> AsyncIterator[None]:
         """The cache loads only inside this block. Its end waits for the threads of loads under way."""
         async with trio.open_nursery() as nursery:
-            self._turn = trio.Lock()
+            self._turns = {True: trio.Lock(), False: trio.Lock()}
             self._changed = trio.Event()
             self._workers = Workers()
             self._nursery = nursery
@@ -215,12 +215,17 @@ class ShardCache:
         return await workers.cpu(work, estimate)
 
     async def _reserve(self, load: _Load, size: int) -> None:
-        """Take room for a load: in turn, waiting for other loads to end where eviction is not enough."""
-        assert self._turn is not None
-        async with self._turn:
+        """Take room for a load: in turn, waiting for other loads to end where eviction is not enough.
+
+        Small loads have a lane of their own, and large ones leave them a part of the budget: a key of a megabyte must
+        not wait until a queue of large ones is through.
+        """
+        small = size <= config.LARGE_LOAD
+        limit = self._budget if small else self._budget - self._budget // config.SMALL_SHARE
+        async with self._turns[small]:
             while True:
                 self._make_room(size)
-                if self.used + size <= self._budget or not self._reserved:
+                if self.used + size <= limit or not self._reserved:
                     break
                 assert self._changed is not None
                 await self._changed.wait()

@@ -85,7 +85,7 @@ def test_sixteen_processes_under_a_tenth_of_the_store(tmp_path: Path, mounted: M
         pid = daemon_pid(path)
         words = [sys.executable, "-c", READER, str(path), str(tmp_path / "truth.json")]
         readers = [
-            subprocess.Popen([*words, str(seed), "120"], stdout=subprocess.PIPE, text=True) for seed in range(16)
+            subprocess.Popen([*words, str(seed), "40"], stdout=subprocess.PIPE, text=True) for seed in range(16)
         ]
         answers = [reader.communicate(timeout=150)[0].strip() for reader in readers]
         assert answers == ["0"] * 16

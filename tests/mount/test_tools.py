@@ -156,6 +156,8 @@ def test_jq_and_duckdb_query_the_light_fields(mnt: Path) -> None:
     assert rows.fetchall() == [(50, 2 * sum(range(25)), 50)]
 
 
+# webdataset leaves the tar it read open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tar_of_a_key_is_a_webdataset_shard(mnt: Path, store: Path, tmp_path: Path) -> None:
     run("tar", "--sort=name", "-C", mnt / "a", "-cf", tmp_path / "x.tar", ".")
     read = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))
