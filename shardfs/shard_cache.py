@@ -16,8 +16,9 @@ import trio
 
 from shardfs import config, index
 from shardfs.drivers.base import Driver, Shard
-from shardfs.errors import DamagedShardError, ShardfsError, StorageError
+from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
+from shardfs.index_db import IndexDb
 from shardfs.model import Entry, Key, Version
 from shardfs.workers import Workers
 
@@ -58,6 +59,8 @@ class CacheCounts:
     hits: int = 0
     misses: int = 0
     loads: int = 0
+    indexed: int = 0
+    """Tables that came out of the persistent index."""
     failures: int = 0
     evictions: int = 0
 
@@ -65,11 +68,13 @@ class CacheCounts:
 class ShardCache:
     """Shards of one driver. `budget` bounds the raw bytes of loaded shards and rendered files together, in bytes.
 
-    The newest shard is never evicted, so a budget smaller than one shard still works.
+    The newest shard is never evicted, so a budget smaller than one shard still works. With `database` tables are kept
+    over mounts.
     """
 
-    def __init__(self, driver: Driver, budget: int, arrays: str) -> None:
+    def __init__(self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None) -> None:
         self._driver = driver
+        self._database = database
         self._budget = budget
         self._arrays = arrays
         self._table_budget = max(config.TABLE_FLOOR, budget // config.TABLE_SHARE)
@@ -136,7 +141,32 @@ class ShardCache:
     async def table(self, entry: Entry) -> ShardTable:
         """What the shard holds; the shard itself is loaded only if that is not known. Errors as `shard`."""
         table = self.known_table(entry)
+        if table is None and self._database is not None:
+            table = await self._kept_table(self._database, entry)
         return table if table is not None else (await self.shard(entry)).table
+
+    async def _kept_table(self, database: IndexDb, entry: Entry) -> ShardTable | None:
+        """The table that the persistent index has."""
+        identity = (entry.key, entry.version)
+        if identity in self._loads or self._workers is None:
+            return None
+        table = await self._workers.io(lambda: database.get(entry))
+        if table is not None:
+            self.counts.indexed += 1
+            self._keep_table(identity, table)
+        return table
+
+    def drop(self, entry: Entry) -> None:
+        """Forget a shard that the store no longer has: its bytes, its table, what was rendered of it."""
+        identity = (entry.key, entry.version)
+        loaded = self._shards.pop(identity, None)
+        if loaded is not None:
+            self._held -= loaded.nbytes
+        table = self._tables.pop(identity, None)
+        if table is not None:
+            self._table_bytes -= table.nbytes
+        for rendered in [name for name in self._rendered if name[0] == identity]:
+            self._held -= len(self._rendered.pop(rendered))
 
     async def fresh_entry(self, key: Key) -> Entry:
         """What the store says of a key now. MissingKeyError, StorageError."""
@@ -208,11 +238,23 @@ class ShardCache:
                 asked[0] = size + config.GROW_STEP
                 workers.from_thread(lambda reached: self._grow(load, reached), asked[0])
 
-        def work() -> Loaded:
-            shard = driver.load(entry, grow)
-            return Loaded(shard, index.build(shard, self._arrays))
+        known = self.known_table(entry)
 
-        return await workers.cpu(work, estimate)
+        def work() -> tuple[Loaded, bool]:
+            shard = driver.load(entry, grow)
+            table = known if known is not None or self._database is None else self._database.get(entry)
+            if table is not None and table.raw_bytes == len(shard.raw):
+                return Loaded(shard, table), False
+            return Loaded(shard, index.build(shard, self._arrays)), True
+
+        loaded, built = await workers.cpu(work, estimate)
+        if built and self._database is not None and self._nursery is not None:
+            self._nursery.start_soon(self._put, self._database, entry, loaded.table)
+        return loaded
+
+    async def _put(self, database: IndexDb, entry: Entry, table: ShardTable) -> None:
+        if self._workers is not None:
+            await self._workers.io(lambda: database.put(entry, table))
 
     async def _reserve(self, load: _Load, size: int) -> None:
         """Take room for a load: in turn, waiting for other loads to end where eviction is not enough.
@@ -243,17 +285,22 @@ class ShardCache:
         self._make_room(loaded.nbytes)
         self._shards[identity] = loaded
         self._held += loaded.nbytes
-        if identity not in self._tables:
-            self._tables[identity] = loaded.table
-            self._table_bytes += loaded.table.nbytes
-            while self._table_bytes > self._table_budget and len(self._tables) > 1:
-                _, table = self._tables.popitem(last=False)
-                self._table_bytes -= table.nbytes
+        self._keep_table(identity, loaded.table)
         if identity not in self._told:
             for note in loaded.table.notes[: config.NOTES_LOGGED]:
                 log.warning("%s/%s: shown as bytes: %s", identity[0], note.file, note.reason)
             if loaded.table.notes:
                 self._remember(identity)
+
+    def _keep_table(self, identity: Identity, table: ShardTable) -> None:
+        before = self._tables.pop(identity, None)
+        if before is not None:
+            self._table_bytes -= before.nbytes
+        self._tables[identity] = table
+        self._table_bytes += table.nbytes
+        while self._table_bytes > self._table_budget and len(self._tables) > 1:
+            _, oldest = self._tables.popitem(last=False)
+            self._table_bytes -= oldest.nbytes
 
     def _make_room(self, size: int) -> None:
         """Evict until `size` more bytes fit: rendered files first, then the oldest shards that nobody works on."""
@@ -275,6 +322,8 @@ class ShardCache:
     def _tell(self, identity: Identity, error: ShardfsError) -> None:
         """Log a failure, once per version of a shard."""
         self.counts.failures += 1
+        if isinstance(error, StaleShardError):
+            return  # no fault of anybody's: the store was changed
         if isinstance(error, DamagedShardError):
             error.key = identity[0]
         if identity not in self._told:

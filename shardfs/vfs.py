@@ -11,13 +11,15 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from shardfs import config, inodes
 from shardfs.drivers.base import Driver
 from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
+from shardfs.index_db import IndexDb
+from shardfs.refresh import Refresh
 from shardfs.shard_cache import ShardCache
 from shardfs.store import Store
 from shardfs.tree import Directory, KeyDirectory, KeyTree
@@ -73,14 +75,23 @@ class Vfs:
         self.gid = gid
         self.cache = cache
         self.tree = KeyTree(driver.entries())
+        self.superseded: Callable[[KeyDirectory, int], None] = lambda key, files: None
+        """Told of each key that was replaced or has gone, with the number of its files that were shown: for making the
+        kernel forget them."""
+        self._refresh = Refresh(driver, self.tree, self._supersede)
         self._handles: dict[int, _OpenFile | _OpenDirectory] = {}
         self._numbers = itertools.count(1)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve only inside this block: it owns the loads."""
-        async with self.cache.running():
+        async with self.cache.running(), self._refresh.running():
             yield
+
+    def _supersede(self, key: KeyDirectory) -> None:
+        table = self.cache.known_table(key.entry)
+        self.cache.drop(key.entry)
+        self.superseded(key, 0 if table is None else table.files)
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -88,16 +99,27 @@ class Vfs:
         """Attributes of an entry; counts as a lookup of its inode. MissingKeyError (ENOENT)."""
         directory = self._directory(parent)
         if isinstance(directory, Directory):
-            below = directory.children.get(name)
-            if below is None:
-                raise MissingKeyError(f"no entry {name!r}")
-            return self._directory_attributes(below)
+            return await self._lookup_directory(directory, name)
+        await self._current(directory)
         table = await self._table(directory)
         file = table.find(name)
         if file is None:
             raise MissingKeyError(f"no entry {name!r}")
         directory.lookups += 1
         return self._file_attributes(directory, file, table.size(file))
+
+    async def _lookup_directory(self, directory: Directory, name: bytes) -> Attributes:
+        below = directory.children.get(name)
+        if isinstance(below, KeyDirectory):
+            below = await self._refresh.key(below)
+        if below is None:
+            await self._refresh.listing()
+            below = directory.children.get(name)
+        if below is None:
+            raise MissingKeyError(f"no entry {name!r}")
+        if isinstance(below, KeyDirectory):
+            below.lookups += 1
+        return self._directory_attributes(below)
 
     def negative_timeout(self, parent: int) -> float:
         """Seconds for which a name that is missing in `parent` may be taken to stay missing."""
@@ -116,14 +138,21 @@ class Vfs:
 
     def looked_up(self, inode: int) -> None:
         """Count an entry that a listing handed out together with its attributes."""
-        slot = self.tree.slot(inodes.slot_of(inode))
-        if slot is not None:
-            slot.lookups += 1
+        key = self._key_of(inode)
+        if key is not None:
+            key.lookups += 1
 
     def forget(self, inode: int, count: int) -> None:
-        slot = self.tree.slot(inodes.slot_of(inode))
-        if slot is not None:
-            slot.lookups -= count
+        """The kernel has dropped `count` lookups of an inode."""
+        key = self._key_of(inode)
+        if key is not None:
+            self.tree.forget(key, count)
+
+    def _key_of(self, inode: int) -> KeyDirectory | None:
+        """The key that a file belongs to, or that a directory is."""
+        slot = inodes.slot_of(inode)
+        found = self.tree.slot(slot) if slot else self.tree.directory(inode)
+        return found if isinstance(found, KeyDirectory) else None
 
     def statfs(self) -> StatFs:
         """The store's size as it is stored; nothing is free."""
@@ -136,6 +165,13 @@ class Vfs:
             raise _failure("no such directory", errno.ENOTDIR if inodes.slot_of(inode) else errno.ESTALE)
         return directory
 
+    async def _current(self, key: KeyDirectory) -> None:
+        """StaleShardError for a key that was replaced: the kernel then looks the name up again, and finds the new."""
+        if not key.superseded and self._refresh.due(key):
+            await self._refresh.key(key)
+        if key.superseded:
+            raise StaleShardError(f"{key.entry.key} was replaced since it was looked up")
+
     async def _table(self, key: KeyDirectory) -> ShardTable:
         known = self.cache.known_table(key.entry)
         if known is not None:
@@ -143,7 +179,8 @@ class Vfs:
         try:
             table = await self.cache.table(key.entry)
         except StaleShardError:
-            if key.settled:
+            if key.settled or key.superseded:
+                await self._refresh.key(key, now=True)
                 raise
             # replaced since the listing, but nothing of the old version was ever shown: take the new one
             try:
@@ -171,6 +208,7 @@ class Vfs:
         directory = self._directory(inode)
         if isinstance(directory, KeyDirectory):
             return self._handle(_OpenDirectory(directory, await self._table(directory), ()))
+        await self._refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
 
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
@@ -188,7 +226,9 @@ class Vfs:
                 yield name, self._file_attributes(directory, file, size), file + 1
             return
         for at, name in enumerate(opened.names[start:], start):
-            yield name, self._directory_attributes(directory.children[name]), at + 1
+            below = directory.children.get(name)
+            if below is not None:  # else it has gone since the directory was opened
+                yield name, self._directory_attributes(below), at + 1
 
     def releasedir(self, handle: int) -> None:
         self._handles.pop(handle, None)
@@ -202,6 +242,7 @@ class Vfs:
         key = self.tree.slot(inodes.slot_of(inode))
         if key is None:
             raise _failure("a directory", errno.EISDIR)
+        await self._current(key)
         return self._handle(_OpenFile(key, inodes.file_of(inode)))
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
@@ -215,7 +256,11 @@ class Vfs:
         entry = opened.key.entry
         loaded = self.cache.peek(entry)
         if loaded is None:
-            loaded = await self.cache.shard(entry)
+            try:
+                loaded = await self.cache.shard(entry)
+            except StaleShardError:
+                await self._refresh.key(opened.key, now=True)
+                raise
             opened.key.settled = True
         run = loaded.table.slice_of(opened.file)
         if run is None:
@@ -241,9 +286,9 @@ class Vfs:
         return number
 
 
-def build_vfs(store: Store, *, budget: int, arrays: str, uid: int, gid: int) -> Vfs:
+def build_vfs(store: Store, *, budget: int, arrays: str, uid: int, gid: int, database: IndexDb | None = None) -> Vfs:
     """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
-    cache = ShardCache(store.driver, budget, arrays)
+    cache = ShardCache(store.driver, budget, arrays, database)
     return Vfs(store.driver, cache, uid, gid)
 
 

@@ -63,6 +63,9 @@ class Driver(Protocol):
     def entries(self) -> list[Entry]:
         """A fresh listing of all shards, in the store's order. Touches no shard. StorageError, BadStoreError."""
 
+    def changed(self) -> bool:
+        """Whether `entries` may now say something else of which keys there are; cheap. StorageError."""
+
     def entry(self, key: Key) -> Entry:
         """The listing of one key, fresh. MissingKeyError."""
 

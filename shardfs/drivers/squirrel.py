@@ -60,6 +60,9 @@ class SquirrelDriver:
                 found[entry.key] = entry
         return [found[key] for key in sorted(found)]
 
+    def changed(self) -> bool:
+        return self._storage.changed()
+
     def entry(self, key: Key) -> Entry:
         for ending in CODECS:
             with contextlib.suppress(StorageError):

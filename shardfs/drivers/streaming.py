@@ -89,6 +89,12 @@ class StreamingDriver:
         scan = self._rescan(files)
         return [self._entry(scan, key, files.get) for key in scan.places]
 
+    def changed(self) -> bool:
+        scan = self._scan
+        if scan is None or self._storage.changed():
+            return True
+        return any(self._stat(name) != listed for name, listed in scan.indexes.items())
+
     def entry(self, key: Key) -> Entry:
         return self._entry(self._fresh(key), key, self._stat)
 

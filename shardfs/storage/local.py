@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,12 @@ class Listed:
 
 def _version(status: os.stat_result) -> Version:
     return Version(f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}")
+
+
+def _settled_mtime(status: os.stat_result) -> int:
+    """A directory's mtime; -1 while it is so young that another change might still get the same one."""
+    young = time.time_ns() - status.st_mtime_ns < 50_000_000
+    return -1 if young else status.st_mtime_ns
 
 
 def _reason(error: OSError) -> str:
@@ -115,17 +122,20 @@ class LocalStorage:
         self.root = Path(root).absolute()
         if self.root.exists() and not self.root.is_dir():
             raise BadStoreError(f"{self.root} is no directory")
+        self._seen: dict[str, int] = {}
 
     def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
         """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name. StorageError."""
         if not self.root.exists():
             return []
         found: list[Listed] = []
+        seen: dict[str, int] = {}
         pending = [""]
         while pending:
             prefix = pending.pop()
             descriptor = self._open_directory(prefix)
             try:
+                seen[prefix] = _settled_mtime(os.fstat(descriptor))
                 with os.scandir(descriptor) as entries:
                     for entry in entries:
                         name = prefix + entry.name
@@ -139,7 +149,26 @@ class LocalStorage:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
+        self._seen = seen
         return sorted(found, key=lambda listed: listed.name)
+
+    def changed(self) -> bool:
+        """True if a name may have come, gone or been replaced since the last `list`. Costs a stat per directory.
+
+        A file that was overwritten in place does not show here. StorageError.
+        """
+        if not self._seen:
+            return True
+        for prefix, mtime_ns in self._seen.items():
+            try:
+                status = os.stat(self.root / prefix)
+            except FileNotFoundError:
+                return True
+            except OSError as error:
+                raise self._error(f"looking at {prefix or '.'}", error) from error
+            if status.st_mtime_ns != mtime_ns:
+                return True
+        return False
 
     def stat(self, name: str) -> Listed:
         """What the listing says of one file. StorageError with ENOENT where there is no regular file of that name."""

@@ -21,7 +21,7 @@ import pytest
 
 from shardfs.store import open_store
 from tests.conformance import manifests
-from tests.conformance.trees import Tree, fails
+from tests.conformance.trees import Tree, fails, wait_for
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -58,6 +58,16 @@ def write_msgpack(path: Path, samples: list[Any]) -> None:
 def array(value: np.ndarray[Any, Any]) -> dict[bytes, Any]:
     """An array as msgpack-numpy writes it."""
     return {b"nd": True, b"type": value.dtype.str, b"kind": b"", b"shape": value.shape, b"data": value.tobytes()}
+
+
+def or_stale(tree: Tree, path: str) -> bytes | None:
+    """A file's content; None while the change of its shard is just being noticed."""
+    try:
+        return tree.read(path)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return None
 
 
 class TreeSuite:
@@ -255,16 +265,51 @@ class TreeSuite:
             assert tree.names("k") == ["000000.json", "000001.json"]
             assert tree.read("k/000000.json") == b'{"i": 22}\n'
 
-    def test_shard_replaced_after_it_was_shown_is_estale_and_never_other_bytes(self, tmp_path: Path) -> None:
-        big = os.urandom(200_000)
+    def test_shard_replaced_while_open_is_estale_and_never_other_bytes(self, tmp_path: Path) -> None:
+        big, new = os.urandom(400_000), os.urandom(400_000)
         write_msgpack(tmp_path / "k.gz", [{"x": big}])
         write_msgpack(tmp_path / "other.gz", [{"x": os.urandom(200_000)}])
         with self.serve(tmp_path, budget=1) as tree:
-            assert tree.read("k/000000.x.bin", 0, 10) == big[:10]
-            open_store(tmp_path, driver="squirrel").set([{"x": os.urandom(200_000)}], "k")
+            opened = tree.open("k/000000.x.bin")
+            assert opened.read_at(0, 10) == big[:10]
+            open_store(tmp_path, driver="squirrel").set([{"x": new}], "k")
             tree.read("other/000000.x.bin")  # takes the place of k
             with fails(errno.ESTALE):
-                tree.read("k/000000.x.bin", 190_000, 10)
+                opened.read_at(390_000, 10)
+            wait_for(lambda: or_stale(tree, "k/000000.x.bin") == new)
+            with fails(errno.ESTALE):
+                opened.read_at(390_000, 10)
+            opened.close()
+
+    def test_changes_of_the_store_appear(self, tmp_path: Path) -> None:
+        store = open_store(tmp_path, driver="squirrel")
+        store.set([{"i": 1}], "a")
+        store.set([{"i": 1}], "old")
+        with self.serve(tmp_path) as tree:
+            assert sorted(tree.names("")) == ["a", "old"]
+            assert tree.read("a/000000.json") == b'{"i": 1}\n'
+            with fails(errno.ENOENT):
+                tree.stat("deep/new/000000.json")
+            before = tree.stat("a/000000.json")
+            store.set([{"i": 22}, {"i": 3}], "a")
+            store.set([{"i": 4}], "deep/new")
+            store.delete("old")
+            wait_for(lambda: sorted(tree.names("")) == ["a", "deep"])
+            assert tree.names("deep") == ["new"]
+            assert tree.read("deep/new/000000.json") == b'{"i": 4}\n'
+            wait_for(lambda: or_stale(tree, "a/000000.json") == b'{"i": 22}\n')
+            assert sorted(tree.names("a")) == ["000000.json", "000001.json"]
+            assert tree.stat("a/000000.json").ino != before.ino
+            with fails(errno.ENOENT):
+                tree.names("old")
+
+    def test_shard_overwritten_in_place_is_noticed(self, tmp_path: Path) -> None:
+        write_msgpack(tmp_path / "k.gz", [{"i": 1}])
+        with self.serve(tmp_path) as tree:
+            assert tree.read("k/000000.json") == b'{"i": 1}\n'
+            write_msgpack(tmp_path / "k.gz", [{"i": 333}])  # the same inode
+            wait_for(lambda: or_stale(tree, "k/000000.json") == b'{"i": 333}\n')
+            assert tree.stat("k/000000.json").size == len(b'{"i": 333}\n')
 
     def test_store_is_never_written_to(self, tmp_path: Path) -> None:
         write_msgpack(tmp_path / "k.gz", [{"i": 1, "x": b"1"}])

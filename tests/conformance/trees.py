@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,14 @@ class Stat:
         return stat.S_ISDIR(self.mode)
 
 
+class Opened(Protocol):
+    """A file held open."""
+
+    def read_at(self, offset: int, size: int) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
 class Tree(Protocol):
     """Paths are relative to the root, `` the root itself. Everything that fails raises OSError with its errno."""
 
@@ -45,6 +54,16 @@ class Tree(Protocol):
     def stat(self, path: str) -> Stat: ...
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes: ...
+
+    def open(self, path: str) -> Opened: ...
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Ask again until something has come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "this did not come true in time"
+        threading.Event().wait(0.05)
 
 
 @contextlib.contextmanager
@@ -57,6 +76,17 @@ def fails(code: int) -> Iterator[None]:
             raise
     else:
         raise AssertionError(f"this should fail with {errno.errorcode[code]}")
+
+
+class _OpenedFile:
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 class MountedTree:
@@ -72,6 +102,9 @@ class MountedTree:
         found = os.stat(self.path / path)
         return Stat(found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_nlink)
 
+    def open(self, path: str) -> Opened:
+        return _OpenedFile(self.path / path)
+
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         with open(self.path / path, "rb", buffering=0) as file:
             file.seek(offset)
@@ -83,6 +116,18 @@ class MountedTree:
                 pieces.append(piece)
                 size = None if size is None else size - len(piece)
             return b"".join(pieces)
+
+
+class _OpenedHandle:
+    def __init__(self, tree: InProcessTree, path: str) -> None:
+        self._tree = tree
+        self._handle = tree.ask(tree.vfs.open, tree._attributes(path).inode, os.O_RDONLY)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return bytes(self._tree.ask(self._tree.vfs.read, self._handle, offset, size))
+
+    def close(self) -> None:
+        self._tree.vfs.release(self._handle)
 
 
 class InProcessTree:
@@ -136,6 +181,9 @@ class InProcessTree:
     def stat(self, path: str) -> Stat:
         found = self._attributes(path)
         return Stat(found.inode, found.mode, found.size, found.mtime_ns, found.nlink)
+
+    def open(self, path: str) -> Opened:
+        return _OpenedHandle(self, path)
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
         handle = self.ask(self.vfs.open, self._attributes(path).inode, os.O_RDONLY)

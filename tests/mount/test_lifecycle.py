@@ -261,7 +261,11 @@ def test_mounted_already(tiny_store: Path) -> None:
 
 
 def test_umount_refuses_what_is_no_shardfs(tmp_path: Path) -> None:
-    for where, said in ((tmp_path, "nothing is mounted on"), (Path("/proc"), "no shardfs"), (tmp_path / "x", "nothing")):
+    for where, said in (
+        (tmp_path, "nothing is mounted on"),
+        (Path("/proc"), "no shardfs"),
+        (tmp_path / "x", "nothing"),
+    ):
         done = run("umount", where)
         assert done.returncode == 4
         assert said in one_line(done.stderr)
@@ -282,7 +286,10 @@ def test_without_pyfuse3(tiny_store: Path, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs a mount namespace")
 @pytest.mark.parametrize(
     ("prepare", "said"),
-    [("mount -t tmpfs none /dev && mknod /dev/null c 1 3", "modprobe fuse"), ("mount --bind /dev/full /dev/fuse", "cannot mount on")],
+    [
+        ("mount -t tmpfs none /dev && mknod /dev/null c 1 3", "modprobe fuse"),
+        ("mount --bind /dev/full /dev/fuse", "cannot mount on"),
+    ],
     ids=["no /dev/fuse", "another device"],
 )
 def test_without_a_working_dev_fuse(tiny_store: Path, prepare: str, said: str) -> None:
@@ -329,7 +336,7 @@ def test_a_signal_ends_a_mount_in_use(tiny_store: Path) -> None:
         try:
             os.kill(record.pid, signal.SIGTERM)
             assert_ended(record, path)
-            with pytest.raises(OSError, match="not connected|connection abort"):
+            with pytest.raises(OSError, match=r"not connected|connection abort"):
                 os.statvfs(held)
         finally:
             with contextlib.suppress(OSError):  # closing asks the server, too
