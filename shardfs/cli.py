@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, USAGE, explain, one_line, tell
+from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
 
-COMMANDS = ("mount", "umount", "ls", "cat", "info")
+COMMANDS = ("mount", "umount", "ls", "cat", "info", "index")
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
 _SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ls(commands.add_parser("ls", parents=looking, help="list what a mount would show, without mounting"))
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
+    _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
     return parser
 
 
@@ -79,9 +80,10 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, allow_other, nonempty, driver=NAME, memory=SIZE, arrays=png|npy; fstab's own words are ignored",
+        help="ro, allow_other, nonempty, no_index, driver=NAME, memory=SIZE, arrays=png|npy; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
+    parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as file modes permit")
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE")
     parser.set_defaults(from_mount8=False)
@@ -108,11 +110,38 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
-def from_mount8(words: list[str]) -> list[str] | None:
-    """The command line for words as mount(8) gives them: `STORE MNT -o rw,dev,...`, without a command."""
-    if "-o" in words[2:] and words[0] not in COMMANDS and not words[0].startswith("-") and not words[1].startswith("-"):
-        return ["mount", *words]
-    return None
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Reads every shard of STORE that the persistent index does not have in its present version, and keeps the "
+        "names, sizes and positions of its files. Goes on where an earlier run stopped."
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
+    parser.add_argument("--check", action="store_true", help="read every shard and compare with what the index has")
+    parser.add_argument("--export", dest="export_file", metavar="FILE", help="then write the index to FILE")
+    parser.add_argument(
+        "--import", dest="import_file", metavar="FILE", help="take over what FILE has, and read nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
+def from_mount8(words: list[str], program: str = "shardfs") -> list[str] | None:
+    """The command line for words as mount(8) gives them, `STORE MNT [-sfnv] -o rw,dev,...`; None for any other.
+
+    mount(8) starts `mount.shardfs` itself, and `shardfs` through mount.fuse3 for the type fuse.shardfs.
+    """
+    named = os.path.basename(program).startswith("mount.")
+    if len(words) < 2 or words[0].startswith("-") or words[1].startswith("-"):
+        return None
+    if not named and (words[0] in COMMANDS or "-o" not in words[2:]):
+        return None
+    rest = iter(words[2:])
+    made = ["mount", *words[:2]]
+    for word in rest:
+        if word == "-t":  # the type: known
+            next(rest, None)
+        elif word not in ("-s", "-n", "-f"):  # sloppy, no mtab; fake is answered by `main`
+            made.append(word)
+    return made
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbosity = 0
     try:
-        helper = from_mount8(words)
+        helper = from_mount8(words, sys.argv[0])
+        if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground
+            return OK
         parsed = build_parser().parse_args(words if helper is None else helper)
         parsed.from_mount8 = helper is not None
         verbosity = parsed.verbose
@@ -149,6 +180,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import umount
 
         return umount.run(parsed)
+    if parsed.command == "index":
+        from shardfs.commands import index
+
+        return index.run(parsed)
     from shardfs.commands import look
 
     return look.run(parsed)

@@ -17,6 +17,9 @@ import zstandard
 from shardfs import config
 from shardfs.errors import BadSettingError, DamagedShardError
 
+Inspect = Callable[[bytes, int], None]
+"""Shown the beginning of the raw bytes, and how many stored bytes it took, where that is suspiciously much."""
+
 
 class Source(Protocol):
     """Where stored bytes come from."""
@@ -28,13 +31,19 @@ class Source(Protocol):
 class _Raw:
     """Raw bytes as they grow, with their limit."""
 
-    def __init__(self, stored: int, grow: Callable[[int], None]) -> None:
+    def __init__(self, stored: int, grow: Callable[[int], None], inspect: Inspect | None) -> None:
         self.data = bytearray()
         self._limit = max(config.BOMB_FLOOR, stored * config.BOMB_RATIO)
         self._grow = grow
+        self._inspect = inspect
 
-    def add(self, piece: bytes) -> None:
+    def add(self, piece: bytes, used: int) -> None:
+        """More raw bytes; `used` stored bytes were needed so far."""
         self.data += piece
+        if self._inspect is not None and len(self.data) >= config.SUSPECT_SIZE:
+            inspect, self._inspect = self._inspect, None
+            if len(self.data) > used * config.SUSPECT_RATIO:
+                inspect(bytes(self.data), used)
         if len(self.data) > self._limit:
             raise DamagedShardError(
                 f"a decompression bomb: over {self._limit >> 20} MiB come out of so few stored bytes", len(self.data)
@@ -48,9 +57,11 @@ class _Observed:
     def __init__(self, source: Source, observe: Callable[[bytes], None] | None) -> None:
         self._source = source
         self._observe = observe
+        self.count = 0
 
     def read(self, count: int) -> bytes:
         data = self._source.read(min(count, config.READ_SLICE) if count >= 0 else config.READ_SLICE)
+        self.count += len(data)
         if self._observe is not None and data:
             self._observe(data)
         return data
@@ -62,17 +73,19 @@ def decompress(
     stored: int,
     grow: Callable[[int], None] = lambda _: None,
     observe: Callable[[bytes], None] | None = None,
+    inspect: Inspect | None = None,
 ) -> bytearray:
     """All raw bytes of a shard.
 
     `codec` is None, `gz` or `zstd`; `stored` the number of stored bytes; `grow` is told the raw size so far after
-    each piece; `observe` sees the stored bytes in order. DamagedShardError for anything but complete streams.
+    each piece; `observe` sees the stored bytes in order; `inspect` may look at the beginning of what seems a bomb, and
+    raise. DamagedShardError for anything but complete streams.
     """
-    raw = _Raw(stored, grow)
+    raw = _Raw(stored, grow, inspect)
     observed = _Observed(source, observe)
     if codec is None:
         while piece := observed.read(config.READ_SLICE):
-            raw.add(piece)
+            raw.add(piece, observed.count)
     elif codec == "gz":
         _gunzip(observed, raw)
     elif codec == "zstd":
@@ -84,49 +97,72 @@ def decompress(
 
 def _gunzip(source: _Observed, raw: _Raw) -> None:
     """Any number of gzip members, and zero padding behind them. No bytes at all are no members."""
-    pending = source.read(config.READ_SLICE)
+    pending = memoryview(source.read(config.READ_SLICE))
     first = True
     while pending:
         stream = zlib.decompressobj(wbits=31)
         while not stream.eof:
-            if not pending and not (pending := source.read(config.READ_SLICE)):
+            if not pending and not (pending := memoryview(source.read(config.READ_SLICE))):
                 raise DamagedShardError("the gzip stream is cut off", len(raw.data))
+            given = pending[: config.GZIP_FEED]
             try:
-                raw.add(stream.decompress(pending, config.COPY_SLICE))
+                piece = stream.decompress(given, config.COPY_SLICE)
             except zlib.error as error:
                 text = "not gzip" if first and "header" in str(error) else "the gzip stream is broken"
                 raise DamagedShardError(f"{text} ({error})", len(raw.data)) from error
-            pending = stream.unconsumed_tail
+            left = len(stream.unused_data) if stream.eof else len(stream.unconsumed_tail)
+            pending = pending[len(given) - left :]
+            raw.add(piece, source.count - len(pending))
         first = False
-        pending = stream.unused_data
-        while not pending.lstrip(b"\0"):
-            if not (pending := source.read(config.READ_SLICE)):
-                return
-        pending = pending.lstrip(b"\0")
+        pending = _behind_padding(pending, source)
 
 
-_SENTINEL = bytes.fromhex("9f2c7d51e84ab6033d90c15f7e28a46b")
+def _behind_padding(pending: memoryview, source: _Observed) -> memoryview:
+    """What follows a member, without the zeros in front of it; empty at the end."""
+    while True:
+        rest = bytes(pending[: config.GZIP_FEED])
+        kept = len(rest.lstrip(b"\0"))
+        pending = pending[len(rest) - kept :]
+        if kept:
+            return pending
+        if not pending and not (pending := memoryview(source.read(config.READ_SLICE))):
+            return pending
+
+
+_SENTINEL = bytes.fromhex("9f2c7d51e84ab6033d90c15f7e28a46b") * 8
+"""Its frame does not hold it literally: a block that is stored as it is and cut off would swallow the frame and seem
+whole."""
 _SENTINEL_FRAME = zstandard.ZstdCompressor(write_checksum=True).compress(_SENTINEL)
+
+
+_ZSTD_HEADER = 18
+"""Bytes in a zstd frame's header at most (RFC 8878, 3.1.1.1)."""
 
 
 class _WithSentinel:
     """A source with one more frame behind its last byte: zstandard takes a frame that is cut off for a normal end,
-    and only what it makes of the frame behind it tells."""
+    and only what it makes of the frame behind it tells.
+
+    The sentinel comes together with the last bytes of the source: libzstd forgets the beginning of a header if a whole
+    frame stands at the beginning of the next piece it is given.
+    """
 
     def __init__(self, source: _Observed) -> None:
         self._source = source
+        self._held = b""
         self._ended = False
-        self.empty = True
 
     def read(self, count: int) -> bytes:
-        data = b"" if self._ended else self._source.read(count)
-        if data:
-            self.empty = False
-            return data
-        if self._ended:
-            return b""
-        self._ended = True
-        return _SENTINEL_FRAME
+        while not self._ended:
+            data = self._source.read(count)
+            if not data:
+                self._ended = True
+                return self._held + _SENTINEL_FRAME
+            data = self._held + data
+            self._held = data[-_ZSTD_HEADER:]
+            if len(data) > _ZSTD_HEADER:
+                return data[:-_ZSTD_HEADER]
+        return b""
 
 
 def _unzstd(source: _Observed, raw: _Raw) -> None:
@@ -140,7 +176,7 @@ def _unzstd(source: _Observed, raw: _Raw) -> None:
         with decompressor.stream_reader(feed, read_size=config.READ_SLICE, read_across_frames=True) as stream:  # type: ignore[arg-type]
             while count := stream.readinto(piece):
                 held += view[:count]
-                raw.add(held[: -len(_SENTINEL)])
+                raw.add(held[: -len(_SENTINEL)], source.count)
                 held = held[-len(_SENTINEL) :]
     except zstandard.ZstdError as error:
         raise DamagedShardError(f"the zstd stream is broken ({error})", len(raw.data)) from error

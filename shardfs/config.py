@@ -13,11 +13,22 @@ COPY_SLICE = MIB
 READ_SLICE = MIB
 """Stored bytes are fetched from a local file in pieces of this size."""
 
-BOMB_FLOOR = 192 * MIB
-"""Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds."""
+BOMB_FLOOR = 128 * MIB
+"""Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds. A damaged shard
+may take 256 MiB in all; the other half is for what is made of the raw bytes before the damage shows."""
 
-BOMB_RATIO = 250
-"""Above BOMB_FLOOR, raw bytes per stored byte at most. Real shards reach 10 to 100; deflate's bombs 1,000, zstd's 30,000."""
+BOMB_RATIO = 128
+"""Above BOMB_FLOOR, raw bytes per stored byte at most. Real shards reach 10 to 100; deflate's bombs 230 (when made
+fast) to 1,000, zstd's 30,000."""
+
+SUSPECT_SIZE = 32 * MIB
+SUSPECT_RATIO = 50
+"""A shard that passes this raw size while it compresses better than this is looked into before more is made of it:
+a stream of zeros is a million damaged samples and need not be decompressed to its end first."""
+
+GZIP_FEED = 64 * 1024
+"""zlib copies what is left of its input at the end of each member: of this much at most, or a megabyte for each of
+50,000 empty members would be copied."""
 
 ZSTD_WINDOW = 128 * MIB
 """Largest zstd window accepted (levels up to 19 use 8 MiB, --ultra --long=27 this): a frame may ask for 3.75 TiB."""
@@ -26,6 +37,24 @@ TOKEN_FLOOR = 1_000_000
 TOKENS_PER_STORED_BYTE = 16
 """Values a shard may hold: the floor, plus this many per stored byte. A run of zero bytes is one value per raw byte
 and would otherwise keep a worker busy for minutes; real shards stay below 6 per stored byte."""
+
+SAMPLE_TOKENS = 2
+FILE_TOKENS = 4
+"""A sample, and a value with a file of its own, count as this many values more: a file costs 10 microseconds, and half
+a kilobyte while its sample is laid out."""
+
+TEXT_PER_TOKEN = 16
+"""Bytes of text that count as one value more: text takes up to four bytes of memory for one, and is copied."""
+
+JSON_LINES = 8
+"""All lines of a JSONL shard together may hold this many times what one line may: each is forgotten before the next."""
+
+JSON_ARRAY_FLOOR = 32 * MIB
+"""An array out of a JSON line may take this much memory, and 16 bytes per byte of the line: `<U1000000` makes megabytes
+out of each empty text."""
+
+PICKLE_OPS = 1_000_000
+"""Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""
 
 NESTING = 64
 """Deepest nesting of dicts and lists in a sample; json, msgpack and Python's own stack all end near there or later."""
@@ -82,7 +111,11 @@ FOREVER = 86_400.0
 """Seconds the kernel may keep names and attributes inside a sealed shard, which never change."""
 
 REFRESH = 1.0
-"""Seconds the kernel may keep names and attributes of the root and of directories that only lead to keys."""
+"""Seconds the kernel may keep names and attributes of the root, of directories that only lead to keys and of keys; and
+how often, at most, the store is asked on use whether a key is still the same."""
+
+REFRESH_WAIT = 0.1
+"""Seconds a lookup waits for that answer: a store that is slower is seen a moment later, and stops nobody."""
 
 ERRORS_KEPT = 1_000
 """Lines of damage kept for asking; older ones are in the log."""
@@ -125,6 +158,15 @@ def default_budget() -> int:
 
 NOTES_LOGGED = 20
 """Cells that could not be decoded, logged one by one for each shard; there may be one in every sample."""
+
+NOTICES = 10_000
+"""Superseded keys the kernel is still to be told of; above it, it finds out by itself."""
+
+NOTICE_WAIT = 1.0
+"""Seconds to wait at the end for the thread that tells it."""
+
+READ_AHEAD_KB = 1024
+"""The kernel asks for 128 KiB at a time unless told otherwise, which root may do; 1 MiB a request is a fifth faster."""
 
 HANDLES = 1 << 20
 """Files and directories that may be open at once; above it open says EMFILE."""

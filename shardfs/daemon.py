@@ -53,6 +53,8 @@ class Mounted:
     """One line of the mount table."""
 
     path: str
+    device: str
+    """Its device's numbers, `major:minor`."""
     fstype: str
     source: str
     owner: int | None
@@ -74,7 +76,9 @@ def mounts(table: str = "/proc/self/mountinfo") -> list[Mounted]:
         if len(left) < 6 or len(right) < 3:
             continue
         owner = re.search(r"(?:^|,)user_id=(\d+)", right[2])
-        found.append(Mounted(_unescape(left[4]), right[0], _unescape(right[1]), int(owner[1]) if owner else None))
+        found.append(
+            Mounted(_unescape(left[4]), left[2], right[0], _unescape(right[1]), int(owner[1]) if owner else None)
+        )
     return found
 
 
@@ -198,14 +202,14 @@ class Record:
     store: str
 
 
-def _started(pid: int) -> int | None:
-    """Start of a process that runs; None if there is none, or only its corpse."""
+def _started(pid: int, corpse: bool = False) -> int | None:
+    """Start of a process that runs; None if there is none, or (without `corpse`) only its corpse."""
     try:
         # the name in parentheses may hold anything, also a parenthesis
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return int(fields[19]) if fields[0] not in "ZX" else None
+    return int(fields[19]) if corpse or fields[0] not in "ZX" else None
 
 
 def _directories(uid: int) -> Iterator[Path]:
@@ -293,7 +297,9 @@ def wait_until_gone(record: Record, seconds: float = GONE_SECONDS) -> bool:
             time.sleep(0.02)
         return True
     try:
-        return _started(record.pid) != record.started or bool(select.select([watched], [], [], seconds)[0])
+        # also what looks like a corpse is watched: other threads may still hold the mount when the first one has ended
+        same = _started(record.pid, corpse=True) == record.started
+        return not same or bool(select.select([watched], [], [], seconds)[0])
     finally:
         os.close(watched)
 

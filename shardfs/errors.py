@@ -13,6 +13,7 @@ __all__ = [
     "MissingKeyError",
     "MountError",
     "NotWritableError",
+    "OverfullShardError",
     "ShardfsError",
     "StaleShardError",
     "StorageError",
@@ -103,3 +104,10 @@ class DamagedShardError(ShardfsError):
         where = "" if self.offset is None else f" at byte {self.offset}"
         what = "shard" if self.key is None else f"shard {self.key!r}"
         return f"{what} is damaged{where}: {self.reason}"
+
+
+class OverfullShardError(DamagedShardError):
+    """A shard that holds more values than its stored bytes can hold in earnest: made to keep its reader busy."""
+
+    def __init__(self, offset: int | None = None) -> None:
+        super().__init__("more values than stored bytes of this number can hold in earnest", offset)

@@ -1,8 +1,9 @@
 """The persistent index: what shards hold, kept over mounts, so that a remount lists and stats without touching one.
 
-One SQLite file per store and way of reading it, a row per shard: its table, packed and compressed, under the key and the
-shard's version. It is a cache: whatever is wrong with it is thrown away and made again, and several processes may use
-one file at once. Knows nothing of mounts or of how tables are made.
+One SQLite file per store and way of reading it, a row per shard: its table, packed and compressed, under the key, the
+shard's version, and a mark of its content that is the same on every machine. It is a cache: whatever is wrong with it
+is thrown away and made again, and several processes may use one file at once. Knows nothing of mounts or of how tables
+are made.
 """
 
 from __future__ import annotations
@@ -14,30 +15,38 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import zstandard
 
 from shardfs import config, index
+from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.index import ShardTable
 from shardfs.model import Entry
 
 log = logging.getLogger("shardfs")
 
 FORMAT = 1
-"""Raised whenever what a row means changes: rows of another format are as good as none."""
+"""Raised whenever a row means something else, or a shard is shown as other files or sizes than before."""
+
+PUBLISHED = ".shardfs-index.sqlite"
+"""Name under which an exported index lies in a store's root."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS shards (
     key TEXT PRIMARY KEY,
     version TEXT NOT NULL,
+    mark TEXT NOT NULL,
     samples INTEGER NOT NULL,
     files INTEGER NOT NULL,
     crc INTEGER NOT NULL,
     data BLOB NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS about (identity TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+
+_Row = tuple[str, str, int, bytes]
 
 
 def default_path(store: str, reading: str) -> Path:
@@ -47,35 +56,60 @@ def default_path(store: str, reading: str) -> Path:
     return Path(base) / "shardfs" / "index" / f"{name}.sqlite"
 
 
-class IndexDb:
-    """The index of one store, in a file. Thread-safe. Errors never leave it: a lookup that fails is a miss.
+def name_of(key: str) -> str:
+    """A key as SQLite takes it: names of files that are no UTF-8 hold lone surrogates."""
+    return key.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
-    With `read_only` the file is one that was published with a store: it is never written to.
+
+class IndexDb:
+    """The index of one store, in a file. Thread-safe. Errors never leave its lookups: one that fails is a miss.
+
+    `reading` must be the same for all who use one file. With `read_only` the file is one that was published, and is
+    never written to; `published` is asked for what the own file does not have.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, reading: str, *, read_only: bool = False, published: IndexDb | None = None) -> None:
         self.path = path
+        self._identity = f"{FORMAT} {reading}"
         self._read_only = read_only
+        self._published = published
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._broken = False
 
-    def get(self, entry: Entry) -> ShardTable | None:
-        """The table of exactly this version of a shard, if the index has it."""
-        with self._connected() as connection:
-            if connection is None:
-                return None
-            row = connection.execute(
-                "SELECT data, crc FROM shards WHERE key = ? AND version = ?", (_text(entry.key), entry.version)
-            ).fetchone()
-        if row is None or zlib.crc32(row[0]) != row[1]:
-            return None
-        try:
-            return index.unpack(zstandard.decompress(row[0], max_output_size=config.INDEX_ROW))
-        except (ValueError, KeyError, TypeError, zstandard.ZstdError):
-            return None
+    def get(self, entry: Entry, mark: Callable[[], str]) -> ShardTable | None:
+        """The table of exactly this shard, if the index has it: by its version, or by `mark()` of its content.
 
-    def put(self, entry: Entry, table: ShardTable) -> None:
+        `mark` may raise ShardfsError and OSError for a shard that cannot be looked at; that is a miss too.
+        """
+        row = self._row(entry)
+        if row is not None and row[0] == entry.version:
+            return _unpacked(row)
+        seen: str | None = None
+        for found in (row, None if self._published is None else self._published._row(entry)):
+            if found is None:
+                continue
+            if seen is None:
+                try:
+                    seen = mark()
+                except (ShardfsError, OSError):
+                    return None
+            if found[1] == seen:
+                table = _unpacked(found)
+                if table is not None:
+                    self.put(entry, table, seen)
+                return table
+        return None
+
+    def _row(self, entry: Entry) -> _Row | None:
+        row: _Row | None = None
+        with self._connected() as connection:
+            if connection is not None:
+                query = "SELECT version, mark, crc, data FROM shards WHERE key = ?"
+                row = connection.execute(query, (name_of(entry.key),)).fetchone()
+        return row
+
+    def put(self, entry: Entry, table: ShardTable, mark: str) -> None:
         """Keep the table of a shard, in place of what an older version had."""
         if self._read_only:
             return
@@ -83,28 +117,61 @@ class IndexDb:
         with self._connected() as connection:
             if connection is not None:
                 connection.execute(
-                    "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?, ?)",
-                    (_text(entry.key), entry.version, table.samples, table.files, zlib.crc32(data), data),
+                    "INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (name_of(entry.key), entry.version, mark, table.samples, table.files, zlib.crc32(data), data),
                 )
 
     def versions(self) -> dict[str, str]:
-        """Key -> version of all shards the index has."""
+        """`name_of(key)` -> version, of all shards the index has."""
+        versions: dict[str, str] = {}
         with self._connected() as connection:
-            rows = [] if connection is None else connection.execute("SELECT key, version FROM shards").fetchall()
-        return dict(rows)
+            if connection is not None:
+                versions = dict(connection.execute("SELECT key, version FROM shards").fetchall())
+        return versions
 
-    def drop(self, keys: list[str]) -> None:
-        """Forget shards."""
+    def drop(self, names: list[str]) -> None:
+        """Forget shards, by the names that `versions` gives."""
         with self._connected() as connection:
             if connection is not None and not self._read_only:
-                connection.executemany("DELETE FROM shards WHERE key = ?", [(_text(key),) for key in keys])
+                connection.executemany("DELETE FROM shards WHERE key = ?", [(name,) for name in names])
+
+    def export(self, path: Path) -> int:
+        """Write the index into a new file, for publishing; the number of shards in it. OSError, BadSettingError."""
+        if path.exists():
+            raise BadSettingError(f"{path} is there already: name a new file")
+        count = None
+        with self._connected() as connection:
+            if connection is not None:
+                connection.execute("VACUUM INTO ?", (str(path),))
+                count = int(connection.execute("SELECT count(*) FROM shards").fetchone()[0])
+        if count is None:
+            raise BadSettingError(f"the index {self.path} could not be written to {path}")
+        return count
+
+    def take(self, path: Path) -> int:
+        """Take over all rows of an exported index; their number. BadSettingError for what is none of this store."""
+        other = IndexDb(path, self._identity.partition(" ")[2], read_only=True)
+        try:
+            with other._connected() as connection:
+                rows = None if connection is None else connection.execute("SELECT * FROM shards").fetchall()
+        finally:
+            other.close()
+        if rows is None:
+            raise BadSettingError(f"{path} is no index of this kind of store and way of showing it")
+        with self._connected() as connection:
+            if connection is not None:
+                connection.executemany("INSERT OR IGNORE INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+        return len(rows)
 
     def close(self) -> None:
+        """End the use of the file; later lookups miss."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
             self._broken = True
+        if self._published is not None:
+            self._published.close()
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection | None]:
@@ -112,52 +179,61 @@ class IndexDb:
         with self._lock:
             try:
                 if self._connection is None and not self._broken:
-                    self._connection = self._open()
+                    self._connection = self._opened()
                 yield self._connection
-            except sqlite3.Error as error:
-                self._give_up(error)
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(str(error))
 
-    def _open(self) -> sqlite3.Connection | None:
+    def _opened(self) -> sqlite3.Connection | None:
         if self._read_only:
-            uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
-            return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
-        try:
+            connection = self._connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1")
+        else:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return self._prepared()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
-            log.warning("the index %s is damaged (%s): it is made anew", self.path, error)
-            for ending in ("", "-wal", "-shm"):
-                Path(f"{self.path}{ending}").unlink(missing_ok=True)
-            return self._prepared()
-        except OSError as error:
-            self._give_up(error)
-            return None
-
-    def _prepared(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self.path, timeout=config.INDEX_WAIT, check_same_thread=False, isolation_level=None
-        )
-        try:
-            # WAL: readers and one writer at once; NORMAL: a crash of the machine may lose rows, never the file
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(_SCHEMA)
-        except BaseException:
+            connection = self._prepared()
+        identities = {row[0] for row in connection.execute("SELECT identity FROM about")}
+        if identities != {self._identity}:
             connection.close()
-            raise
+            self._give_up("it is of another format, or for another way of showing the store")
+            return None
         return connection
 
-    def _give_up(self, error: Exception) -> None:
+    def _connect(self, uri: str) -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=config.INDEX_WAIT, check_same_thread=False, isolation_level=None)
+
+    def _prepared(self) -> sqlite3.Connection:
+        """The own file, made if need be; a damaged one is made anew."""
+        for attempt in (1, 2):
+            connection = self._connect(self.path.absolute().as_uri())
+            try:
+                # WAL: readers and one writer at once; NORMAL: a crash of the machine may lose rows, never the file
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.executescript(_SCHEMA)
+                connection.execute("INSERT OR IGNORE INTO about VALUES (?)", (self._identity,))
+                return connection
+            except sqlite3.DatabaseError as error:
+                connection.close()
+                if attempt == 2 or isinstance(error, sqlite3.OperationalError):
+                    raise
+                log.warning("the index %s is damaged (%s): it is made anew", self.path, error)
+                for ending in ("", "-wal", "-shm"):
+                    Path(f"{self.path}{ending}").unlink(missing_ok=True)
+        raise AssertionError("unreachable")
+
+    def _give_up(self, reason: str) -> None:
         if not self._broken:
-            log.warning("the index %s cannot be used (%s): this goes on without it", self.path, error)
+            log.warning("the index %s cannot be used (%s): this goes on without it", self.path, reason)
         self._broken = True
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
 
-def _text(key: str) -> str:
-    """A key as SQLite takes it: names of files that are no UTF-8 hold lone surrogates."""
-    return key.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
+def _unpacked(row: _Row) -> ShardTable | None:
+    _, _, crc, data = row
+    if zlib.crc32(data) != crc:
+        return None
+    try:
+        return index.unpack(zstandard.decompress(data, max_output_size=config.INDEX_ROW))
+    except (ValueError, KeyError, TypeError, zstandard.ZstdError):
+        return None

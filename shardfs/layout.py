@@ -51,7 +51,7 @@ class _Layout:
         self._arrays = arrays
         self._room = room
         self._files: list[FilePlan] = []
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}
         self._explained: dict[str, Any] = {}
 
     def sample(self, tree: Tree) -> list[FilePlan]:
@@ -76,7 +76,7 @@ class _Layout:
             if values.is_file(value):
                 self._file_field(key, value)
             elif type(key) is str:
-                light[key] = values.to_json(value, self._add, (names.escape(key),))
+                light[key] = values.to_json(value, self._add, (names.escape(key[: config.NAME_MAX]),))
             else:
                 unnamed.append((key, value))
         if unnamed:
@@ -87,34 +87,35 @@ class _Layout:
 
     def _file_field(self, key: Any, value: Any) -> None:
         text = key if isinstance(key, str) else _display(key)
-        field = names.escape(text)
+        field = names.escape(text[: config.NAME_MAX])
         suffix = self._add(value, (field,))
-        if not isinstance(key, str) or suffix.rpartition(".")[0] != field:
+        if not isinstance(key, str) or len(key) > config.NAME_MAX or suffix.rpartition(".")[0] != field:
             self._explained[suffix] = values.to_json(key, values.no_lift, ())
 
     def _unnamed_fields(self, fields: list[tuple[Any, Any]], light: dict[str, Any]) -> None:
         """Light fields whose names are no text: shown under a text, and explained."""
-        suffixes = {file.suffix for file in self._files}
+        counts: dict[str, int] = {}
         for key, value in fields:
             shown = text = _display(key)
-            count = 2
-            while shown in light or shown in suffixes or shown == FIELDS:
-                shown = f"{text}~{count}"
-                count += 1
+            # what is explained must mean one thing: no file may have the same name, those of the values below included
+            while shown in light or names.same_name(shown) in self._taken or shown == FIELDS:
+                counts[text] = counts.get(text, 1) + 1
+                shown = f"{text}~{counts[text]}"
+            self._taken[names.same_name(shown)] = 1
             light[shown] = values.to_json(value, self._add, (names.escape(shown),))
             self._explained[shown] = values.to_json(key, values.no_lift, ())
 
     def _add(self, value: Any, path: tuple[str, ...]) -> str:
         content = values.content_of(value, self._raw, self._arrays)
-        suffix = names.tell_apart(names.file_suffix(path[0], path[1:], content.ext, self._room), self._taken)
-        self._taken.add(names.same_name(suffix))
+        suffix = names.file_suffix(path[0], path[1:], content.ext, self._room)
+        suffix = names.tell_apart(suffix, self._taken, self._room)
         self._files.append(FilePlan(suffix, content))
         return suffix
 
 
 def _display(key: Any) -> str:
     """A text for the name of a field that is none."""
-    return key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)[:100]
+    return key[:100].decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)[:100]
 
 
 def read_back(files: Mapping[str, bytes]) -> Any:
@@ -155,7 +156,7 @@ def file_value(suffix: str, data: bytes) -> Any:
     """The value a file's content stands for: an array for `.npy` and for a `.png` made of one, else its bytes."""
     ext = suffix.rpartition(".")[2]
     if ext == "npy":
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        return np.load(io.BytesIO(data), allow_pickle=False, max_header_size=len(data))
     if ext == "png" and images.read_mark(data) == "ndarray":
         width, height, _, pixels = images.unpng(data)
         return np.frombuffer(pixels, np.uint8).reshape(height, width, -1)

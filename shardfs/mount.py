@@ -25,6 +25,8 @@ from shardfs import config, daemon, request_loop
 from shardfs.daemon import MissingSystemError
 from shardfs.errors import MountError
 from shardfs.fuse import Operations
+from shardfs.indexing import open_database
+from shardfs.notices import Notices
 from shardfs.store import Store, local_path
 from shardfs.vfs import Vfs, build_vfs
 
@@ -57,6 +59,8 @@ class MountOptions:
     arrays: str = "png"
     allow_other: bool = False
     nonempty: bool = False
+    index: bool = True
+    """Keep what shards hold over mounts."""
 
 
 def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -70,15 +74,21 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     check_system()
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
+    database = open_database(store, options.arrays) if options.index else None
     vfs = build_vfs(
         store,
         budget=options.memory or config.default_budget(),
         arrays=options.arrays,
         uid=os.geteuid(),
         gid=os.getegid(),
+        database=database,
     )
-    with prepared(path, options.nonempty):
-        trio.run(_serve, vfs, path, fuse_options(store, options), store.url, ready)
+    try:
+        with prepared(path, options.nonempty):
+            trio.run(_serve, vfs, path, fuse_options(store, options), store.url, ready)
+    finally:
+        if database is not None:
+            database.close()
 
 
 def tune() -> None:
@@ -197,9 +207,14 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         descriptor = init(Operations(vfs), path, options)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
+        notices = Notices(
+            lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
+            lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
+        )
+        vfs.superseded = notices.superseded
         unmount = True
         try:
-            with daemon.recorded(path, source_name(url)), _hanging_ends(path) as ending:
+            with daemon.recorded(path, source_name(url)), _hanging_ends(path) as ending, notices.running():
                 async with vfs.running(), trio.open_nursery() as nursery:
 
                     def terminate() -> None:
@@ -210,6 +225,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
 
                     nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, terminate)
                     ready()
+                    threading.Thread(target=raise_read_ahead, args=(path,), name="read-ahead", daemon=True).start()
                     try:
                         await pyfuse3.main(MIN_TASKS, config.MAX_TASKS)
                     except BaseException:
@@ -232,6 +248,16 @@ async def _end_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope,
     with trio.move_on_after(DRAIN_SECONDS):
         await anext(signals)  # a second one: at once
     serving.cancel()
+
+
+def raise_read_ahead(path: str) -> None:
+    """Let the kernel ask for more at a time, where this process may say so. In a thread: it asks the mount."""
+    with contextlib.suppress(OSError):
+        os.statvfs(path)  # the kernel sets its own figure with the first answer
+        mounted = daemon.mounted_at(path)
+        if mounted is not None:
+            with open(f"/sys/class/bdi/{mounted.device}/read_ahead_kb", "w") as file:
+                file.write(str(config.READ_AHEAD_KB))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ arrays: what msgpack-numpy 0.4.8 writes, run and read. Knows nothing of shards, 
 from __future__ import annotations
 
 import pickletools
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import msgpack
 import numpy as np
 
 from shardfs import config, values
-from shardfs.errors import DamagedShardError
+from shardfs.errors import DamagedShardError, OverfullShardError
 from shardfs.values import Array, Blob, Extension, Pickle, Tree
 
 _FIXED: dict[int, tuple[Callable[..., tuple[Any, ...]], int]] = {
@@ -45,26 +46,34 @@ _TIMESTAMP = -1
 class Walker:
     """Reads msgpack objects out of `raw` one after the other. Raises DamagedShardError with the offset.
 
-    `limit` bounds the number of values, keys included, that are made in all.
+    `limit` bounds the number of values, keys included, that are made in all; samples, files and long texts count as
+    several (config.py says how many).
     """
 
     def __init__(self, raw: values.Buffer, limit: int) -> None:
         self._raw = raw
         self._end = len(raw)
-        self._left = limit
+        self.left = limit
+        """What is left of it."""
 
     def read(self, position: int) -> tuple[Tree, int]:
         """The object at `position` and the position behind it."""
+        self._spend(config.SAMPLE_TOKENS, position)
         return self._value(position, 0)
+
+    def _spend(self, tokens: int, at: int) -> None:
+        self.left -= tokens
+        if self.left < 0:
+            raise OverfullShardError(at)
 
     def _value(self, at: int, depth: int) -> tuple[Tree, int]:
         """One object. Ordered by how often each kind is met."""
         raw = self._raw
         if at >= self._end:
             raise DamagedShardError("the msgpack data end in the middle of a sample", at)
-        self._left -= 1
-        if self._left < 0:
-            raise DamagedShardError("more values than stored bytes of this number can hold in earnest", at)
+        self.left -= 1
+        if self.left < 0:
+            raise OverfullShardError(at)
         code = raw[at]
         if code < 0x80:
             return code, at + 1
@@ -89,6 +98,7 @@ class Walker:
         if code in _BIN:
             length, at = self._length(at + 1, _BIN[code])
             self._need(at, length)
+            self._spend(config.FILE_TOKENS, at)
             return Blob(at, length), at + length
         if code in _STR:
             length, at = self._length(at + 1, _STR[code])
@@ -118,6 +128,8 @@ class Walker:
         end = at + length
         if end > self._end:
             self._need(at, length)
+        if length >= config.TEXT_PER_TOKEN:
+            self._spend(length // config.TEXT_PER_TOKEN, at)
         try:
             return str(self._raw[at:end], "utf-8"), end
         except UnicodeDecodeError as error:
@@ -149,13 +161,12 @@ class Walker:
     def _plain_key(self, key: Any, at: int) -> Any:
         """A map key as a hashable plain value: bytes instead of a reference, tuples instead of lists."""
         if isinstance(key, Blob | Extension):
+            self._spend(key.length // config.TEXT_PER_TOKEN, at)
             return key.value(self._raw)
         if isinstance(key, list):
             return tuple(self._plain_key(item, at) for item in key)
-        try:
-            hash(key)
-        except TypeError as error:
-            raise DamagedShardError("a map or an array as the name of a field", at) from error
+        if isinstance(key, dict | Array | Pickle):
+            raise DamagedShardError("a map or an array as the name of a field", at)
         return key
 
     def _nest(self, at: int, depth: int) -> None:
@@ -171,6 +182,9 @@ class Walker:
                 return msgpack.Timestamp.from_bytes(bytes(self._raw[at : at + length])), at + length
             except ValueError as error:
                 raise DamagedShardError(f"a timestamp that is none ({error})", at) from error
+        if code < 0:
+            raise DamagedShardError(f"extension type {code}, which msgpack keeps for itself", at)
+        self._spend(config.FILE_TOKENS, at)
         return Extension(code, at, length), at + length
 
 
@@ -235,54 +249,55 @@ def _descr_list(spec: list[Tree], raw: values.Buffer) -> Any:
     return values.safe_dtype(_descr(spec, raw))
 
 
-_PLAIN_MODULES = (
-    "numpy",
-    "builtins",
-    "__builtin__",
-    "copy_reg",
-    "copyreg",
-    "_codecs",
-    "collections",
-    "datetime",
-    "decimal",
-    "uuid",
-    "pandas",
+_PLAIN_NAME = re.compile(
+    r"""numpy(\._?core\.(multiarray|numeric))?\ (
+            _reconstruct | ndarray | dtype | scalar | _frombuffer | bool_? | str_ | bytes_ | u?int(8|16|32|64)
+            | u?longlong | float(16|32|64|128) | complex(64|128|256) | c?longdouble | datetime64 | timedelta64 | void )
+        | (builtins|__builtin__)\ (
+            bool | bytearray | bytes | complex | dict | float | frozenset | int | list | object | range | set | slice
+            | str | tuple )
+        | copy_?reg\ (_reconstructor|__newobj__)
+        | _codecs\ encode
+        | collections\ (OrderedDict|defaultdict|deque|Counter)
+        | datetime\ (date|datetime|time|timedelta|timezone)
+        | decimal\ Decimal
+        | uuid\ (UUID|SafeUUID)""",
+    re.VERBOSE,
 )
-_DANGEROUS = {
-    "eval",
-    "exec",
-    "compile",
-    "open",
-    "getattr",
-    "__import__",
-    "setattr",
-    "delattr",
-    "input",
-    "breakpoint",
-    "map",
-    "apply",
-    "execfile",
-    "file",
-}
+"""`module name` of what may stand in the pickle of an array of plain values."""
+
+_FOREIGN_OPCODES = frozenset(("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"))
 
 
 def _refuse_foreign_pickle(data: bytes, at: int) -> None:
     """An object array's pickle is shown as bytes and never run; one that names anything beyond data types was made
     to attack whoever does run it, and damns the shard. Only looks at the opcodes."""
-    strings: list[str] = []
+    names: list[str] = []  # pushed by the opcodes just before this one
+    memo: dict[Any, str] = {}
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count >= config.PICKLE_OPS:
+                raise OverfullShardError(at)
             if opcode.name in ("GLOBAL", "INST"):
-                module, _, name = str(argument).partition(" ")
+                _refuse_foreign_name(str(argument), at)
             elif opcode.name == "STACK_GLOBAL":
-                module, name = (strings[-2:] + ["", ""])[:2] if len(strings) >= 2 else ("", "")
+                _refuse_foreign_name(" ".join(names[-2:]), at)
+            elif opcode.name in _FOREIGN_OPCODES:
+                raise DamagedShardError(f"a pickle with {opcode.name}, which is no data", at)
+            if "UNICODE" in opcode.name:
+                names.append(str(argument))
+            elif "GET" in opcode.name:
+                names.append(memo.get(argument, ""))
+            elif opcode.name == "MEMOIZE" or "PUT" in opcode.name:
+                memo[len(memo) if argument is None else argument] = names[-1] if names else ""
             else:
-                if isinstance(argument, str):
-                    strings = [*strings[-3:], argument]
-                continue
-            if module.split(".")[0] not in _PLAIN_MODULES or name.split(".")[0] in _DANGEROUS:
-                raise DamagedShardError(f"a pickle that calls {module}.{name}, which is no data", at)
+                names.clear()
     except DamagedShardError:
         raise
     except Exception as error:  # pickletools raises whatever its parsers raise
         raise DamagedShardError(f"an object array whose pickle cannot be read ({type(error).__name__})", at) from error
+
+
+def _refuse_foreign_name(name: str, at: int) -> None:
+    if not _PLAIN_NAME.fullmatch(name):
+        raise DamagedShardError(f"a pickle that calls {name[:80].replace(' ', '.')}, which is no data", at)

@@ -10,16 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable
 
 from shardfs import config
 
-_UNSAFE = re.compile("[/%~\0-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNSAFE = re.compile("[/%~\0-\x1f\x7f-\x9f\ud800-\udfff]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.]*\Z")
 
 
 def _percent(text: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
+    return "%" + text.encode("utf-8", "surrogatepass").hex("%").upper()
 
 
 def escape(text: str) -> str:
@@ -82,17 +81,26 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def tell_apart(suffix: str, taken: Iterable[str]) -> str:
-    """`suffix`, with `~2`, `~3` … before its extension if `taken` (of `same_name`s) has it."""
-    if same_name(suffix) not in taken:
+def tell_apart(suffix: str, taken: dict[str, int], room: int) -> str:
+    """`suffix`, with `~2`, `~3` … before its extension if its `same_name` is taken; at most `room` bytes.
+
+    Enters the name into `taken`, which has for each name how often it was wanted: thousands of names that differ in
+    case only must not each be tried against all.
+    """
+    wanted = same_name(suffix)
+    if wanted not in taken:
+        taken[wanted] = 1
         return suffix
     stem, _, ext = suffix.rpartition(".")
-    count = 2
-    while same_name(f"{stem}~{count}.{ext}") in taken:
-        count += 1
-    return f"{stem}~{count}.{ext}"
+    stem = shorten(stem, room - (config.NAME_MAX - config.NAME_KEEP) - len(ext) - 1)
+    while True:
+        taken[wanted] += 1
+        made = f"{stem}~{taken[wanted]}.{ext}"
+        if same_name(made) not in taken:
+            taken[same_name(made)] = 1
+            return made
 
 
 def key_path(key: str) -> tuple[str, ...]:
     """The directories that lead to a key, the last one the key's own."""
-    return tuple(shorten(escape(part), config.NAME_KEEP) if len(part) > 60 else escape(part) for part in key.split("/"))
+    return tuple(shorten(escape(part), config.NAME_KEEP) for part in key.split("/"))

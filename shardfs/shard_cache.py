@@ -85,6 +85,7 @@ class ShardCache:
         self._told: OrderedDict[Identity, None] = OrderedDict()
         self._held = 0
         self._reserved = 0
+        self._waiting = 0
         self._table_bytes = 0
         self._turns: dict[bool, trio.Lock] = {}
         self._changed: trio.Event | None = None
@@ -150,7 +151,7 @@ class ShardCache:
         identity = (entry.key, entry.version)
         if identity in self._loads or self._workers is None:
             return None
-        table = await self._workers.io(lambda: database.get(entry))
+        table = await self._workers.io(lambda: self._look_up(database, entry))
         if table is not None:
             self.counts.indexed += 1
             self._keep_table(identity, table)
@@ -199,10 +200,16 @@ class ShardCache:
         finally:
             loaded.pins -= 1
         if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
-            self._make_room(len(data))
+            self._keep_rendered(identity, file, data)
+        return data
+
+    def _keep_rendered(self, identity: Identity, file: int, data: bytes) -> None:
+        """Keep it for the next read; but not in place of its shard, which that read would load again in place of it."""
+        shard = self._shards.get(identity)
+        if self._reserved + (0 if shard is None else shard.nbytes) + len(data) <= self._budget:
+            self._make_room(len(data), identity)
             self._rendered[identity, file] = data
             self._held += len(data)
-        return data
 
     async def _run(self, load: _Load) -> None:
         identity = (load.entry.key, load.entry.version)
@@ -215,7 +222,10 @@ class ShardCache:
             load.error = StorageError(f"loading {load.entry.key}: {error or type(error).__name__}")
             self._tell(identity, load.error)
         except Exception as error:
-            log.exception("loading %s", load.entry.key)
+            self.counts.failures += 1
+            if identity not in self._told:
+                self._remember(identity)
+                log.exception("loading %s", load.entry.key)
             load.error = StorageError(f"loading {load.entry.key}: {type(error).__name__}: {error}")
         finally:
             self._reserved -= load.reserved
@@ -242,7 +252,9 @@ class ShardCache:
 
         def work() -> tuple[Loaded, bool]:
             shard = driver.load(entry, grow)
-            table = known if known is not None or self._database is None else self._database.get(entry)
+            table = known
+            if table is None and self._database is not None:
+                table = self._look_up(self._database, entry)
             if table is not None and table.raw_bytes == len(shard.raw):
                 return Loaded(shard, table), False
             return Loaded(shard, index.build(shard, self._arrays)), True
@@ -253,26 +265,45 @@ class ShardCache:
         return loaded
 
     async def _put(self, database: IndexDb, entry: Entry, table: ShardTable) -> None:
+        def put() -> None:
+            try:
+                database.put(entry, table, self._driver.mark(entry))
+            except (ShardfsError, OSError) as error:
+                log.debug("%s was not put into the index: %s", entry.key, error)
+
         if self._workers is not None:
-            await self._workers.io(lambda: database.put(entry, table))
+            await self._workers.io(put)
+
+    def _look_up(self, database: IndexDb, entry: Entry) -> ShardTable | None:
+        return database.get(entry, lambda: self._driver.mark(entry))
 
     async def _reserve(self, load: _Load, size: int) -> None:
         """Take room for a load: in turn, waiting for other loads to end where eviction is not enough.
 
         Small loads have a lane of their own, and large ones leave them a part of the budget: a key of a megabyte must
-        not wait until a queue of large ones is through.
+        not wait until a queue of large ones is through. Nor may small ones without end keep a large one out: while it
+        waits they take only what it will leave.
         """
         small = size <= config.LARGE_LOAD
-        limit = self._budget if small else self._budget - self._budget // config.SMALL_SHARE
         async with self._turns[small]:
-            while True:
-                self._make_room(size)
-                if self.used + size <= limit or not self._reserved:
-                    break
+            self._waiting = self._waiting if small else size
+            while not self._may_start(size, small):
                 assert self._changed is not None
                 await self._changed.wait()
+            self._waiting = self._waiting if small else 0
+            self._make_room(size)
             load.reserved = size
             self._reserved += size
+        self._signal()
+
+    def _may_start(self, size: int, small: bool) -> bool:
+        """Whether a load fits beside those under way, once everything that can be is evicted."""
+        if small and self._waiting:
+            beside = sum(load.reserved for load in self._loads.values() if load.reserved <= config.LARGE_LOAD)
+            if beside + size + self._waiting > self._budget:
+                return False
+        limit = self._budget if small else self._budget - self._budget // config.SMALL_SHARE
+        return not self._reserved or self._reserved + size <= limit
 
     def _grow(self, load: _Load, size: int) -> None:
         if load.done.is_set() or size <= load.reserved:
@@ -302,7 +333,7 @@ class ShardCache:
             _, oldest = self._tables.popitem(last=False)
             self._table_bytes -= oldest.nbytes
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, spared: Identity | None = None) -> None:
         """Evict until `size` more bytes fit: rendered files first, then the oldest shards that nobody works on."""
         while self.used + size > self._budget and self._rendered:
             _, data = self._rendered.popitem(last=False)
@@ -310,7 +341,7 @@ class ShardCache:
         for identity in list(self._shards):
             if self.used + size <= self._budget:
                 break
-            if not self._shards[identity].pins:
+            if not self._shards[identity].pins and identity != spared:
                 self._held -= self._shards.pop(identity).nbytes
                 self.counts.evictions += 1
 

@@ -187,7 +187,7 @@ def _find_driver(name: str) -> tuple[str, str, dict[str, Any]]:
 
 def detect(path: Path) -> str:
     """The driver for what lies in a directory, by names alone. BadStoreError where that is missing or unclear."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise BadStoreError(f"no store at {path}")
     storage = LocalStorage(path)
     found = [listed.name for listed in storage.list(("index.json", ".tar", ".tar.gz", ".tar.zst", *CODECS))]

@@ -301,15 +301,20 @@ Lift = Callable[[Any, tuple[str, ...]], str]
 file's name without the sample's."""
 
 
+_PLAIN = frozenset((type(None), str, bool, int))
+
+
 def to_json(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
     """The JSON of a light value, with tags for what JSON has no word for; heavy values in it are lifted out."""
     kind = type(value)
-    if value is None or kind is str or kind is bool or kind is int:
+    if kind in _PLAIN:
         return value
     if kind is float:
         return value if math.isfinite(value) else {"$float": _float_word(value)}
     if kind is list:
-        return [to_json(item, lift, (*path, str(at))) for at, item in enumerate(value)]
+        return [
+            item if type(item) in _PLAIN else to_json(item, lift, (*path, str(at))) for at, item in enumerate(value)
+        ]
     if kind is dict:
         return _dict_json(value, lift, path)
     if is_heavy(value):
@@ -323,7 +328,7 @@ def _float_word(value: float) -> str:
 
 def _dict_json(value: dict[Any, Any], lift: Lift, path: tuple[str, ...]) -> Any:
     if all(type(key) is str for key in value):
-        made = {key: to_json(item, lift, (*path, key)) for key, item in value.items()}
+        made = {key: to_json(item, lift, (*path, key[: config.NAME_MAX])) for key, item in value.items()}
         return {"$esc": made} if looks_tagged(value) else made
     pairs = [
         [to_json(key, no_lift, path), to_json(item, lift, (*path, str(at)))]
@@ -346,17 +351,30 @@ def no_lift(value: Any, path: tuple[str, ...]) -> str:
 def _heavy_json(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
     if lift is no_lift and isinstance(value, bytes | bytearray | memoryview):
         return {"$bytes": base64.b64encode(bytes(value)).decode("ascii")}
+    if isinstance(value, msgpack.ExtType) and lift is no_lift:
+        return {"$ext": [value.code, _heavy_json(value.data, lift, path)]}
     made: Any = {"$file": lift(value, path)}
     if isinstance(value, Extension | msgpack.ExtType):
         made = {"$ext": [value.code, made]}
     return made
 
 
+def _plain_number(value: np.generic[Any]) -> Any:
+    """The plain Python value of a numpy scalar; of those that Python has no type for the nearest, or their count."""
+    if isinstance(value, np.longdouble):
+        return float(value)
+    if isinstance(value, np.clongdouble):
+        return complex(value)
+    if isinstance(value, np.timedelta64):
+        return None if np.isnat(value) else int(value.astype(np.int64))
+    return value.item()
+
+
 def _tagged(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
     if isinstance(value, tuple):
         return {"$tuple": [to_json(item, lift, (*path, str(at))) for at, item in enumerate(value)]}
     if isinstance(value, np.generic):
-        return to_json(value.item(), lift, path) if not isinstance(value, np.longdouble) else float(value)
+        return to_json(_plain_number(value), lift, path)
     if isinstance(value, complex):
         return {"$complex": [to_json(value.real, lift, path), to_json(value.imag, lift, path)]}
     if isinstance(value, set | frozenset):
@@ -417,12 +435,14 @@ def _untag(tag: str, body: Any, file: Callable[[str], Any]) -> Any:
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(item) for item in value)
+    return frozenset(value) if isinstance(value, set) else value
 
 
 def _parse_datetime(text: str) -> datetime.datetime | datetime.date | datetime.time:
     if ":" not in text:
         return datetime.date.fromisoformat(text)
-    if "-" in text[:11]:
+    if text[4] == "-":
         return datetime.datetime.fromisoformat(text)
     return datetime.time.fromisoformat(text)

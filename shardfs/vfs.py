@@ -136,11 +136,11 @@ class Vfs:
             raise _failure("no such inode", errno.ESTALE)
         return self._file_attributes(slot, file, table.size(file))
 
-    def looked_up(self, inode: int) -> None:
-        """Count an entry that a listing handed out together with its attributes."""
+    def looked_up(self, inode: int, count: int = 1) -> None:
+        """Count entries of one key that a listing handed out together with their attributes."""
         key = self._key_of(inode)
         if key is not None:
-            key.lookups += 1
+            key.lookups += count
 
     def forget(self, inode: int, count: int) -> None:
         """The kernel has dropped `count` lookups of an inode."""
@@ -217,6 +217,15 @@ class Vfs:
         if not isinstance(opened, _OpenDirectory):
             raise _failure("no such handle", errno.EBADF)
         return self._entries(opened, start)
+
+    def files(self, handle: int, start: int) -> tuple[Attributes, Iterator[tuple[bytes, int, int]]] | None:
+        """The same for a key's directory, without an object per file: the attributes that all its files share (the
+        inode number is the first file's), and (name, size, number) of each; None if the handle is of no key."""
+        opened = self._handles.get(handle)
+        if not isinstance(opened, _OpenDirectory) or opened.table is None:
+            return None
+        assert isinstance(opened.directory, KeyDirectory)
+        return self._file_attributes(opened.directory, 0, 0), opened.table.listing(start)
 
     def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         directory = opened.directory

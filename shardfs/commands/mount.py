@@ -36,6 +36,7 @@ class Request:
     arrays: str
     allow_other: bool
     nonempty: bool
+    index: bool
     verbosity: int
     log_file: str | None
 
@@ -60,6 +61,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         arrays=arguments.arrays or words.arrays or "png",
         allow_other=arguments.allow_other or words.allow_other,
         nonempty=words.nonempty,
+        index=not (arguments.no_index or words.no_index),
         verbosity=arguments.verbose,
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
     )
@@ -117,7 +119,13 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         from shardfs import mount
     except ImportError as error:
         raise MissingSystemError(f"{NO_PYFUSE3}: {error}") from error
-    options = mount.MountOptions(request.memory, request.arrays, request.allow_other, request.nonempty)
+    options = mount.MountOptions(
+        memory=request.memory,
+        arrays=request.arrays,
+        allow_other=request.allow_other,
+        nonempty=request.nonempty,
+        index=request.index,
+    )
     mount.serve(store, request.mountpoint, options, ready)
 
 

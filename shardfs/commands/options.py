@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shardfs import config
 from shardfs.errors import BadSettingError
 
-OURS = ("ro", "allow_other", "nonempty", "driver=", "memory=", "arrays=")
+OURS = ("ro", "allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=")
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
 HARMLESS = (
@@ -30,6 +30,7 @@ class MountWords:
 
     allow_other: bool = False
     nonempty: bool = False
+    no_index: bool = False
     driver: str | None = None
     memory: str | None = None
     arrays: str | None = None
@@ -42,7 +43,7 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
     words = MountWords()
     for word in (word for option in options for word in option.split(",") if word):
         name, equals, value = word.partition("=")
-        if word in ("allow_other", "nonempty"):
+        if word in ("allow_other", "nonempty", "no_index"):
             setattr(words, word, True)
         elif name in ("driver", "memory", "arrays") and equals:
             setattr(words, name, value)
@@ -69,7 +70,7 @@ def _nearest(word: str) -> str:
 
 def parse_size(text: str) -> int:
     """Bytes: `1000000`, `500M`, `1.5GiB`, `2G` (all binary), `500MB` (decimal), `25%` of the memory there is."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(%)|([kmgt]?)(i?b)?)", text.strip().lower())
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:(%)|([kmgt]?)(i?b)?)", text.strip().lower())
     if found is None:
         raise BadSettingError(f"{text!r} is no size; write it like 500M, 2G, 1.5GiB or 25%")
     number, percent, unit, suffix = float(found[1]), found[2], found[3] or "", found[4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from shardfs import daemon
 from shardfs.commands import OK, explain, tell
@@ -31,6 +32,8 @@ def _umount(mountpoint: str, lazy: bool) -> None:
         raise MountError(f"nothing is mounted on {mountpoint}")
     if mounted.fstype != daemon.FSTYPE:
         raise MountError(f"what is mounted on {mountpoint} is no shardfs ({mounted.fstype}): unmount it with umount")
+    if mounted.owner is not None and os.geteuid() not in (0, mounted.owner):
+        raise MountError(f"{mountpoint} was mounted by user {mounted.owner}: only that user and root can unmount it")
     record = daemon.find(path, mounted.owner)
     daemon.unmount(path, lazy)
     if record is None:

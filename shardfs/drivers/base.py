@@ -57,6 +57,8 @@ class Driver(Protocol):
     name: str
     """Name by which `--driver` asks for it."""
     writable: bool
+    reading: str
+    """All settings that decide what a shard is shown as, in one text."""
     problems: list[str]
     """What of the store cannot be shown, and why; filled by `entries`."""
 
@@ -71,6 +73,10 @@ class Driver(Protocol):
 
     def estimate(self, entry: Entry) -> int:
         """Raw bytes that loading will hold, as far as can be told cheaply; a hint."""
+
+    def mark(self, entry: Entry) -> str:
+        """A short text that tells the stored content of a shard apart from others, the same on every machine that has
+        it. Costs a look at the shard's ends, not a reading. StorageError, StaleShardError."""
 
     def load(self, entry: Entry, grow: Grow) -> Shard:
         """Fetch, check and decompress one shard: exactly the version `entry` speaks of.

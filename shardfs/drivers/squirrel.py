@@ -6,8 +6,9 @@ no count and no index; a store does not say which serializer made it, so each sh
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
+import os
 import secrets
 import string
 from collections.abc import Iterable, Iterator
@@ -18,14 +19,24 @@ import numpy as np
 
 from shardfs import compression, config, values
 from shardfs.drivers.base import Grow, Record
-from shardfs.errors import BadSettingError, DamagedShardError, MissingKeyError, StaleShardError, StorageError
+from shardfs.errors import (
+    BadSettingError,
+    DamagedShardError,
+    MissingKeyError,
+    OverfullShardError,
+    StaleShardError,
+    StorageError,
+)
 from shardfs.model import Entry, Key, Version
 from shardfs.msgpack_spans import Walker
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.storage.local import TEMPORARY, Listed, LocalReader, LocalStorage
 from shardfs.values import Buffer, Tree
 
 CODECS = {".gz": "gz", ".zst": "zstd"}
 """Compression by ending. Where a key has both files `.gz` is the one, as squirrel-core sees only that."""
+
+_ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG))
+"""Errors that say that there is no such file, or can be none."""
 
 
 class SquirrelDriver:
@@ -46,6 +57,7 @@ class SquirrelDriver:
         if "." + compression not in CODECS:
             raise BadSettingError(f"compression {compression!r}: use gz or zst")
         self.problems: list[str] = []
+        self.reading = format
         self._storage = storage
         self._format = format
         self._ending = "." + compression
@@ -65,22 +77,46 @@ class SquirrelDriver:
 
     def entry(self, key: Key) -> Entry:
         for ending in CODECS:
-            with contextlib.suppress(StorageError):
+            try:
                 return _entry(self._storage.stat(key + ending))
+            except StorageError as error:
+                if error.errno not in _ABSENT:
+                    raise
         raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
 
     def estimate(self, entry: Entry) -> int:
-        name, codec = self._stored(entry)
-        with self._storage.open(name) as reader:
+        codec = self._stored(entry)[1]
+        with self._open(entry) as reader:
             tail = reader.tail(4)
             return compression.raw_size_hint(codec, reader.size, reader.read(18), tail)
 
+    def mark(self, entry: Entry) -> str:
+        return self._storage.mark(self._stored(entry)[0], _file_version(entry))
+
     def load(self, entry: Entry, grow: Grow) -> SquirrelShard:
-        name, codec = self._stored(entry)
-        with self._storage.open(name, Version(entry.version.partition(".")[0])) as reader:
-            raw = compression.decompress(codec, reader, reader.size, grow)
+        codec = self._stored(entry)[1]
+        with self._open(entry) as reader:
+            raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb)
             stored = reader.size
         return SquirrelShard(raw, stored, self._format)
+
+    def _open(self, entry: Entry) -> LocalReader:
+        try:
+            return self._storage.open(self._stored(entry)[0], _file_version(entry))
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            raise StaleShardError(f"{entry.key} is gone since it was listed") from error
+
+    def _refuse_bomb(self, beginning: bytes, stored: int) -> None:
+        """The beginning of a shard that compresses suspiciously well may hold no more than a shard of its size."""
+        try:
+            for _ in SquirrelShard(beginning, stored, self._format).records():
+                pass
+        except OverfullShardError:
+            raise
+        except DamagedShardError:
+            pass  # it is cut off somewhere, of course; what else is wrong will show when all of it is there
 
     def _stored(self, entry: Entry) -> tuple[str, str]:
         """File name and codec of the version that `entry` speaks of."""
@@ -89,12 +125,18 @@ class SquirrelDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         _check_key(key)
-        pack = _jsonl_line if self._format == "jsonl" else _msgpack_record
+        jsonl = self._format == "jsonl"
+        pack = _jsonl_line if jsonl else _msgpack_record
 
         def write(file: BinaryIO) -> None:
             with compression.compressing(CODECS[self._ending], file, self._level) as put:
+                spent = 0
                 for number, sample in enumerate(samples):
-                    put(pack(sample, number))
+                    record = pack(sample, number)
+                    spent += _check_readable(record, number, jsonl)
+                    put(record)
+            if spent > _limit(file.tell()) * (config.JSON_LINES if jsonl else 1):
+                raise BadSettingError("too many samples so much alike for one key: they could not be read again")
 
         self._storage.put(key + self._ending, write)
         for other in CODECS:  # the key's older form in the other compression, if it had one
@@ -104,7 +146,9 @@ class SquirrelDriver:
     def _remove_quietly(self, name: str) -> None:
         try:
             self._storage.stat(name)
-        except StorageError:
+        except StorageError as error:
+            if error.errno not in _ABSENT:
+                raise
             return
         self._storage.remove(name)
 
@@ -120,11 +164,19 @@ def _entry(listed: Listed) -> Entry:
     return Entry(Key(key), Version(f"{listed.version}.{ending}"), listed.size, listed.mtime_ns)
 
 
+def _file_version(entry: Entry) -> Version:
+    return Version(entry.version.rpartition(".")[0])
+
+
 def _check_key(key: str) -> None:
     parts = key.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\0" in key:
+    if any(part in ("", ".", "..") for part in parts) or "\0" in key or parts[-1].startswith(TEMPORARY):
         raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
-    if any(len(part.encode("utf-8", "surrogateescape")) > config.NAME_MAX - 4 for part in parts):
+    try:
+        longest = max(len(os.fsencode(part)) for part in parts)
+    except UnicodeEncodeError as error:
+        raise BadSettingError(f"key {key!r} cannot be the name of a file") from error
+    if longest > config.NAME_MAX - 4:
         raise BadSettingError(f"key {key[:40]!r}...: a part is longer than {config.NAME_MAX - 4} bytes")
 
 
@@ -139,10 +191,10 @@ class SquirrelShard:
     first_sample = 0
     samples_through = None
 
-    def __init__(self, raw: bytearray, stored: int, format: str = "auto") -> None:
+    def __init__(self, raw: bytes | bytearray, stored: int, format: str = "auto") -> None:
         self._bytes = raw
         self.raw: Buffer = memoryview(raw).toreadonly()
-        self._limit = config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
+        self._limit = _limit(stored)
         self.format = sniff(raw) if format == "auto" else format
 
     def records(self) -> Iterator[Record]:
@@ -157,16 +209,30 @@ class SquirrelShard:
             at = behind
 
     def _lines(self) -> Iterator[Record]:
-        at, end, left = 0, len(self._bytes), self._limit
+        at, end, left = 0, len(self._bytes), self._limit * config.JSON_LINES
         while at < end:
             newline = self._bytes.find(b"\n", at)
             behind = end if newline < 0 else newline + 1
-            left -= 1
+            left -= self._cost(at, behind)
             if left < 0:
-                raise DamagedShardError("more lines than stored bytes of this number can hold in earnest", at)
+                raise OverfullShardError(at)
             if self._bytes[at:behind].strip():
                 yield Record(at, behind, self.tree(at, behind))
             at = behind
+
+    def _cost(self, at: int, behind: int) -> int:
+        """What a line counts as, looked at before it is parsed; OverfullShardError for one that alone is too much.
+
+        A list or a dict takes as much memory as several numbers or texts, of which there is one to a comma.
+        """
+        length = behind - at
+        if length > self._limit:
+            count = self._bytes.count
+            opened = count(b"[", at, behind) + count(b"{", at, behind)
+            inside = count(b",", at, behind) + count(b'"', at, behind)
+            if max(opened, inside // 4, length // config.TEXT_PER_TOKEN) > self._limit:
+                raise OverfullShardError(at)
+        return _line_cost(length)
 
     def tree(self, start: int, end: int) -> Tree:
         if self.format == "jsonl":
@@ -178,22 +244,34 @@ class SquirrelShard:
         return values.to_python(tree, self.raw, list if self.format == "jsonl" else tuple)
 
 
+def _limit(stored: int) -> int:
+    """Values that a shard of so many stored bytes may hold."""
+    return config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
+
+
+def _line_cost(length: int) -> int:
+    """What a line of JSON counts as: a value per four bytes, and the sample."""
+    return length // 4 + config.JSON_LINES * (1 + config.SAMPLE_TOKENS)
+
+
 def sniff(raw: bytes | bytearray) -> str:
     """`jsonl` or `msgpack`, by the first bytes; what could be both is JSON lines if its first line is JSON."""
     first = raw[:1]
     if first in (b"{", b"["):
         # as msgpack these are the lone integers 123 and 91: only real if the line is no JSON at all
-        return "jsonl" if _is_json(raw) or b"\n" in raw[:4096] or len(raw) > 4096 else "msgpack"
+        return "jsonl" if len(raw) > 4096 or b"\n" in raw or _is_json(raw) else "msgpack"
     if first and first in b'"-0123456789ntfNI \t':
         return "jsonl" if _is_json(raw) else "msgpack"
     return "msgpack"
 
 
 def _is_json(raw: bytes | bytearray) -> bool:
-    newline = raw.find(b"\n")
-    line = raw[: newline if newline >= 0 else len(raw)]
+    newline = raw.find(b"\n", 0, config.TOKEN_FLOOR)
+    if newline < 0 and len(raw) > config.TOKEN_FLOOR:
+        # a lone text or number of that length: too long to be parsed only for finding out
+        return raw[:1] == b'"'
     try:
-        json.loads(line)
+        json.loads(raw[: newline if newline >= 0 else len(raw)])
     except (ValueError, RecursionError):
         return False
     return True
@@ -201,11 +279,23 @@ def _is_json(raw: bytes | bytearray) -> bool:
 
 def _parse_line(line: bytes, at: int) -> Tree:
     try:
-        return json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _json_object(pairs, at, len(line)))
+        tree = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _json_object(pairs, at, len(line)))
     except RecursionError as error:
         raise DamagedShardError("nested too deeply", at) from error
     except ValueError as error:
         raise DamagedShardError(f"a line that is not JSON ({error})", at) from error
+    if line.count(b"[") + line.count(b"{") > config.NESTING and _deeper(tree, config.NESTING):
+        raise DamagedShardError(f"nested deeper than {config.NESTING} levels", at)
+    return tree
+
+
+def _deeper(tree: Tree, levels: int) -> bool:
+    """True if lists and dicts are nested in more levels than so many."""
+    if type(tree) is dict:
+        tree = tree.values()
+    elif type(tree) is not list:
+        return False
+    return levels == 0 or any(_deeper(item, levels - 1) for item in tree if type(item) is list or type(item) is dict)
 
 
 def _json_object(pairs: list[tuple[str, Any]], at: int, length: int) -> Any:
@@ -227,15 +317,35 @@ def _json_array(made: dict[str, Any], length: int) -> np.ndarray[Any, Any] | Non
         return None
     try:
         dtype = values.safe_dtype(made["type"])
-        if dtype.itemsize > 16 + 4 * length:
-            return None
-        flat = np.array(made["data"]).size
-        if flat * dtype.itemsize > 1024 * (length + 1024):
+        # numpy takes the memory before it compares: for what the lists hold, not for what `shape` says
+        if _leaves(made["data"]) * dtype.itemsize > config.JSON_ARRAY_FLOOR + 16 * length:
             return None
         array = np.array(made["data"], dtype=dtype)
         return array.reshape(values.checked_shape(made["shape"], dtype, array.nbytes))
     except (TypeError, ValueError, OverflowError, RecursionError, MemoryError):
         return None
+
+
+def _leaves(data: Any) -> int:
+    """Elements of the array that nested lists make, if they make one: numpy refuses lists of different lengths."""
+    count = 1
+    while isinstance(data, list):
+        count *= len(data)
+        data = data[0] if data else None
+    return count
+
+
+def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
+    """What a sample counts as. BadSettingError for one that would be written and then be refused when it is read."""
+    try:
+        if jsonl:
+            _parse_line(record, 0)
+            return _line_cost(len(record))
+        walker = Walker(memoryview(record), 1 << 62)
+        walker.read(0)
+        return (1 << 62) - walker.left
+    except DamagedShardError as error:
+        raise BadSettingError(f"sample {number} could not be read again: {error.reason}") from error
 
 
 def _msgpack_record(sample: Any, number: int) -> bytes:
@@ -275,7 +385,7 @@ def _jsonl_line(sample: Any, number: int) -> bytes:
 
 
 def _json_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUmM":
         return {"data": value.tolist(), "type": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, np.integer):
         return int(value)

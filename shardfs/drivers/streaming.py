@@ -72,6 +72,7 @@ class StreamingDriver:
 
     name = "streaming"
     writable = False
+    reading = ""
 
     def __init__(self, storage: LocalStorage, *, validate_hash: str | None = "auto") -> None:
         if validate_hash not in (None, "off", "auto", *HASHES):
@@ -100,6 +101,13 @@ class StreamingDriver:
 
     def estimate(self, entry: Entry) -> int:
         return entry.stored_bytes if entry.raw_bytes is None else entry.raw_bytes
+
+    def mark(self, entry: Entry) -> str:
+        """Includes what the index says of the shard: the samples' numbers depend on it."""
+        place = self._fresh(entry.key).places[entry.key]
+        _, form, version = entry.version.split(".", 2)
+        name = place.zip.name if form == "zip" and place.zip is not None else place.raw.name
+        return f"{place.identity}-{self._storage.mark(name, Version(version))}"
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         raise NotWritableError("streaming data sets are read only here: their writer makes whole new data sets")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -24,6 +25,11 @@ from shardfs.model import Version
 
 TEMPORARY = ".shardfs-tmp-"
 """Names that begin so are unfinished writes; no listing shows them."""
+
+_MARKED = 4096
+"""Bytes at each end of a file that its mark is made of."""
+
+_VANISHED = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -74,17 +80,24 @@ def _reason(error: OSError) -> str:
 
 
 class LocalReader:
-    """A regular file held open. Reads with pread: a mapping would die by SIGBUS when somebody truncates the file."""
+    """A regular file held open. Reads with pread: a mapping would die by SIGBUS when somebody truncates the file.
 
-    def __init__(self, descriptor: int, name: str, size: int) -> None:
+    The end of the file is given only if it is still the same file: StaleShardError where it was written to meanwhile,
+    as then what was read may be partly the old content and partly the new.
+    """
+
+    def __init__(self, descriptor: int, name: str, status: os.stat_result) -> None:
         self._descriptor = descriptor
         self._name = name
         self._position = 0
-        self.size = size
+        self._version = _version(status)
+        self.size = status.st_size
 
     def read(self, count: int) -> bytes:
         data = self._pread(count, self._position)
         self._position += len(data)
+        if count and not data and _version(os.fstat(self._descriptor)) != self._version:
+            raise StaleShardError(f"{self._name} was changed while it was read")
         return data
 
     def tail(self, count: int) -> bytes:
@@ -120,20 +133,23 @@ class LocalStorage:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).absolute()
-        if self.root.exists() and not self.root.is_dir():
+        if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise BadStoreError(f"{self.root} is no directory")
         self._seen: dict[str, int] = {}
 
     def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
         """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name. StorageError."""
-        if not self.root.exists():
-            return []
         found: list[Listed] = []
         seen: dict[str, int] = {}
         pending = [""]
         while pending:
             prefix = pending.pop()
-            descriptor = self._open_directory(prefix)
+            try:
+                descriptor = self._open_directory(prefix.rstrip("/"))
+            except StorageError as error:
+                if error.errno == errno.ENOENT or (prefix and error.errno in _VANISHED):
+                    continue  # gone, or replaced, since its name was read; a root that is not there is empty
+                raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))
                 with os.scandir(descriptor) as entries:
@@ -180,20 +196,29 @@ class LocalStorage:
 
     def open(self, name: str, version: Version | None = None) -> LocalReader:
         """Open one file for reading; with `version`, exactly that content or StaleShardError. StorageError."""
-        with self._parent(name) as (directory, last):
-            try:
-                # O_NONBLOCK: opening a FIFO must not wait for somebody to write into it
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-                descriptor = os.open(last, flags, dir_fd=directory)
-            except OSError as error:
-                raise self._error(f"opening {name}", error) from error
+        descriptor = self._open(name)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or (version is not None and _version(status) != version):
             os.close(descriptor)
             if stat.S_ISREG(status.st_mode):
                 raise StaleShardError(f"{self.root / name} was replaced since it was listed")
             raise StorageError(f"{self.root / name} is no regular file", errno.EINVAL)
-        return LocalReader(descriptor, str(self.root / name), status.st_size)
+        return LocalReader(descriptor, str(self.root / name), status)
+
+    def mark(self, name: str, version: Version | None = None) -> str:
+        """A hash of one file's size, beginning and end. Compressed shards end in a checksum of their content."""
+        with self.open(name, version) as reader:
+            ends = reader.read(_MARKED) + reader.tail(_MARKED)
+            return hashlib.sha256(b"%d " % reader.size + ends).hexdigest()[:32]
+
+    def _open(self, name: str) -> int:
+        with self._parent(name) as (directory, last):
+            try:
+                # O_NONBLOCK: opening a FIFO must not wait for somebody to write into it
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                return os.open(last, flags, dir_fd=directory)
+            except OSError as error:
+                raise self._error(f"opening {name}", error) from error
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole small file. StorageError, EFBIG above `limit` bytes."""
@@ -210,12 +235,12 @@ class LocalStorage:
 
         An exception of `write` itself leaves the old content and passes on.
         """
-        parent, _, last = name.rpartition("/")
+        _check_name(self.root, name)
         try:
-            (self.root / parent).mkdir(parents=True, exist_ok=True)
+            self._make_root()
         except OSError as error:
             raise self._error(f"making the directory of {name}", error) from error
-        with self._parent(name) as (directory, _):
+        with self._parent(name, make=True) as (directory, last):
             temporary = TEMPORARY + secrets.token_hex(8)
             try:
                 self._write_durably(directory, temporary, write)
@@ -255,18 +280,30 @@ class LocalStorage:
             status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StorageError(f"looking at {name}: {_reason(error)}", error.errno or errno.EIO) from error
         return status if stat.S_ISREG(status.st_mode) else None
 
-    def _open_directory(self, path: str) -> int:
-        parts = [part for part in path.split("/") if part]
-        if ".." in parts or "." in parts:
-            raise StorageError(f"not a name in {self.root}: {path}", errno.EINVAL)
+    def _make_root(self) -> None:
+        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        self.root.mkdir(parents=True, exist_ok=True)
+        for path in missing:  # a directory is on disk once the one above it is
+            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def _open_directory(self, path: str, make: bool = False) -> int:
+        """A descriptor of a directory below the root; with `make` it is made where it is missing."""
         try:
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise self._error("opening", error) from error
-        for part in parts:
+        for part in path.split("/") if path else ():
             try:
+                if make:
+                    _make_directory(part, descriptor)
                 below = os.open(part, _DIRECTORY, dir_fd=descriptor)
             except OSError as error:
                 raise self._error(f"opening {path}", error) from error
@@ -276,13 +313,28 @@ class LocalStorage:
         return descriptor
 
     @contextlib.contextmanager
-    def _parent(self, name: str) -> Iterator[tuple[int, str]]:
+    def _parent(self, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
         """A descriptor of the directory that holds `name`, and the last component of `name`."""
+        _check_name(self.root, name)
         path, _, last = name.rpartition("/")
-        if last in ("", ".", ".."):
-            raise StorageError(f"not a name in {self.root}: {name}", errno.EINVAL)
-        descriptor = self._open_directory(path)
+        descriptor = self._open_directory(path, make)
         try:
             yield descriptor, last
         finally:
             os.close(descriptor)
+
+
+def _check_name(root: Path, name: str) -> None:
+    """StorageError, EINVAL, for what is no path to a file below the root: `..`, empty parts, what cannot be a name."""
+    try:
+        known = not {"", ".", ".."}.intersection(name.split("/")) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        known = False
+    if not known:
+        raise StorageError(f"not a name in {root}: {name!r}", errno.EINVAL)
+
+
+def _make_directory(name: str, above: int) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, dir_fd=above)
+        os.fsync(above)

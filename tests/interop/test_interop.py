@@ -57,7 +57,9 @@ def test_squirrel_core_and_we_read_each_other(tmp_path: Path, form: str) -> None
 def test_squirrel_core_finds_its_keys_beside_our_zstd_shards(tmp_path: Path, form: str) -> None:
     open_store(tmp_path, driver=f"squirrel-{form}", compression="zst").set([{"i": 1}], "z")
     open_store(tmp_path, driver=f"squirrel-{form}").set([{"i": 2}], "g")
-    assert library("squirrel", tmp_path, "dump", str(tmp_path), form) == {"g": [["dict", [[["str", "i"], ["int", "2"]]]]]}
+    assert library("squirrel", tmp_path, "dump", str(tmp_path), form) == {
+        "g": [["dict", [[["str", "i"], ["int", "2"]]]]]
+    }
     assert open_store(tmp_path).keys() == ["g", "z"]
 
 

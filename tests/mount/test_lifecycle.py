@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -400,14 +399,14 @@ def test_umount_of_a_killed_daemons_mount_point(tiny_store: Path) -> None:
 
 
 SERVE = """
-import pathlib, sys, threading, time
+import sys, time
 from shardfs import mount
 from shardfs.store import open_store
-store, path, number, ended = open_store(sys.argv[1]), sys.argv[2], [], pathlib.Path(sys.argv[2] + '.loading')
+store, path = open_store(sys.argv[1]), sys.argv[2]
 """
 HANGING = """
 def load(entry, grow):
-    ended.touch()
+    open(path + ".loading", "w").close()
     time.sleep(3600)
 store.driver.load = load
 mount.END_SECONDS = mount.DRAIN_SECONDS = 0.5
@@ -436,6 +435,7 @@ def serving(store: Path, path: Path, script: str) -> Iterator[subprocess.Popen[s
 
 def test_storage_that_hangs_does_not_hold_the_end(tiny_store: Path) -> None:
     with mount_point(made=True) as path, serving(tiny_store, path, HANGING) as process:
+        os.mkfifo(f"{path}.loading")
         failed: list[int | None] = []
 
         def read() -> None:
@@ -446,10 +446,7 @@ def test_storage_that_hangs_does_not_hold_the_end(tiny_store: Path) -> None:
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        end = time.monotonic() + END
-        while not Path(f"{path}.loading").exists():
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        Path(f"{path}.loading").read_bytes()  # a FIFO: waits until the load has begun
         os.kill(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=END)
         assert process.returncode == 1

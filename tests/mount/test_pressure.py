@@ -1,4 +1,4 @@
-"""Many readers, little memory, large shards: right bytes, bounded memory, and nobody waits for somebody else's shard."""
+"""Many readers, little memory, large shards: right bytes, bounded memory, nobody waits for another's shard."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def test_sixteen_processes_under_a_tenth_of_the_store(tmp_path: Path, mounted: M
     with mounted(store, "--memory", str(budget)) as path:
         pid = daemon_pid(path)
         words = [sys.executable, "-c", READER, str(path), str(tmp_path / "truth.json")]
-        readers = [
-            subprocess.Popen([*words, str(seed), "40"], stdout=subprocess.PIPE, text=True) for seed in range(16)
-        ]
+        readers = [subprocess.Popen([*words, str(seed), "40"], stdout=subprocess.PIPE, text=True) for seed in range(16)]
         answers = [reader.communicate(timeout=150)[0].strip() for reader in readers]
         assert answers == ["0"] * 16
         peak = peak_memory(pid)

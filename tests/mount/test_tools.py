@@ -90,7 +90,9 @@ def test_find_and_ls(mnt: Path, loose: Path) -> None:
     assert sorted(run("find", ".", "-type", "f", "-printf", "%s %p\n", cwd=mnt).splitlines()) == sorted(
         run("find", ".", "-type", "f", "-printf", "%s %p\n", cwd=loose).splitlines()
     )
-    columns = [[line.split()[4] for line in run("ls", "-lR", cwd=top).splitlines() if line[:1] == "-"] for top in (mnt, loose)]
+    columns = [
+        [line.split()[4] for line in run("ls", "-lR", cwd=top).splitlines() if line[:1] == "-"] for top in (mnt, loose)
+    ]
     assert columns[0] == columns[1]
 
 
@@ -114,12 +116,14 @@ def test_cp_rsync_and_tar_copy_everything(mnt: Path, loose: Path, tmp_path: Path
 
 
 def test_grep_finds_what_is_there(mnt: Path) -> None:
-    found = run("grep", "-rl", "needle 1 7\"", mnt).split()
+    found = run("grep", "-rl", 'needle 1 7"', mnt).split()
     assert found == [str(mnt / "b/000007.json")]
 
 
 def test_file_recognises_the_files(mnt: Path) -> None:
-    kinds = {ext: run("file", "-b", mnt / f"a/000000.{ext}") for ext in ("photo.jpg", "pixels.png", "matrix.npy", "json")}
+    kinds = {
+        ext: run("file", "-b", mnt / f"a/000000.{ext}") for ext in ("photo.jpg", "pixels.png", "matrix.npy", "json")
+    }
     assert kinds["photo.jpg"].startswith("JPEG image data")
     assert "PNG image data, 17 x 31, 8-bit/color RGB" in kinds["pixels.png"]
     assert "NumPy" in kinds["matrix.npy"]

@@ -22,7 +22,9 @@ class TestTreeMounted(TreeSuite):
         self.mounted = mounted
 
     @contextlib.contextmanager
-    def serve(self, store: Path, *, driver: str | None = None, budget: int = 64 << 20, arrays: str = "png") -> Iterator[Any]:
+    def serve(
+        self, store: Path, *, driver: str | None = None, budget: int = 64 << 20, arrays: str = "png"
+    ) -> Iterator[Any]:
         driven = ["--driver", driver] if driver else []
         with self.mounted(store, "--memory", str(budget), "--arrays", arrays, *driven) as path:
             tree: Tree = MountedTree(path)

@@ -302,14 +302,24 @@ def test_other_words_are_errors_that_name_them(word: str) -> None:
 def test_two_arguments_and_o_mean_mount() -> None:
     assert cli.from_mount8(["store", "mnt", "-o", "ro"]) == ["mount", "store", "mnt", "-o", "ro"]
     for words in (
-        [],
         ["store"],
         ["store", "mnt"],
         ["mount", "s", "m", "-o", "ro"],
         ["-f", "m", "-o", "ro"],
         ["ls", "-o"],
+        [],
     ):
         assert cli.from_mount8(words) is None
+
+
+def test_as_mount_shardfs() -> None:
+    words = ["store", "mnt", "-n", "-s", "-v", "-o", "rw", "-t", "shardfs"]
+    assert cli.from_mount8(words, "/sbin/mount.shardfs") == ["mount", "store", "mnt", "-v", "-o", "rw"]
+    assert cli.from_mount8(["mount", "mnt"], "mount.shardfs") == ["mount", "mount", "mnt"]
+
+
+def test_mount8s_fake_mounts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "store", "mnt", "-f", "-o", "rw") == (0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -362,7 +372,7 @@ def test_mount_table(tmp_path: Path) -> None:
 
 
 def test_the_last_of_several_mounts_is_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = [daemon.Mounted("/m", "tmpfs", "x", None), daemon.Mounted("/m", "fuse.shardfs", "s", 0)]
+    table = [daemon.Mounted("/m", "0:1", "tmpfs", "x", None), daemon.Mounted("/m", "0:2", "fuse.shardfs", "s", 0)]
     monkeypatch.setattr(daemon, "mounts", lambda: table)
     assert daemon.mounted_at("/m") is table[1]
     assert daemon.mounted_at("/n") is None

@@ -48,6 +48,7 @@ class MadeUpVfs:
         self.negative = 5.0
         self.data: Any = b"0123456789"
         self.calls: list[tuple[Any, ...]] = []
+        self.shared: Attributes | None = None
 
     def _note(self, *call: Any) -> None:
         self.calls.append(call)
@@ -75,12 +76,19 @@ class MadeUpVfs:
         self._note("readdir", handle, start)
         return ((f"{at}".encode(), self._numbered(at), at + 1) for at in range(start, 4))
 
+    def files(self, handle: int, start: int) -> tuple[Attributes, Iterator[tuple[bytes, int, int]]] | None:
+        return (
+            None
+            if self.shared is None
+            else (self.shared, ((f"{at}".encode(), at * 1000, at) for at in range(start, 4)))
+        )
+
     @staticmethod
     def _numbered(at: int) -> Attributes:
         return Attributes(100 + at, FILE.mode, at, 0, 1, 1.0, 1.0)
 
-    def looked_up(self, inode: int) -> None:
-        self._note("looked_up", inode)
+    def looked_up(self, inode: int, count: int = 1) -> None:
+        self._note("looked_up", inode, count)
 
     def releasedir(self, handle: int) -> None:
         self._note("releasedir", handle)
@@ -199,7 +207,31 @@ def test_listing_counts_only_what_the_kernel_took(
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     ask(operations.readdir, 40, 1, None)
     assert taken == [(b"1", 101, 1, 2), (b"2", 102, 2, 3)]
-    assert vfs.calls == [("readdir", 40, 1), ("looked_up", 101), ("looked_up", 102)]
+    assert vfs.calls == [("readdir", 40, 1), ("looked_up", 101, 1), ("looked_up", 102, 1)]
+
+
+def test_files_of_one_key_share_all_but_name_number_and_size(
+    operations: Operations, vfs: MadeUpVfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vfs.shared = Attributes(5 << 32, FILE.mode, 0, FILE.mtime_ns, 1, 9.0, 8.0)
+    taken: list[tuple[Any, ...]] = []
+
+    def reply(token: object, name: bytes, entry: Any, after: int) -> bool:
+        if len(taken) == 2:
+            return False
+        timeouts = (entry.entry_timeout, entry.attr_timeout)
+        taken.append(
+            (name, entry.st_ino, entry.st_size, entry.st_blocks, entry.st_mode, entry.st_mtime_ns, timeouts, after)
+        )
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    ask(operations.readdir, 40, 1, None)
+    assert taken == [
+        (b"1", (5 << 32) + 1, 1000, 2, FILE.mode, FILE.mtime_ns, (9.0, 8.0), 2),
+        (b"2", (5 << 32) + 2, 2000, 4, FILE.mode, FILE.mtime_ns, (9.0, 8.0), 3),
+    ]
+    assert vfs.calls == [("looked_up", 5 << 32, 2)]
 
 
 def test_a_listing_that_fails_half_way_counts_nothing(

@@ -1,0 +1,75 @@
+"""`shardfs index`: builds, checks, exports or imports the persistent index of a store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from shardfs.commands import FAILED, OK, tell
+from shardfs.commands.progress import Progress
+from shardfs.errors import BadSettingError
+from shardfs.indexing import Report, build_all, open_database
+from shardfs.store import open_store
+
+
+def run(arguments: argparse.Namespace) -> int:
+    store = open_store(arguments.store, arguments.driver)
+    arrays = arguments.arrays or "png"
+    database = open_database(store, arrays)
+    try:
+        if arguments.import_file:
+            return _told(
+                arguments, {"index": str(database.path), "imported": database.take(Path(arguments.import_file))}
+            )
+        jobs = arguments.jobs or os.cpu_count() or 1
+        if jobs < 1:
+            raise BadSettingError(f"--jobs {jobs}: at least 1")
+        with Progress("indexing") as bar:
+            report = build_all(
+                store,
+                database,
+                arrays,
+                jobs=jobs,
+                check=arguments.check,
+                progress=lambda report: bar.show(report.built + report.kept + len(report.failed), report.shards),
+            )
+        exported = None
+        if arguments.export_file:
+            exported = database.export(Path(arguments.export_file))
+        return _result(arguments, report, str(database.path), exported)
+    finally:
+        database.close()
+
+
+def _result(arguments: argparse.Namespace, report: Report, path: str, exported: int | None) -> int:
+    facts: dict[str, object] = {
+        "index": path,
+        "shards": report.shards,
+        "built": report.built,
+        "kept": report.kept,
+        "dropped": report.dropped,
+        "failed": report.failed,
+    }
+    if arguments.check:
+        facts["differing"] = report.differing
+    if exported is not None:
+        facts["exported"] = exported
+    for key, reason in report.failed.items():
+        tell(f"{key}: {reason}")
+    for key in report.differing:
+        tell(f"{key}: the index said something else than the shard, and was put right")
+    _told(arguments, facts)
+    return FAILED if report.failed or report.differing else OK
+
+
+def _told(arguments: argparse.Namespace, facts: dict[str, object]) -> int:
+    if arguments.json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+    else:
+        for name, value in facts.items():
+            print(f"{name:<10} {len(value) if isinstance(value, dict | list) else value}")
+    sys.stdout.flush()
+    return OK

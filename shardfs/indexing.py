@@ -1,0 +1,117 @@
+"""Building and checking the persistent index of a whole store, without a mount. Knows nothing of what is printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardfs import index
+from shardfs.drivers.base import Driver
+from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError
+from shardfs.index_db import PUBLISHED, IndexDb, default_path, name_of
+from shardfs.model import Entry
+from shardfs.store import Store, local_path
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of indexing a store."""
+
+    shards: int = 0
+    built: int = 0
+    """Shards that were read."""
+    kept: int = 0
+    """Shards that the index had in the present version."""
+    differing: list[str] = field(default_factory=list)
+    """Keys whose row says something else than the shard (found by checking only)."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Key -> reason, of shards that could not be indexed."""
+    dropped: int = 0
+    """Rows of keys that the store no longer has."""
+
+
+Progress = Callable[[Report], None]
+"""Called, in one thread, after each shard."""
+
+
+def open_database(store: Store, arrays: str) -> IndexDb:
+    """The persistent index of a store, as its shards are shown with `arrays` by this version of shardfs."""
+    driver = store.driver
+    root = os.path.realpath(local_path(store.url))
+    reading = f"{driver.name} {driver.reading} {arrays}"
+    carried = Path(root) / PUBLISHED
+    published = IndexDb(carried, reading, read_only=True) if carried.is_file() else None
+    return IndexDb(default_path(root, reading), reading, published=published)
+
+
+def build_all(
+    store: Store, database: IndexDb, arrays: str, *, jobs: int, check: bool = False, progress: Progress | None = None
+) -> Report:
+    """Bring the index up to date, `jobs` shards at a time. Resumes: what it has in the present version is kept.
+
+    With `check` every shard is read and compared with its row, and the row is replaced where it differs.
+    """
+    entries = store.driver.entries()
+    versions = database.versions()
+    report = Report(len(entries))
+    gone = set(versions) - {name_of(entry.key) for entry in entries}
+    database.drop(sorted(gone))
+    report.dropped = len(gone)
+    waiting = [entry for entry in reversed(entries) if check or versions.get(name_of(entry.key)) != entry.version]
+    report.kept = len(entries) - len(waiting)
+    with ThreadPoolExecutor(jobs, "shardfs-index") as pool:
+        running: set[Future[tuple[Entry, str]]] = set()
+        while waiting or running:
+            while waiting and len(running) <= jobs:
+                running.add(pool.submit(_one, store.driver, database, waiting.pop(), arrays, check))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                _note(report, future)
+                if progress is not None:
+                    progress(report)
+    return report
+
+
+class _FailedError(Exception):
+    """A shard that could not be indexed: its key and why."""
+
+
+def _one(driver: Driver, database: IndexDb, entry: Entry, arrays: str, check: bool) -> tuple[Entry, str]:
+    """Index one shard: `kept` if the index knows its content already, `built`, or `differs` from what it had."""
+    try:
+        if not check and database.get(entry, lambda: driver.mark(entry)) is not None:
+            return entry, "kept"
+        try:
+            shard = driver.load(entry, lambda _: None)
+        except StaleShardError:  # replaced since the listing
+            entry = driver.entry(entry.key)
+            shard = driver.load(entry, lambda _: None)
+        table = index.build(shard, arrays)
+    except DamagedShardError as error:
+        error.key = entry.key
+        raise _FailedError(entry.key, str(error)) from error
+    except (ShardfsError, OSError) as error:
+        raise _FailedError(entry.key, str(error)) from error
+    mark = driver.mark(entry)
+    before = database.get(entry, lambda: mark) if check else None
+    differs = before is not None and index.pack(before) != index.pack(table)
+    if before is None or differs:
+        database.put(entry, table, mark)
+    return entry, "differs" if differs else "built"
+
+
+def _note(report: Report, future: Future[tuple[Entry, str]]) -> None:
+    try:
+        entry, outcome = future.result()
+    except _FailedError as error:
+        report.failed[error.args[0]] = error.args[1]
+        return
+    if outcome == "kept":
+        report.kept += 1
+        return
+    report.built += 1
+    if outcome == "differs":
+        report.differing.append(entry.key)
