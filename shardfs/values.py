@@ -409,7 +409,7 @@ def from_json(value: Any, file: Callable[[str], Any]) -> Any:
     ((tag, body),) = value.items()
     try:
         return _untag(tag, body, file)
-    except (TypeError, KeyError, AttributeError, decimal.InvalidOperation) as error:
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"tag {tag} with an impossible content") from error
 
 
@@ -423,11 +423,11 @@ def _untag(tag: str, body: Any, file: Callable[[str], Any]) -> Any:
         "$datetime": _parse_datetime,
         "$file": file,
         "$esc": lambda body: {key: from_json(item, file) for key, item in body.items()},
-        "$complex": lambda pair: complex(*(from_json(part, file) for part in pair)),
+        "$complex": lambda pair: complex(from_json(pair[0], file), from_json(pair[1], file)),
         "$tuple": lambda items: tuple(from_json(item, file) for item in items),
         "$set": lambda items: {_hashable(from_json(item, file)) for item in items},
         "$map": lambda pairs: {_hashable(from_json(key, file)): from_json(item, file) for key, item in pairs},
-        "$ext": lambda pair: msgpack.ExtType(pair[0], bytes(from_json(pair[1], file))),
+        "$ext": lambda pair: msgpack.ExtType(pair[0], from_json(pair[1], file)),
     }
     if tag not in simple:
         raise ValueError(f"unknown tag {tag}")
@@ -443,6 +443,6 @@ def _hashable(value: Any) -> Any:
 def _parse_datetime(text: str) -> datetime.datetime | datetime.date | datetime.time:
     if ":" not in text:
         return datetime.date.fromisoformat(text)
-    if text[4] == "-":
+    if text[4:5] == "-":
         return datetime.datetime.fromisoformat(text)
     return datetime.time.fromisoformat(text)

@@ -416,7 +416,7 @@ async def read(self, fh, off, size):
     return "what pyfuse3 does not expect"
 mount.Operations.read = read
 """
-END_SERVE = "mount.serve(store, path, mount.MountOptions(), lambda: print('up', flush=True))"
+END_SERVE = "mount.serve(store, path, mount.MountOptions(index=False), lambda: print('up', flush=True))"
 
 
 @contextlib.contextmanager
