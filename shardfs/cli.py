@@ -85,7 +85,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as file modes permit")
-    parser.add_argument("--log", metavar="FILE", help="append the log to FILE")
+    parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)
 
 

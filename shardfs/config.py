@@ -168,6 +168,9 @@ NOTICE_WAIT = 1.0
 READ_AHEAD_KB = 1024
 """The kernel asks for 128 KiB at a time unless told otherwise, which root may do; 1 MiB a request is a fifth faster."""
 
+LOG_BYTES = 4 * MIB
+"""Size of the log file of a mount in the background; one older one is kept beside it."""
+
 HANDLES = 1 << 20
 """Files and directories that may be open at once; above it open says EMFILE."""
 

@@ -85,8 +85,8 @@ def _refuse(code: int) -> NoReturn:
 class Operations(pyfuse3.Operations):
     """The handlers of one read-only mount.
 
-    One EntryAttributes is reused for all answers: pyfuse3 copies it before anything else can run, in `readdir_reply`
-    as well as when a handler returns.
+    One EntryAttributes and one FileInfo are reused for all answers: pyfuse3 copies them before anything else can run,
+    in `readdir_reply` as well as when a handler returns.
     """
 
     supports_dot_lookup = False  # nobody exports this over NFS, and `.` and `..` would need parents by inode
@@ -100,6 +100,8 @@ class Operations(pyfuse3.Operations):
         self._entry.st_uid = vfs.uid
         self._entry.st_gid = vfs.gid
         self._entry.st_blksize = PREFERRED_READ
+        # keep_cache: an inode number never means other bytes, so its pages stay good; no direct_io: it breaks mmap
+        self._info = FileInfo(keep_cache=True, direct_io=False)
         self._mtime_ns = 0
         self._missing = EntryAttributes()
         self._missing.st_ino = 0  # with a timeout: "there is no such name, and you may remember it"
@@ -236,13 +238,16 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        # keep_cache: an inode number never means other bytes, so its pages stay good; no direct_io: it breaks mmap
-        return FileInfo(fh=await self._vfs.open(inode, flags), keep_cache=True, direct_io=False)
+        fh = self._vfs.open_now(inode, flags)
+        self._info.fh = await self._vfs.open(inode, flags) if fh is None else fh
+        return self._info
 
     # pyfuse3 takes any contiguous buffer, though it declares bytes; a copy of each read is what this saves
     @handler
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
-        data = await self._vfs.read(fh, off, size)
+        data = self._vfs.read_now(fh, off, size)
+        if data is None:
+            data = await self._vfs.read(fh, off, size)
         if not isinstance(data, bytes | memoryview):
             raise TypeError(f"read gave {type(data).__name__}")
         return data

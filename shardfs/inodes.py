@@ -9,16 +9,17 @@ from __future__ import annotations
 from shardfs.model import Inode
 
 ROOT = Inode(1)
-_BITS = 32
+BITS = 32
+FILE_MASK = (1 << BITS) - 1
 
 
 def file_inode(slot: int, file: int) -> Inode:
-    return Inode(slot << _BITS | file)
+    return Inode(slot << BITS | file)
 
 
 def slot_of(inode: int) -> int:
-    return inode >> _BITS
+    return inode >> BITS
 
 
 def file_of(inode: int) -> int:
-    return inode & ((1 << _BITS) - 1)
+    return inode & FILE_MASK

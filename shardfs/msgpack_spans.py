@@ -197,8 +197,9 @@ def _numpy_value(made: dict[Any, Tree], raw: values.Buffer, at: int) -> Tree:
             if made[b"nd"] is True:
                 return _array(made, data, raw, at)
             dtype = values.safe_dtype(_plain_text(made[b"type"], raw))
-            if not isinstance(data, Blob) or dtype.itemsize == 0 or data.length < dtype.itemsize:
-                raise DamagedShardError("a numpy scalar without its bytes", at)
+            if not isinstance(data, Blob) or dtype.kind not in "biufcmM" or data.length < dtype.itemsize:
+                # numbers only: numpy fails within over texts that hold no characters
+                raise DamagedShardError("a numpy scalar that is no number, or without its bytes", at)
             return np.frombuffer(raw[data.offset : data.offset + dtype.itemsize], dtype)[0]
         if b"complex" in made:
             return complex(_plain_text(made[b"data"], raw))

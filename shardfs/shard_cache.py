@@ -183,16 +183,18 @@ class ShardCache:
             self._tables.move_to_end(identity)
         return table
 
+    def rendered_now(self, loaded: Loaded, file: int) -> bytes:
+        """The whole content of a file that must be rendered, and that is quickly done (`renders_fast`)."""
+        return loaded.table.render(file, loaded.shard, self._arrays)
+
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
-        """The whole content of a file that must be rendered; large ones in a worker, and kept within the budget."""
+        """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
         identity = (entry.key, entry.version)
         kept = self._rendered.get((identity, file))
         if kept is not None:
             self._rendered.move_to_end((identity, file))
             return kept
         table = loaded.table
-        if table.renders_fast(file):
-            return table.render(file, loaded.shard, self._arrays)
         assert self._workers is not None
         loaded.pins += 1
         try:

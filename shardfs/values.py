@@ -144,7 +144,7 @@ def checked_shape(shape: Any, dtype: np.dtype[Any], length: int) -> tuple[int, .
     dims = tuple(shape)
     if any(type(dim) is not int or dim < 0 for dim in dims):
         raise ValueError(f"not the shape of an array: {str(dims)[:80]}")
-    if math.prod(dims) * dtype.itemsize != length:
+    if not dtype.itemsize or math.prod(dims) * dtype.itemsize != length:
         raise ValueError(f"{length} bytes for an array of {dtype} and shape {str(dims)[:80]}")
     if any(dim >= 1 << 62 for dim in dims) or math.prod(dim or 1 for dim in dims) * max(dtype.itemsize, 1) >= 1 << 63:
         raise ValueError(f"an impossible shape: {str(dims)[:80]}")

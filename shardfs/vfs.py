@@ -20,7 +20,7 @@ from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, Stora
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.refresh import Refresh
-from shardfs.shard_cache import ShardCache
+from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
 from shardfs.tree import Directory, KeyDirectory, KeyTree
 
@@ -48,12 +48,7 @@ class StatFs:
     name_max: int
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenFile:
-    """A handle holds the version of the shard (through its key), not its bytes."""
-
-    key: KeyDirectory
-    file: int
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +74,7 @@ class Vfs:
         """Told of each key that was replaced or has gone, with the number of its files that were shown: for making the
         kernel forget them."""
         self._refresh = Refresh(driver, self.tree, self._supersede)
-        self._handles: dict[int, _OpenFile | _OpenDirectory] = {}
+        self._handles: dict[int, _OpenDirectory] = {}
         self._numbers = itertools.count(1)
 
     @contextlib.asynccontextmanager
@@ -214,7 +209,7 @@ class Vfs:
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on, each with its attributes and the offset behind it."""
         opened = self._handles.get(handle)
-        if not isinstance(opened, _OpenDirectory):
+        if opened is None:
             raise _failure("no such handle", errno.EBADF)
         return self._entries(opened, start)
 
@@ -222,7 +217,7 @@ class Vfs:
         """The same for a key's directory, without an object per file: the attributes that all its files share (the
         inode number is the first file's), and (name, size, number) of each; None if the handle is of no key."""
         opened = self._handles.get(handle)
-        if not isinstance(opened, _OpenDirectory) or opened.table is None:
+        if opened is None or opened.table is None:
             return None
         assert isinstance(opened.directory, KeyDirectory)
         return self._file_attributes(opened.directory, 0, 0), opened.table.listing(start)
@@ -244,36 +239,39 @@ class Vfs:
 
     # --- files --------------------------------------------------------------------------------------------------
 
+    def open_now(self, inode: int, flags: int) -> int | None:
+        """As `open`, where nothing has to be waited for; None where something has."""
+        key = self.tree.slot(inode >> inodes.BITS)
+        if key is None or key.superseded or flags & _WRITING or self._refresh.due(key):
+            return None
+        return inode
+
     async def open(self, inode: int, flags: int) -> int:
-        """A handle for reading. EROFS for any way of writing."""
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND):
+        """A handle for reading, which is the inode number itself. EROFS for any way of writing."""
+        if flags & _WRITING:
             raise _failure("the file system is read-only", errno.EROFS)
         key = self.tree.slot(inodes.slot_of(inode))
         if key is None:
             raise _failure("a directory", errno.EISDIR)
         await self._current(key)
-        return self._handle(_OpenFile(key, inodes.file_of(inode)))
+        return inode
 
-    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
-        """At most `size` bytes from `offset`; fewer only at the end of the file.
+    def read_now(self, handle: int, offset: int, size: int) -> bytes | memoryview | None:
+        """As `read`, where nothing has to be waited for; None where something has."""
+        key = self.tree.slot(handle >> inodes.BITS)
+        if key is None:
+            return None
+        loaded = self.cache.peek(key.entry)
+        return None if loaded is None else self._part(loaded, handle & inodes.FILE_MASK, offset, size)
 
-        The same bytes as ever for this handle, or ESTALE; EIO if the shard is damaged.
-        """
-        opened = self._handles.get(handle)
-        if not isinstance(opened, _OpenFile):
-            raise _failure("no such handle", errno.EBADF)
-        entry = opened.key.entry
-        loaded = self.cache.peek(entry)
-        if loaded is None:
-            try:
-                loaded = await self.cache.shard(entry)
-            except StaleShardError:
-                await self._refresh.key(opened.key, now=True)
-                raise
-            opened.key.settled = True
-        run = loaded.table.slice_of(opened.file)
+    def _part(self, loaded: Loaded, file: int, offset: int, size: int) -> bytes | memoryview | None:
+        """Part of a file of a shard in memory; None if that must be rendered first, and takes its time."""
+        run = loaded.table.slice_of(file)
         if run is None:
-            return memoryview(await self.cache.rendered(entry, loaded, opened.file))[offset : offset + size]
+            if not loaded.table.renders_fast(file):
+                return None
+            data = self.cache.rendered_now(loaded, file)
+            return data if not offset and len(data) <= size else data[offset : offset + size]
         prefix, start, length = run
         head = len(prefix)
         if offset >= head:
@@ -284,12 +282,32 @@ class Vfs:
             return prefix[offset : offset + size]
         return b"".join((prefix[offset:], loaded.shard.raw[start : start + rest]))
 
-    def release(self, handle: int) -> None:
-        self._handles.pop(handle, None)
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
+        """At most `size` bytes from `offset`; fewer only at the end of the file.
 
-    def _handle(self, opened: _OpenFile | _OpenDirectory) -> int:
+        The same bytes as ever for this handle, or ESTALE; EIO if the shard is damaged.
+        """
+        key = self.tree.slot(inodes.slot_of(handle))
+        if key is None:
+            raise StaleShardError("a file of a shard that was replaced")
+        try:
+            loaded = await self.cache.shard(key.entry)
+        except StaleShardError:
+            await self._refresh.key(key, now=True)
+            raise
+        key.settled = True
+        file = inodes.file_of(handle)
+        answer = self._part(loaded, file, offset, size)
+        if answer is None:
+            answer = memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
+        return answer
+
+    def release(self, handle: int) -> None:
+        """Nothing is held for an open file."""
+
+    def _handle(self, opened: _OpenDirectory) -> int:
         if len(self._handles) >= config.HANDLES:
-            raise _failure("too many open files", errno.EMFILE)
+            raise _failure("too many open directories", errno.EMFILE)
         number = next(self._numbers)
         self._handles[number] = opened
         return number

@@ -12,8 +12,10 @@ import shlex
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 
-from shardfs import daemon
+from shardfs import config, daemon
 from shardfs.commands import OK, explain, tell
 from shardfs.commands.options import MountWords, parse_size, parse_words
 from shardfs.daemon import Failure, MissingSystemError
@@ -91,7 +93,7 @@ def _foreground(request: Request, shown: str) -> int:
 
 def _background(request: Request, shown: str) -> int:
     def serve(ready: Callable[[], None]) -> None:
-        _log_to(request.log_file, request.verbosity)
+        _log_to(request.log_file, request.verbosity, default=default_log(request.mountpoint))
         _serve(request, ready)
 
     started = daemon.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
@@ -129,8 +131,27 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     mount.serve(store, request.mountpoint, options, ready)
 
 
-def _log_to(path: str | None, verbosity: int) -> None:
+def default_log(mountpoint: str) -> Path:
+    """Where a mount in the background logs unless it is told: a file named after the mount point."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    name = mountpoint.strip("/").replace("/", "-")[-200:] or "root"
+    return Path(base) / "shardfs" / f"{name}.log"
+
+
+def _log_to(path: str | None, verbosity: int, default: Path | None = None) -> None:
+    """Log to `path`, or to a file at `default` that is bounded, or to stderr."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    handler = logging.StreamHandler() if path is None else logging.FileHandler(path, encoding="utf-8")
-    pattern = "shardfs: %(message)s" if path is None else "%(asctime)s %(process)d %(levelname)s %(message)s"
+    handler: logging.Handler = logging.StreamHandler()
+    if path is not None:
+        handler = logging.FileHandler(path, encoding="utf-8")
+    elif default is not None:
+        try:
+            default.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handler = RotatingFileHandler(
+                default, maxBytes=config.LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
+            )
+        except OSError:
+            handler = logging.NullHandler()  # a home that cannot be written to is no reason not to mount
+    to_file = type(handler) is not logging.StreamHandler
+    pattern = "%(asctime)s %(process)d %(levelname)s %(message)s" if to_file else "shardfs: %(message)s"
     logging.basicConfig(level=level, format=pattern, handlers=[handler])

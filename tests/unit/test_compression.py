@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import random
@@ -131,10 +132,8 @@ def test_every_flipped_bit_of_a_gzip_stream_is_noticed_or_harmless() -> None:
     for at in range(len(stored) * 8):
         damaged = bytearray(stored)
         damaged[at // 8] ^= 1 << at % 8
-        try:
+        with contextlib.suppress(DamagedShardError):
             assert decompressed("gz", bytes(damaged)) == data  # a bit of the header's time, say
-        except DamagedShardError:
-            pass
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,12 @@ class MadeUpVfs:
     def releasedir(self, handle: int) -> None:
         self._note("releasedir", handle)
 
+    def open_now(self, inode: int, flags: int) -> int | None:
+        return None
+
+    def read_now(self, handle: int, offset: int, size: int) -> bytes | None:
+        return None
+
     async def open(self, inode: int, flags: int) -> int:
         self._note("open", inode, flags)
         return 41

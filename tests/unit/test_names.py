@@ -37,7 +37,7 @@ def test_what_cannot_stand_in_a_name_is_percent_escaped(text: str, name: str) ->
 
 @pytest.mark.parametrize("name", ["%G0", "a%", "%2", "%%", "%FF", "%C3"])
 def test_a_name_that_escape_never_makes_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="%|utf-8|decode"):
+    with pytest.raises(ValueError, match=r"%|utf-8"):
         names.unescape(name)
 
 

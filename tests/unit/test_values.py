@@ -248,7 +248,7 @@ def test_a_note_travels_with_the_content() -> None:
         msgpack.Timestamp(0, 999_999_999),
         msgpack.Timestamp(-(2**62), 0),
         uuid.UUID(int=5),
-        {1: "int", 2.5: "float", None: "none", True: "bool is 1"},
+        {1: "int", 2.5: "float", None: "none", False: "bool"},
         {b"\xff": 1, (1, b"x"): 2},
         {"$float": "nan"},
         {"$esc": {"$esc": 1}},
@@ -283,7 +283,7 @@ def test_nan_comes_back() -> None:
     [
         datetime.time(10, 0, tzinfo=datetime.timezone(datetime.timedelta(hours=-5))),
         datetime.time(10, 0, 0, 7, tzinfo=datetime.timezone(datetime.timedelta(hours=-5, minutes=-30))),
-        datetime.time(10, 0, tzinfo=datetime.timezone.utc),
+        datetime.time(10, 0, tzinfo=datetime.UTC),
     ],
     ids=str,
 )
