@@ -159,16 +159,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
         return stop.code if isinstance(stop.code, int) else USAGE
     except BrokenPipeError:
-        # the interpreter flushes stdout once more at its end, and must not find the broken pipe there
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
+        _drop_output()
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         status, text = explain(error, verbosity)
         tell(text)
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):  # it is the output that failed, or there is none
+            _drop_output()
         return status
+
+
+def _drop_output() -> None:
+    """The interpreter flushes stdout once more at its end, and must not find there what failed before."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _run(parsed: argparse.Namespace) -> int:

@@ -162,6 +162,21 @@ NOTES_LOGGED = 20
 NOTICES = 10_000
 """Superseded keys the kernel is still to be told of; above it, it finds out by itself."""
 
+PREFILL_FILE = 32 * 1024
+"""Files up to this size are given to the kernel when their shard is loaded: above it, a READ costs no more."""
+
+PREFILL_KNOWN = 16
+"""Names of a key that the kernel must know before its files are given to it: a lone reader has no use for the rest."""
+
+PREFILL_UNKNOWN = 64
+"""Files the kernel turned out not to know, beyond as many as it knew, after which a prefill ends."""
+
+PREFILLS = 2
+"""Prefills that may wait, each with its shard in hand."""
+
+PREFILL_SPARE = 256 * MIB
+"""Memory that must be available besides: page cache is not worth taking memory from programs."""
+
 NOTICE_WAIT = 1.0
 """Seconds to wait at the end for the thread that tells it."""
 

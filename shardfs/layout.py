@@ -126,7 +126,7 @@ def read_back(files: Mapping[str, bytes]) -> Any:
     document = json.loads(files[JSON]) if JSON in files else {}
     if not isinstance(document, dict):
         raise ValueError("the .json of a sample holds an object")
-    explained = document.pop(FIELDS, {}) if FIELDS in document else {}
+    explained = document.pop(FIELDS, {})
     used: set[str] = {JSON}
 
     def file(name: str) -> Any:
@@ -137,9 +137,12 @@ def read_back(files: Mapping[str, bytes]) -> Any:
         return values.from_json(document[VALUE], file)
     if set(document) == {ESCAPED}:
         document = document[ESCAPED]
+    if not isinstance(document, dict) or not isinstance(explained, dict):
+        raise ValueError("the .json of a sample holds its fields")
     sample: dict[Any, Any] = {}
     for name, value in document.items():
-        key = values.from_json(explained[name], file) if name in explained and name not in files else name
+        own = name not in explained or name in files
+        key = name if own else values.hashable(values.from_json(explained[name], file))
         sample[key] = values.from_json(value, file)
     for suffix, data in files.items():
         if suffix in used:
@@ -147,16 +150,23 @@ def read_back(files: Mapping[str, bytes]) -> Any:
         stem = suffix.rpartition(".")[0]
         if stem == VALUE:
             return file_value(suffix, data)
-        key = values.from_json(explained[suffix], file) if suffix in explained else names.unescape(stem)
+        own = suffix not in explained
+        key = names.unescape(stem) if own else values.hashable(values.from_json(explained[suffix], file))
         sample[key] = file_value(suffix, data)
     return sample
 
 
 def file_value(suffix: str, data: bytes) -> Any:
-    """The value a file's content stands for: an array for `.npy` and for a `.png` made of one, else its bytes."""
+    """The value a file's content stands for: an array for `.npy` and for a `.png` made of one, else its bytes.
+
+    ValueError for a `.npy` that holds no array.
+    """
     ext = suffix.rpartition(".")[2]
     if ext == "npy":
-        return np.load(io.BytesIO(data), allow_pickle=False, max_header_size=len(data))
+        try:
+            return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False, max_header_size=len(data))
+        except (EOFError, MemoryError, OverflowError) as error:
+            raise ValueError(f"{suffix} holds no array") from error
     if ext == "png" and images.read_mark(data) == "ndarray":
         width, height, _, pixels = images.unpng(data)
         return np.frombuffer(pixels, np.uint8).reshape(height, width, -1)

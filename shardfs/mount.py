@@ -210,8 +210,11 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
             lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
+            lambda inode, data: pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data),  # type: ignore[arg-type]
         )
         vfs.superseded = notices.superseded
+        if prefills():
+            vfs.loaded = notices.loaded
         unmount = True
         try:
             with daemon.recorded(path, source_name(url)), _hanging_ends(path) as ending, notices.running():
@@ -248,6 +251,11 @@ async def _end_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope,
     with trio.move_on_after(DRAIN_SECONDS):
         await anext(signals)  # a second one: at once
     serving.cancel()
+
+
+def prefills() -> bool:
+    """SHARDFS_NO_PREFILL=1 in the environment turns prefilling off, for comparing."""
+    return os.environ.get("SHARDFS_NO_PREFILL") != "1"
 
 
 def raise_read_ahead(path: str) -> None:

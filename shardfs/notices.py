@@ -1,42 +1,64 @@
-"""Telling the kernel what it must forget, on a thread of its own: never on the event loop, never in a handler.
+"""Telling the kernel what to forget and what to know, on a thread of its own: never on the event loop or in a handler.
 
-The kernel takes a directory's lock for such a notice, and holds it for a request that only the loop can answer. Knows
-nothing of pyfuse3: what tells is given as functions.
+The kernel takes a directory's or a page's lock for such a notice, and may hold it for a request that only the loop can
+answer. Knows nothing of pyfuse3: what tells is given as functions.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from shardfs import config, inodes
+from shardfs.shard_cache import Loaded
 from shardfs.tree import KeyDirectory
 
 log = logging.getLogger("shardfs")
 
-Notice = tuple[KeyDirectory, int]
-
 
 class Notices:
-    """Makes the kernel forget superseded keys: their names, and the pages of their files.
+    """Makes the kernel forget superseded keys, and gives it the small files of freshly loaded ones.
 
-    `forget_name(parent inode, name)` and `forget_pages(inode)` may raise OSError: for the kernel mostly says that it
-    does not know what is to be forgotten.
+    `forget_name(parent inode, name)`, `forget_pages(inode)` and `store(inode, content)` may raise OSError: mostly for a
+    kernel that does not know what is spoken of.
     """
 
-    def __init__(self, forget_name: Callable[[int, bytes], object], forget_pages: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        forget_name: Callable[[int, bytes], object],
+        forget_pages: Callable[[int], object],
+        store: Callable[[int, bytes | memoryview], object],
+    ) -> None:
         self._forget_name = forget_name
         self._forget_pages = forget_pages
-        self._queue: queue.Queue[Notice | None] = queue.Queue(config.NOTICES)
+        self._store = store
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(config.NOTICES)
+        self._fills = 0
         self._thread = threading.Thread(target=self._run, name="shardfs-notices", daemon=True)
+        self.filled = 0
+        """Files given to the kernel so far."""
 
     def superseded(self, key: KeyDirectory, files: int) -> None:
         """Queue a notice. Where there are too many, the kernel finds out by itself, within the refresh interval."""
+        self._put(lambda: self._forget(key, files))
+
+    def loaded(self, key: KeyDirectory, loaded: Loaded) -> None:
+        """Give the kernel the small files of a shard that has just been loaded, if it knows any of them.
+
+        Few at a time: each waits with its shard in hand, beyond the budget.
+        """
+        if key.lookups > config.PREFILL_KNOWN and self._fills < config.PREFILLS:
+            self._fills += 1
+            self._put(lambda: self._fill(key, loaded))
+
+    def _put(self, work: Callable[[], None]) -> None:
         with contextlib.suppress(queue.Full):
-            self._queue.put_nowait((key, files))
+            self._queue.put_nowait(work)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -51,11 +73,42 @@ class Notices:
             self._thread.join(config.NOTICE_WAIT)
 
     def _run(self) -> None:
-        while (notice := self._queue.get()) is not None:
-            key, files = notice
+        while (work := self._queue.get()) is not None:
+            work()
+
+    def _forget(self, key: KeyDirectory, files: int) -> None:
+        with contextlib.suppress(OSError):
+            self._forget_name(key.parent, key.name)
+        for file in range(files):
             with contextlib.suppress(OSError):
-                self._forget_name(key.parent, key.name)
-            for file in range(files):
-                with contextlib.suppress(OSError):
-                    self._forget_pages(inodes.file_inode(key.slot, file))
-            log.debug("told the kernel to forget %s", key.entry.key)
+                self._forget_pages(inodes.file_inode(key.slot, file))
+        log.debug("told the kernel to forget %s", key.entry.key)
+
+    def _fill(self, key: KeyDirectory, loaded: Loaded) -> None:
+        self._fills -= 1
+        table, raw, unknown = loaded.table, loaded.shard.raw, 0
+        if memory_is_short(table.total_size()):
+            return
+        for file in range(table.files):
+            run = table.slice_of(file)
+            if run is None or run[2] > config.PREFILL_FILE:
+                continue
+            prefix, start, length = run
+            data = prefix + raw[start : start + length] if prefix else raw[start : start + length]
+            try:
+                self._store(inodes.file_inode(key.slot, file), data)
+                self.filled += 1
+            except OSError as error:
+                unknown += 1
+                if error.errno != errno.ENOENT or unknown > config.PREFILL_UNKNOWN + self.filled:
+                    return
+
+
+def memory_is_short(size: int) -> bool:
+    """True if `size` bytes more of page cache would have to be taken from somebody."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        available = int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        return False
+    return available < 4 * size + config.PREFILL_SPARE

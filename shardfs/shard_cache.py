@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -92,6 +92,8 @@ class ShardCache:
         self._workers: Workers | None = None
         self._nursery: trio.Nursery | None = None
         self.counts = CacheCounts()
+        self.on_load: Callable[[Entry, Loaded], None] = lambda entry, loaded: None
+        """Called on the event loop when a shard has been loaded and its waiters have been woken."""
 
     @property
     def used(self) -> int:
@@ -236,6 +238,8 @@ class ShardCache:
                 self._keep(identity, load.loaded)
             self._signal()
             load.done.set()
+        if load.loaded is not None:
+            self.on_load(load.entry, load.loaded)
 
     async def _load(self, load: _Load) -> Loaded:
         assert self._workers is not None

@@ -425,8 +425,8 @@ def _untag(tag: str, body: Any, file: Callable[[str], Any]) -> Any:
         "$esc": lambda body: {key: from_json(item, file) for key, item in body.items()},
         "$complex": lambda pair: complex(from_json(pair[0], file), from_json(pair[1], file)),
         "$tuple": lambda items: tuple(from_json(item, file) for item in items),
-        "$set": lambda items: {_hashable(from_json(item, file)) for item in items},
-        "$map": lambda pairs: {_hashable(from_json(key, file)): from_json(item, file) for key, item in pairs},
+        "$set": lambda items: {hashable(from_json(item, file)) for item in items},
+        "$map": lambda pairs: {hashable(from_json(key, file)): from_json(item, file) for key, item in pairs},
         "$ext": lambda pair: msgpack.ExtType(pair[0], from_json(pair[1], file)),
     }
     if tag not in simple:
@@ -434,9 +434,12 @@ def _untag(tag: str, body: Any, file: Callable[[str], Any]) -> Any:
     return simple[tag](body)
 
 
-def _hashable(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_hashable(item) for item in value)
+def hashable(value: Any) -> Any:
+    """A value as a name of a field, or in a set: lists as tuples, sets as frozen ones. ValueError for what is none."""
+    if isinstance(value, list | tuple) and not isinstance(value, msgpack.ExtType):
+        return tuple(hashable(item) for item in value)
+    if isinstance(value, dict | np.ndarray):
+        raise ValueError("a value that cannot be the name of a field, or in a set")
     return frozenset(value) if isinstance(value, set) else value
 
 

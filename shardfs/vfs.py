@@ -19,6 +19,7 @@ from shardfs.drivers.base import Driver
 from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
+from shardfs.model import Entry
 from shardfs.refresh import Refresh
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
@@ -73,6 +74,9 @@ class Vfs:
         self.superseded: Callable[[KeyDirectory, int], None] = lambda key, files: None
         """Told of each key that was replaced or has gone, with the number of its files that were shown: for making the
         kernel forget them."""
+        self.loaded: Callable[[KeyDirectory, Loaded], None] = lambda key, loaded: None
+        """Told of each key whose shard has just been loaded: for giving its files to the kernel before it asks."""
+        self.cache.on_load = self._on_load
         self._refresh = Refresh(driver, self.tree, self._supersede)
         self._handles: dict[int, _OpenDirectory] = {}
         self._numbers = itertools.count(1)
@@ -82,6 +86,11 @@ class Vfs:
         """Serve only inside this block: it owns the loads."""
         async with self.cache.running(), self._refresh.running():
             yield
+
+    def _on_load(self, entry: Entry, loaded: Loaded) -> None:
+        key = self.tree.current(entry.key)
+        if key is not None and key.entry.version == entry.version:
+            self.loaded(key, loaded)
 
     def _supersede(self, key: KeyDirectory) -> None:
         table = self.cache.known_table(key.entry)

@@ -168,11 +168,30 @@ def test_a_pickle_is_shown_and_given_back_as_bytes_that_are_never_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "5", '{"a": {"$file": "gone.bin"}}', '{"a": {"$tag": 1}}', "{", '{"a": {"$file": "json/../x"}}']
+    "text",
+    [
+        "[]",
+        "5",
+        '{"a": {"$file": "gone.bin"}}',
+        '{"a": {"$tag": 1}}',
+        "{",
+        '{"a": {"$file": "json/../x"}}',
+        '{"$fields": 5, "a": 1}',
+        '{"$esc": [1]}',
+        '{"$fields": {"a": {}}, "a": 1}',
+    ],
 )
 def test_files_that_are_no_sample_are_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         layout.read_back({"json": text.encode()})
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no array", b"\x93NUMPY", b"\x93NUMPY\1\0\5\0{}", b"PK\5\6" + bytes(18)], ids=repr
+)
+def test_an_npy_that_holds_no_array_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        layout.read_back({"a.npy": data})
 
 
 def test_thousands_of_fields_with_names_alike_take_no_quadratic_time() -> None:

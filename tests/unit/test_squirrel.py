@@ -1,0 +1,508 @@
+"""Squirrel stores: the fixtures the real library wrote, the two serializers, and what is written here."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zstandard
+
+from shardfs import config, index
+from shardfs.drivers import squirrel
+from shardfs.drivers.squirrel import SquirrelDriver, SquirrelShard
+from shardfs.errors import (
+    BadSettingError,
+    DamagedShardError,
+    MissingKeyError,
+    OverfullShardError,
+    StaleShardError,
+    StorageError,
+)
+from shardfs.model import Key
+from shardfs.storage.local import TEMPORARY, LocalStorage
+from shardfs.store import open_store
+from shardfs.values import Pickle
+
+FIXTURES = Path(__file__).parents[1] / "data/squirrel"
+CASES = [
+    (case.name, key)
+    for case in sorted(FIXTURES.iterdir())
+    for key in json.loads((case / "manifest.json").read_text(encoding="utf-8"))["shards"]
+]
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def check(expected: dict[str, Any], got: Any, where: str) -> None:
+    """A value against the manifest's tagged form, its type exactly."""
+    kind = expected["t"]
+    types = {"none": type(None), "bool": bool, "int": int, "float": float, "str": str, "bytes": bytes, "list": list}
+    types |= {"tuple": tuple, "dict": dict, "complex": complex, "ext": msgpack.ExtType, "timestamp": msgpack.Timestamp}
+    types |= {"ndarray": np.ndarray, "ndarray_object": Pickle}
+    assert type(got) is (np.dtype(expected["dtype"]).type if kind == "npscalar" else types[kind]), where
+    if kind == "dict":
+        assert len(got) == len(expected["v"]), where
+        for (wanted_key, wanted), (key, value) in zip(expected["v"], got.items(), strict=True):
+            check(wanted_key, key, f"{where} key {key!r}")
+            check(wanted, value, f"{where}[{key!r}]")
+    elif kind in ("list", "tuple"):
+        assert len(got) == len(expected["v"]), where
+        for at, wanted in enumerate(expected["v"]):
+            check(wanted, got[at], f"{where}[{at}]")
+    elif kind == "ndarray":
+        dtype = str(got.dtype.descr) if got.dtype.fields else got.dtype.str
+        assert (dtype, list(got.shape)) == (expected["dtype"], expected["shape"]), where
+        assert sha(got.tobytes("C")) == expected["sha256"], where
+    elif kind == "ndarray_object":
+        assert got.data[:2] == b"\x80\x02", where  # as stored, never run
+    elif kind == "npscalar":
+        assert (got.dtype.str, sha(got.tobytes())) == (expected["dtype"], expected["sha256"]), where
+    elif kind == "bytes":
+        assert (len(got), sha(got)) == (expected["len"], expected["sha256"]), where
+    elif kind == "float":
+        assert got.hex() == expected["v"] or (math.isnan(got) and expected["v"] == "nan") or str(got) == expected["v"]
+    elif kind == "ext":
+        assert (got.code, got.data.hex()) == (expected["code"], expected["hex"]), where
+    elif kind == "timestamp":
+        assert (got.seconds, got.nanoseconds) == (expected["s"], expected["ns"]), where
+    else:
+        wanted = {"none": lambda _: None, "int": int, "complex": complex}.get(kind, lambda value: value)
+        assert got == wanted(expected.get("v")), where
+
+
+def manifest(case: str) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads((FIXTURES / case / "manifest.json").read_text(encoding="utf-8"))
+    return made
+
+
+@pytest.mark.parametrize("case", sorted({case for case, _ in CASES}))
+def test_the_keys_of_a_fixture_are_those_the_library_lists(case: str) -> None:
+    assert open_store(FIXTURES / case / "store").keys() == manifest(case)["keys_nested_true"]
+
+
+@pytest.mark.parametrize(("case", "key"), CASES)
+def test_a_shard_of_a_fixture_holds_what_its_manifest_says(case: str, key: str) -> None:
+    shard = manifest(case)["shards"][key]
+    store = open_store(FIXTURES / case / "store")
+    if shard.get("expect") == "EIO":
+        with pytest.raises(DamagedShardError) as caught:
+            store.get(key)
+        assert (caught.value.errno, caught.value.key) == (errno.EIO, key)
+        return
+    samples = store.get(key)
+    assert len(samples) == shard["nsamples"]
+    for at, expected in enumerate(shard["samples"]):
+        check(expected, samples[at], f"{key}[{at}]")
+    by_name = open_store(FIXTURES / case / "store", driver=f"squirrel-{manifest(case)['format']}")
+    assert len(by_name.get(key)) == shard["nsamples"]
+
+
+# --- keys -------------------------------------------------------------------------------------------------------
+
+
+def put(root: Path, name: str, data: bytes) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(zstandard.compress(data) if name.endswith(".zst") else gzip.compress(data))
+
+
+def driver_of(root: Path, **options: Any) -> SquirrelDriver:
+    return SquirrelDriver(LocalStorage(root), **options)
+
+
+def test_keys_are_file_names_without_their_last_ending(tmp_path: Path) -> None:
+    for name in ("a.gz", "foo.gz.gz", ".gz", ".hidden.gz", "sub/b.zst", "x.gz/c.gz", "two.gz", "two.zst"):
+        put(tmp_path, name, b"\x01")
+    (tmp_path / "readme.txt").write_bytes(b"")
+    driver = driver_of(tmp_path)
+    keys = [entry.key for entry in driver.entries()]
+    assert keys == sorted(["a", "foo.gz", "", ".hidden", "sub/b", "x.gz/c", "two"])
+    for entry in driver.entries():
+        assert driver.entry(entry.key) == entry
+        assert driver.load(entry, lambda _: None).sample(1) == 1
+
+
+@pytest.mark.parametrize("key", ["none", "", "sub", "sub/", "../a", "/a", "a//b", "a/b", "a\0", "\ud800", "x" * 300])
+def test_a_key_that_is_not_there_is_missing_whatever_it_looks_like(tmp_path: Path, key: str) -> None:
+    put(tmp_path / "store", "a.gz", b"")
+    put(tmp_path / "store", "sub/x.gz", b"")
+    put(tmp_path, "a.gz", b"")
+    driver = driver_of(tmp_path / "store")
+    with pytest.raises(MissingKeyError):
+        driver.entry(Key(key))
+    with pytest.raises(MissingKeyError):
+        driver.remove(Key(key))
+
+
+def test_regression_a_storage_that_fails_is_not_a_missing_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(_: str) -> Any:
+        raise StorageError("the disk is broken", errno.EIO)
+
+    driver = driver_of(tmp_path)
+    monkeypatch.setattr(driver._storage, "stat", stat)
+    with pytest.raises(StorageError, match="broken"):
+        driver.entry(Key("a"))
+
+
+def test_what_was_replaced_or_removed_since_the_listing_is_stale(tmp_path: Path) -> None:
+    put(tmp_path, "a.gz", b"\x01")
+    put(tmp_path, "b.gz", b"\x01")
+    driver = driver_of(tmp_path)
+    replaced, removed = driver.entries()
+    driver.write(Key("a"), [2])
+    driver.remove(Key("b"))
+    for entry in (replaced, removed):
+        with pytest.raises(StaleShardError):
+            driver.load(entry, lambda _: None)
+        with pytest.raises(StaleShardError):  # regression: the estimate was another version's, or ENOENT
+            driver.estimate(entry)
+
+
+# --- msgpack or JSON lines --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "format"),
+    [
+        (b"", "msgpack"),
+        (b'{"a": 1}\n', "jsonl"),
+        (b'{"a": 1}', "jsonl"),
+        (b"[1]\n[2]\n", "jsonl"),
+        (b'"text"\n', "jsonl"),
+        (b"-5\n", "jsonl"),
+        (b"NaN\n", "jsonl"),
+        (b"true\nfalse\nnull\n", "jsonl"),
+        (b"Infinity", "jsonl"),
+        (b'{"a": \n', "jsonl"),
+        (b'{"cut off' + b"x" * 5000, "jsonl"),
+        (b"\x81\xa1a\x01", "msgpack"),
+        (b"\xde\x00\x01\xa1a\x01", "msgpack"),
+        (b"\x00\x01\x02", "msgpack"),
+        (b"0123", "msgpack"),
+        (b"{", "msgpack"),
+        (b"n", "msgpack"),
+        (b'"', "msgpack"),
+        (b"1" * 2_000_000, "msgpack"),
+        (b'"' + b"x" * 2_000_000 + b'"', "jsonl"),
+        (b"\xa1a", "msgpack"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_the_serializer_is_recognised_by_the_content(raw: bytes, format: str) -> None:
+    assert squirrel.sniff(raw) == format
+    assert squirrel.sniff(bytearray(raw)) == format
+
+
+def shard_of(raw: bytes, format: str = "auto", stored: int | None = None) -> SquirrelShard:
+    return SquirrelShard(raw, len(raw) if stored is None else stored, format)
+
+
+def samples_of(raw: bytes, format: str = "auto", stored: int | None = None) -> list[Any]:
+    shard = shard_of(raw, format, stored)
+    return [shard.sample(shard.tree(record.start, record.end)) for record in shard.records()]
+
+
+def test_json_lines_may_end_in_any_way_and_be_empty() -> None:
+    assert samples_of(b'{"a": 1}\r\n\n  \n[2]\n"x"', "jsonl") == [{"a": 1}, [2], "x"]
+
+
+def test_json_numbers_and_texts_come_as_json_has_them() -> None:
+    got = samples_of(b'{"big": 1180591620717411303424, "inf": -Infinity, "e": 1e999, "lone": "\\ud800", "\xc3\xbc": 1}')
+    assert got == [{"big": 2**70, "inf": -math.inf, "e": math.inf, "lone": "\ud800", "ü": 1}]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": 1', "not JSON"),
+        (b'{"a": 1} x', "not JSON"),
+        (b'{"a": "\xff"}', "not JSON"),
+        (b'{"a": 1, "a": 2}', "twice"),
+        (b'[{"b": {"a": 1, "b": 1, "a": 2}}]', "twice"),
+        (b"[" * 100_000, "nested|not JSON"),
+        (b"[" * 65 + b"]" * 65, "nested"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "nested"),
+        (b"1" * 5000, "not JSON"),
+        (b"nul", "not JSON"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_a_line_that_is_no_sample_damns_the_shard(line: bytes, reason: str) -> None:
+    raw = b'{"fine": 1}\n' + line + b"\n"
+    with pytest.raises(DamagedShardError, match=reason) as caught:
+        list(shard_of(raw, "jsonl").records())
+    assert caught.value.offset == 12
+
+
+def test_json_nests_as_deep_as_msgpack_does() -> None:
+    deep = b"[" * config.NESTING + b"]" * config.NESTING
+    assert repr(samples_of(deep + b"\n")).count("[") == config.NESTING + 1
+    index.build(shard_of(deep + b"\n"), "png")
+    assert samples_of(b'"' + b"[" * 1000 + b'"\n') == ["[" * 1000]
+    assert samples_of(b"[" + b"[]," * 1000 + b"[]]\n") == [[[]] * 1001]
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 0)), np.array(5.0), np.array(["é", "xy"]), np.arange(6, dtype=">i2")])
+def test_an_object_with_data_type_and_shape_is_an_array(array: np.ndarray[Any, Any]) -> None:
+    line = json.dumps({"a": {"data": array.tolist(), "type": array.dtype.str, "shape": list(array.shape)}}).encode()
+    (sample,) = samples_of(line + b"\n")
+    assert (sample["a"].dtype, sample["a"].shape) == (array.dtype, array.shape)
+    assert np.array_equal(sample["a"], array)
+
+
+@pytest.mark.parametrize(
+    ("data", "type", "shape"),
+    [
+        ([1], "nonsense", [1]),
+        ([1], "|O", [1]),
+        ([1], 5, [1]),
+        ([1], "<f4", 1),
+        ([1], "<f4", [2]),
+        ([1], "<f4", [-1]),
+        ([1], "<f4", ["1"]),
+        ([[1], [2, 3]], "<f4", [3]),
+        (["x"], "<f4", [1]),
+        ([None], "<i4", [1]),
+        ({}, "<f4", []),
+        ([1e400], "<i4", [1]),
+        ([300], "|u1", [1]),
+        ([""], "<U0", [1]),
+        ([""], "<U1000000000", [1]),
+        ([""] * 5000, "<U10000", [5000]),
+    ],
+    ids=repr,
+)
+def test_an_object_that_only_looks_like_an_array_stays_an_object(data: Any, type: str, shape: Any) -> None:
+    sample = {"data": data, "type": type, "shape": shape}
+    assert samples_of(json.dumps(sample).encode() + b"\n") == [sample]
+
+
+def test_lists_are_tuples_in_msgpack_and_lists_in_json() -> None:
+    assert samples_of(msgpack.packb({"a": [1, [2]]})) == [{"a": (1, (2,))}]
+    assert samples_of(b'{"a": [1, [2]]}\n') == [{"a": [1, [2]]}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" + b"0," * 4_500_000 + b"0]",
+        b"[" + b"[]," * 1_100_000 + b"0]",
+        b"[" + b"{}," * 1_100_000 + b"0]",
+        b"[" + b'"",' * 1_500_000 + b"0]",
+        b'"' + b"x" * 17_000_000 + b'"',
+    ],
+    ids=["numbers", "lists", "dicts", "texts", "text"],
+)
+def test_regression_a_line_that_would_fill_the_memory_is_refused_before_it_is_parsed(line: bytes) -> None:
+    """One line of 190 MiB, 190 KB when compressed, took 2 GiB and more."""
+    with pytest.raises(OverfullShardError):
+        list(shard_of(line + b"\n", stored=1000).records())
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"0\n" * 1_000_000, b"\n" * 1_000_000, (b"[" + b"0," * 500_000 + b"0]\n") * 40],
+    ids=["ints", "empty", "lists"],
+)
+def test_many_lines_together_end_at_a_limit_too(raw: bytes) -> None:
+    with pytest.raises(OverfullShardError):
+        list(shard_of(raw, "jsonl", stored=1000).records())
+
+
+def test_a_shard_of_blank_pictures_in_json_is_no_attack() -> None:
+    blank = json.dumps({"data": np.zeros((224, 224, 3), int).tolist(), "type": "|u1", "shape": [224, 224, 3]}).encode()
+    raw = (blank + b"\n") * 8
+    shard = shard_of(raw, stored=len(gzip.compress(raw, 9)))
+    assert sum(1 for _ in shard.records()) == 8
+
+
+def test_regression_a_shards_beginning_is_looked_at_when_it_seems_a_bomb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fast gzip of a GiB of zeros compresses 1:230: below the bomb limit, and 76 million samples."""
+    monkeypatch.setattr(config, "SUSPECT_SIZE", 3 * config.MIB)
+    for name, raw in (("zeros", bytes(6 * config.MIB)), ("blank", msgpack.packb(bytes(6 * config.MIB)))):
+        put(tmp_path, f"{name}.gz", raw)
+    store = open_store(tmp_path)
+    sizes: list[int] = []
+    with pytest.raises(OverfullShardError):
+        store.driver.load(store.entry("zeros"), sizes.append)
+    assert sizes[-1] < 3 * config.MIB
+    assert store.get("blank")[0] == bytes(6 * config.MIB)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+WRITABLE = [
+    {"a": 1, "b": [1.5, None, True, "é"], "c": {"d": b"\x00", b"bytes": 2}},
+    np.arange(6, dtype=">i4").reshape(2, 3),
+    np.float32(0.5),
+    1 - 2j,
+    {},
+    None,
+    msgpack.ExtType(5, b"x"),
+    msgpack.Timestamp(1, 2),
+    np.array([(1, 2.0)], [("x", "<i2"), ("y", "<f8")]),
+]
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_what_is_written_as_msgpack_is_read_again(tmp_path: Path, compression: str) -> None:
+    store = open_store(tmp_path, driver="squirrel", compression=compression)
+    store.set(WRITABLE, "sub/key")
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == [f"key.{compression}"]
+    for got, expected in zip(store.get("sub/key"), WRITABLE, strict=True):
+        if isinstance(expected, np.ndarray):
+            assert (got.dtype, got.tolist()) == (expected.dtype, expected.tolist())
+        elif isinstance(expected, dict) and expected:
+            assert got == {**expected, "b": tuple(expected["b"])}
+        else:
+            assert (type(got), got) == (type(expected), expected)
+
+
+def test_what_is_written_as_json_is_read_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path, driver="squirrel-jsonl")
+    array = np.array([[1.5, math.inf]], "<f4")
+    store.set([{"a": array, "n": np.int8(3), "f": np.float64(0.5), "t": "\ud800é", "l": (1, 2)}, 5], "key")
+    raw = gzip.decompress((tmp_path / "key.gz").read_bytes())
+    assert raw.count(b"\n") == 2
+    first, second = store.get("key")
+    assert np.array_equal(first.pop("a"), array)
+    assert first == {"n": 3, "f": 0.5, "t": "\ud800é", "l": [1, 2]}
+    assert second == 5
+    assert open_store(tmp_path).get("key")[1] == 5
+
+
+def test_no_samples_are_a_shard_too(tmp_path: Path) -> None:
+    for number, name in enumerate(("squirrel", "squirrel-jsonl")):
+        store = open_store(tmp_path, driver=name)
+        store.set([], f"key{number}")
+        assert len(store.get(f"key{number}")) == 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "value"),
+    [
+        *(("squirrel", value) for value in ({1, 2}, object(), 2**64, np.array([None]), {"a": {2}}, "\ud800")),
+        *(("squirrel-jsonl", value) for value in ({1, 2}, b"x", 1j, np.bool_(1), {(1,): 2}, np.array([1j]))),
+        *(("squirrel-jsonl", np.array(value)) for value in ([b"x"], [None], "2024-01-01T00:00:00.000000001Z")[:2]),
+    ],
+    ids=repr,
+)
+def test_a_value_that_the_format_cannot_hold_leaves_what_was_there(tmp_path: Path, driver: str, value: Any) -> None:
+    store = open_store(tmp_path, driver=driver)
+    store.set(["old"], "key")
+    with pytest.raises(BadSettingError, match="sample 1"):
+        store.set(["new", value], "key")
+    assert list(store.get("key")) == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["key.gz"]
+
+
+def nested(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("driver", "value"),
+    [
+        ("squirrel", nested(100)),
+        ("squirrel-jsonl", nested(100)),
+        ("squirrel-jsonl", {1: "a", "1": "b"}),
+        ("squirrel-jsonl", np.zeros(2, [("a", "i4")])),
+        ("squirrel", {b"nd": True, b"data": b"", b"shape": [1], b"type": "<f4"}),
+        ("squirrel", {b"complex": True, b"data": "no number"}),
+        ("squirrel", {1.0: "a", msgpack.Timestamp(1): "b", b"nd": False, b"type": "O", b"data": b""}),
+    ],
+    ids=["nested", "nested json", "names alike", "structured", "no array", "no number", "no scalar"],
+)
+def test_regression_a_sample_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, driver: str, value: Any
+) -> None:
+    store = open_store(tmp_path, driver=driver)
+    with pytest.raises(BadSettingError, match="sample 0"):
+        store.set([value], "key")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("driver", ["squirrel", "squirrel-jsonl"])
+def test_regression_samples_that_compress_to_nothing_are_not_written_either(
+    tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a million samples alike took 16 KB: fewer than a shard of so many values may have when it is read."""
+    monkeypatch.setattr(config, "TOKEN_FLOOR", 20_000)
+    store = open_store(tmp_path, driver=driver)
+    store.set([{"label": 0}] * 3_000, "many")
+    assert len(store.get("many")) == 3_000
+    with pytest.raises(BadSettingError, match="alike"):
+        store.set(({"label": 0} for _ in range(50_000)), "too many")
+    assert store.keys() == ["many"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", ".", "..", "a//b", "/a", "a/", "a/../b", "a\0", "x" * 252, "\ud800", f"{TEMPORARY}x", "sub/é" + "é" * 130],
+)
+def test_a_key_that_can_be_no_file_name_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(BadSettingError, match="key"):
+        driver_of(tmp_path).write(Key(key), [1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_keys_and_those_that_are_no_text_can_be_written(tmp_path: Path) -> None:
+    store = open_store(tmp_path, driver="squirrel")
+    keys = ["x" * 251, os.fsdecode(b"caf\xe9"), ".hidden", "a b\n", "key.gz", "日" * 80]
+    for key in keys:
+        store.set([key.encode("utf-8", "surrogateescape")], key)
+    assert store.keys() == sorted(keys)
+    assert all(store.get(key)[0] == key.encode("utf-8", "surrogateescape") for key in keys)
+
+
+def test_a_key_moves_to_the_other_compression(tmp_path: Path) -> None:
+    gz, zst = (open_store(tmp_path, driver="squirrel", compression=word) for word in ("gz", "zst"))
+    for store, other in ((gz, zst), (zst, gz), (gz, zst)):
+        store.set([store.driver.name], "key")
+        assert len(list(tmp_path.iterdir())) == 1
+        assert other.get("key")[0] == "squirrel"
+
+
+def test_of_two_files_the_gzip_is_the_key_and_both_are_removed(tmp_path: Path) -> None:
+    put(tmp_path, "key.gz", b"\x01")
+    put(tmp_path, "key.zst", b"\x02")
+    store = open_store(tmp_path)
+    assert list(store.get("key")) == [1]
+    store.delete("key")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{"format": "xml"}, {"compression": "lz4"}, {"compression": ""}])
+def test_settings_that_are_none_are_refused(tmp_path: Path, options: dict[str, str]) -> None:
+    with pytest.raises(BadSettingError, match="use"):
+        driver_of(tmp_path, **options)
+
+
+def test_equal_samples_make_equal_files(tmp_path: Path) -> None:
+    driver = driver_of(tmp_path)
+    for key in ("a", "b"):
+        driver.write(Key(key), WRITABLE)
+    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
+
+
+def test_random_keys_are_as_the_library_makes_them() -> None:
+    keys = {squirrel.random_key() for _ in range(50)}
+    assert len(keys) == 50
+    assert all(len(key) == 16 and key.isalnum() and key == key.upper() for key in keys)
