@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
 from shardfs import config
 from shardfs.errors import BadSettingError, DamagedShardError
+
+
+def _fastest_inflate() -> Any:
+    """isal's twin of zlib where it is installed: 2 times faster, and it refuses what zlib refuses."""
+    try:
+        return importlib.import_module("isal.isal_zlib")
+    except ImportError:
+        return zlib
+
+
+inflate = _fastest_inflate()
 
 Inspect = Callable[[bytes, int], None]
 """Shown the beginning of the raw bytes, and how many stored bytes it took, where that is suspiciously much."""
@@ -95,21 +107,27 @@ def decompress(
     return raw.data
 
 
+_GZIP_BEGINS = (b"\x1f\x8b", b"\x1f")
+"""How each member begins; one byte is one that is cut off."""
+
+
 def _gunzip(source: _Observed, raw: _Raw) -> None:
     """Any number of gzip members, and zero padding behind them. No bytes at all are no members."""
     pending = memoryview(source.read(config.READ_SLICE))
     first = True
     while pending:
-        stream = zlib.decompressobj(wbits=31)
+        if bytes(pending[:2]) not in _GZIP_BEGINS:
+            text = "not gzip" if first else "the gzip stream is broken: what stands behind it is none"
+            raise DamagedShardError(text, len(raw.data))
+        stream = inflate.decompressobj(wbits=31)
         while not stream.eof:
             if not pending and not (pending := memoryview(source.read(config.READ_SLICE))):
                 raise DamagedShardError("the gzip stream is cut off", len(raw.data))
             given = pending[: config.GZIP_FEED]
             try:
                 piece = stream.decompress(given, config.COPY_SLICE)
-            except zlib.error as error:
-                text = "not gzip" if first and "header" in str(error) else "the gzip stream is broken"
-                raise DamagedShardError(f"{text} ({error})", len(raw.data)) from error
+            except inflate.error as error:
+                raise DamagedShardError(f"the gzip stream is broken ({error})", len(raw.data)) from error
             left = len(stream.unused_data) if stream.eof else len(stream.unconsumed_tail)
             pending = pending[len(given) - left :]
             raw.add(piece, source.count - len(pending))

@@ -281,9 +281,7 @@ def test_explain(error: BaseException, status: int, text: str) -> None:
 
 def test_words_that_are_ours() -> None:
     words = options.parse_words(["ro,allow_other,nonempty", "driver=squirrel,memory=1G", "arrays=npy"])
-    assert words == options.MountWords(
-        allow_other=True, nonempty=True, driver="squirrel", memory="1G", arrays="npy"
-    )
+    assert words == options.MountWords(allow_other=True, nonempty=True, driver="squirrel", memory="1G", arrays="npy")
 
 
 def test_words_of_fstab_are_ignored() -> None:

@@ -87,6 +87,7 @@ class FakeDriver:
         self.pictures: set[str] = set()
         self.notes: dict[str, str] = {}
         self.loads: list[str] = []
+        self.estimated: list[str] = []
         self.on_load: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
 
@@ -106,6 +107,7 @@ class FakeDriver:
         return Entry(key, Version("1"), self.sizes[key], 0)
 
     def estimate(self, entry: Entry) -> int:
+        self.estimated.append(entry.key)
         return self.estimates.get(entry.key, self.sizes[entry.key])
 
     def mark(self, entry: Entry) -> str:
@@ -129,6 +131,12 @@ class FakeDriver:
 
     def remove(self, key: Key) -> None:
         raise NotImplementedError
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Give the others their turn until something is so; estimates are made in threads, which nothing else tells of."""
+    while not condition():
+        await trio.lowlevel.checkpoint()
 
 
 def a(key: str, version: str = "1") -> Entry:
@@ -387,13 +395,14 @@ def test_a_load_larger_than_the_budget_runs_alone(monkeypatch: pytest.MonkeyPatc
         async with started(lambda: cache.shard(a("small"))):
             await gates["small"].wait_reached()
             async with started(lambda: cache.shard(a("huge"))):
+                await until(lambda: cache._waiting == 500)
                 assert cache.used == 30
                 async with started(lambda: cache.shard(a("other"))):
+                    await until(lambda: len(driver.estimated) == 3)
                     assert cache.used == 30
                     gates["small"].open.set()
                     await gates["huge"].wait_reached()
-                    await trio.testing.wait_all_tasks_blocked()
-                    assert cache.used == 500  # and nothing beside it
+                    await until(lambda: cache.used == 500)  # and nothing beside it
                     assert driver.loads == ["small", "huge"]
                     gates["huge"].open.set()
                     gates["other"].open.set()
@@ -411,6 +420,8 @@ def test_loads_that_would_fit_only_later_evict_nothing_before() -> None:
         async with started(lambda: cache.shard(a("first"))):
             await gate.wait_reached()
             async with started(lambda: cache.shard(a("second"))):
+                await until(lambda: len(driver.estimated) == 3)
+                await trio.testing.wait_all_tasks_blocked()
                 assert cache.peek(a("hot")) is not None
                 assert cache.used == 90
                 gate.open.set()
@@ -428,8 +439,7 @@ def test_a_load_that_outgrows_its_estimate_takes_room_from_others(monkeypatch: p
         await cache.shard(a("old"))
         async with started(lambda: cache.shard(a("key"))):
             await gate.wait_reached()
-            await trio.testing.wait_all_tasks_blocked()
-            assert cache.used == 85  # what it holds and a step more
+            await until(lambda: cache.used == 85)  # what it holds and a step more
             assert cache.peek(a("old")) is None
             gate.open.set()
         assert cache.used == 80
@@ -458,6 +468,7 @@ def test_a_failed_load_gives_its_room_back() -> None:
         async with started(lambda: cache.shard(a("bad"))):
             await gate.wait_reached()
             async with started(lambda: cache.shard(a("good"))) as results:
+                await until(lambda: len(driver.estimated) == 2)
                 assert driver.loads == ["bad"]
                 gate.open.set()
         assert isinstance(results[0], Loaded)
@@ -478,9 +489,7 @@ def test_a_small_load_is_not_stuck_behind_large_ones(monkeypatch: pytest.MonkeyP
         async with trio.open_nursery() as nursery:
             for at in range(4):
                 nursery.start_soon(cache.shard, a(f"large{at}"))
-                await trio.testing.wait_all_tasks_blocked()
-            for gate in gates[: config.WORKERS_CPU]:
-                await gate.wait_reached()
+            await until(lambda: len(driver.loads) == config.WORKERS_CPU and cache.used == 200)
             await cache.shard(a("small"))  # though both workers for large loads are busy, and two wait
             for gate in gates:
                 gate.open.set()
@@ -498,7 +507,7 @@ def test_a_small_load_is_not_stuck_behind_a_large_one_that_waits_for_room(monkey
             nursery.start_soon(cache.shard, a("first"))
             await gate.wait_reached()
             nursery.start_soon(cache.shard, a("second"))
-            await trio.testing.wait_all_tasks_blocked()
+            await until(lambda: cache._waiting == 60)
             await cache.shard(a("small"))
             assert driver.loads == ["first", "small"]
             gate.open.set()
@@ -523,13 +532,13 @@ def test_regression_small_loads_without_end_do_not_keep_a_large_one_out(
             loaded.set()
 
         async with trio.open_nursery() as nursery:
-            for at in range(6):
-                nursery.start_soon(cache.shard, a(f"small{at}"))
-                await trio.testing.wait_all_tasks_blocked()
-                if at == 0:
-                    nursery.start_soon(load_large)
-                    await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(cache.shard, a("small0"))
             await gates[0].wait_reached()
+            nursery.start_soon(load_large)
+            await until(lambda: cache._waiting == size)
+            for at in range(1, 6):
+                nursery.start_soon(cache.shard, a(f"small{at}"))
+            await until(lambda: len(driver.estimated) == 7)
             gates[0].open.set()
             await loaded.wait()  # all other small ones still wait at their gates, or behind it
             assert "small5" not in driver.loads
@@ -682,16 +691,14 @@ def test_the_end_waits_for_a_load_under_way_and_takes_those_that_wait() -> None:
 
     async def main() -> None:
         with trio.fail_after(PATIENCE):
-            async with (
-                started(lambda: serve(cache)),
-                started(lambda: cache.shard(a("running"))) as running,
-                started(lambda: cache.shard(a("waiting"))) as waiting,
-            ):
+            async with started(lambda: serve(cache)), started(lambda: cache.shard(a("running"))) as running:
                 await gate.wait_reached()
-                ended.set()
-                await trio.testing.wait_all_tasks_blocked()
-                assert (len(running), len(waiting)) == (0, 1)
-                gate.open.set()
+                async with started(lambda: cache.shard(a("waiting"))) as waiting:
+                    await until(lambda: len(driver.estimated) == 2)
+                    ended.set()
+                    await until(lambda: bool(waiting))
+                    assert running == []
+                    gate.open.set()
             assert type(waiting[0]) is StorageError
             assert isinstance(running[0], Loaded | StorageError)
             assert driver.loads == ["running"]
