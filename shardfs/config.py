@@ -183,6 +183,24 @@ NOTICE_WAIT = 1.0
 READ_AHEAD_KB = 1024
 """The kernel asks for 128 KiB at a time unless told otherwise, which root may do; 1 MiB a request is a fifth faster."""
 
+READ_AHEAD = 2
+"""Shards loaded ahead at a time: one per core."""
+
+READ_AHEAD_SURE = 3
+"""Touches with one step between them that make a run."""
+
+READ_AHEAD_WINDOW = 6
+"""Touches among neighbours that make a block-wise shuffle."""
+
+READ_AHEAD_SEEN = 64
+"""Touches remembered."""
+
+READ_AHEAD_WASTE = 4
+"""Shards loaded ahead in vain, beyond a quarter of those that were used, after which it stops."""
+
+READ_AHEAD_SHARE = 4
+"""A shard is loaded ahead only if it takes no more than one part in this many of the budget."""
+
 LOG_BYTES = 4 * MIB
 """Size of the log file of a mount in the background; one older one is kept beside it."""
 

@@ -82,6 +82,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         uid=os.geteuid(),
         gid=os.getegid(),
         database=database,
+        read_ahead=os.environ.get("SHARDFS_NO_READ_AHEAD") != "1",
     )
     try:
         with prepared(path, options.nonempty):

@@ -46,6 +46,8 @@ class _Load:
     """A load under way, and what became of it."""
 
     entry: Entry
+    wanted: bool = True
+    """False while it is only a guess that somebody will ask for it."""
     reserved: int = 0
     done: trio.Event = field(default_factory=trio.Event)
     loaded: Loaded | None = None
@@ -63,6 +65,11 @@ class CacheCounts:
     """Tables that came out of the persistent index."""
     failures: int = 0
     evictions: int = 0
+
+
+class _NotWorthItError(Exception):
+    """A guess that would take too much of the budget. Nobody waits for it: between this and the load's end nothing is
+    awaited."""
 
 
 class ShardCache:
@@ -94,6 +101,14 @@ class ShardCache:
         self.counts = CacheCounts()
         self.on_load: Callable[[Entry, Loaded], None] = lambda entry, loaded: None
         """Called on the event loop when a shard has been loaded and its waiters have been woken."""
+        self.on_touch: Callable[[Entry], None] = lambda entry: None
+        """Called when a shard is asked for that was not in memory, or that was loaded ahead and never asked for."""
+        self.on_evict: Callable[[Identity], None] = lambda identity: None
+        self._ahead: set[Identity] = set()
+
+    def __len__(self) -> int:
+        """Shards in memory."""
+        return len(self._shards)
 
     @property
     def used(self) -> int:
@@ -121,6 +136,9 @@ class ShardCache:
         if loaded is not None:
             self._shards.move_to_end(identity)
             self.counts.hits += 1
+            if identity in self._ahead:
+                self._ahead.discard(identity)
+                self.on_touch(entry)
         return loaded
 
     async def shard(self, entry: Entry) -> Loaded:
@@ -136,10 +154,25 @@ class ShardCache:
                 raise StorageError("the mount is being ended")
             load = self._loads[identity] = _Load(entry)
             self._nursery.start_soon(self._run, load)
+        load.wanted = True
+        self._ahead.discard(identity)
+        self.on_touch(entry)
         await load.done.wait()
         if load.loaded is None:
             raise load.error or StorageError("the mount is being ended")
         return load.loaded
+
+    def load_ahead(self, entry: Entry, size: int) -> bool:
+        """Load a shard of about `size` raw bytes that nobody has asked for yet, if that takes nothing from anybody."""
+        identity = (entry.key, entry.version)
+        if self._nursery is None or identity in self._shards or identity in self._loads:
+            return False
+        if len(self._loads) >= config.READ_AHEAD or size * config.READ_AHEAD_SHARE > self._budget:
+            return False
+        self._ahead.add(identity)
+        load = self._loads[identity] = _Load(entry, wanted=False)
+        self._nursery.start_soon(self._run, load)
+        return True
 
     async def table(self, entry: Entry) -> ShardTable:
         """What the shard holds; the shard itself is loaded only if that is not known. Errors as `shard`."""
@@ -219,6 +252,8 @@ class ShardCache:
         identity = (load.entry.key, load.entry.version)
         try:
             load.loaded = await self._load(load)
+        except _NotWorthItError:
+            log.debug("%s is not loaded ahead: it is too large", load.entry.key)
         except ShardfsError as error:
             load.error = error
             self._tell(identity, error)
@@ -234,6 +269,8 @@ class ShardCache:
         finally:
             self._reserved -= load.reserved
             del self._loads[identity]
+            if load.loaded is None:
+                self._ahead.discard(identity)
             if load.loaded is not None:
                 self._keep(identity, load.loaded)
             self._signal()
@@ -244,8 +281,10 @@ class ShardCache:
     async def _load(self, load: _Load) -> Loaded:
         assert self._workers is not None
         workers, driver, entry = self._workers, self._driver, load.entry
-        self.counts.loads += 1
         estimate = await workers.io(lambda: driver.estimate(entry))
+        if not load.wanted and estimate * config.READ_AHEAD_SHARE > self._budget:
+            raise _NotWorthItError
+        self.counts.loads += 1
         await self._reserve(load, estimate)
         asked = [estimate]
 
@@ -350,6 +389,8 @@ class ShardCache:
             if not self._shards[identity].pins and identity != spared:
                 self._held -= self._shards.pop(identity).nbytes
                 self.counts.evictions += 1
+                self._ahead.discard(identity)
+                self.on_evict(identity)
 
     def _signal(self) -> None:
         assert self._changed is not None

@@ -20,8 +20,9 @@ from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, Stora
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.model import Entry
+from shardfs.read_ahead import ReadAhead
 from shardfs.refresh import Refresh
-from shardfs.shard_cache import Loaded, ShardCache
+from shardfs.shard_cache import Identity, Loaded, ShardCache
 from shardfs.store import Store
 from shardfs.tree import Directory, KeyDirectory, KeyTree
 
@@ -66,7 +67,7 @@ def _failure(text: str, code: int) -> StorageError:
 class Vfs:
     """The file system over one store, read-only."""
 
-    def __init__(self, driver: Driver, cache: ShardCache, uid: int, gid: int) -> None:
+    def __init__(self, driver: Driver, cache: ShardCache, uid: int, gid: int, read_ahead: bool = True) -> None:
         self.uid = uid
         self.gid = gid
         self.cache = cache
@@ -77,6 +78,10 @@ class Vfs:
         self.loaded: Callable[[KeyDirectory, Loaded], None] = lambda key, loaded: None
         """Told of each key whose shard has just been loaded: for giving its files to the kernel before it asks."""
         self.cache.on_load = self._on_load
+        self._read_ahead = ReadAhead()
+        if read_ahead:
+            self.cache.on_touch = self._on_touch
+            self.cache.on_evict = self._on_evict
         self._refresh = Refresh(driver, self.tree, self._supersede)
         self._handles: dict[int, _OpenDirectory] = {}
         self._numbers = itertools.count(1)
@@ -91,6 +96,24 @@ class Vfs:
         key = self.tree.current(entry.key)
         if key is not None and key.entry.version == entry.version:
             self.loaded(key, loaded)
+
+    def _on_touch(self, entry: Entry) -> None:
+        key = self.tree.current(entry.key)
+        if key is None:
+            return
+        for slot in self._read_ahead.touch(key.slot):
+            guess = self.tree.slot(slot)
+            if guess is None or guess.superseded:
+                continue
+            table = self.cache.known_table(guess.entry)
+            size = table.raw_bytes if table is not None else guess.entry.raw_bytes or 4 * guess.entry.stored_bytes
+            if self.cache.load_ahead(guess.entry, size):
+                self._read_ahead.guessed(slot)
+
+    def _on_evict(self, identity: Identity) -> None:
+        key = self.tree.current(identity[0])
+        if key is not None:
+            self._read_ahead.evicted(key.slot)
 
     def _supersede(self, key: KeyDirectory) -> None:
         table = self.cache.known_table(key.entry)
@@ -322,10 +345,19 @@ class Vfs:
         return number
 
 
-def build_vfs(store: Store, *, budget: int, arrays: str, uid: int, gid: int, database: IndexDb | None = None) -> Vfs:
+def build_vfs(
+    store: Store,
+    *,
+    budget: int,
+    arrays: str,
+    uid: int,
+    gid: int,
+    database: IndexDb | None = None,
+    read_ahead: bool = True,
+) -> Vfs:
     """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
     cache = ShardCache(store.driver, budget, arrays, database)
-    return Vfs(store.driver, cache, uid, gid)
+    return Vfs(store.driver, cache, uid, gid, read_ahead)
 
 
 __all__ = ["Attributes", "ShardfsError", "StatFs", "Vfs", "build_vfs"]
