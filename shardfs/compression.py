@@ -43,9 +43,9 @@ class Source(Protocol):
 class _Raw:
     """Raw bytes as they grow, with their limit."""
 
-    def __init__(self, stored: int, grow: Callable[[int], None], inspect: Inspect | None) -> None:
+    def __init__(self, limit: int, grow: Callable[[int], None], inspect: Inspect | None) -> None:
         self.data = bytearray()
-        self._limit = max(config.BOMB_FLOOR, stored * config.BOMB_RATIO)
+        self._limit = limit
         self._grow = grow
         self._inspect = inspect
 
@@ -79,6 +79,11 @@ class _Observed:
         return data
 
 
+def raw_limit(codec: str | None, stored: int) -> int:
+    """Raw bytes that so many stored bytes may become."""
+    return max(config.BOMB_FLOOR, stored * config.BOMB_RATIO.get(codec or "", 1))
+
+
 def decompress(
     codec: str | None,
     source: Source,
@@ -93,7 +98,7 @@ def decompress(
     each piece; `observe` sees the stored bytes in order; `inspect` may look at the beginning of what seems a bomb, and
     raise. DamagedShardError for anything but complete streams.
     """
-    raw = _Raw(stored, grow, inspect)
+    raw = _Raw(raw_limit(codec, stored), grow, inspect)
     observed = _Observed(source, observe)
     if codec is None:
         while piece := observed.read(config.READ_SLICE):
@@ -204,7 +209,7 @@ def _unzstd(source: _Observed, raw: _Raw) -> None:
 
 def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> int:
     """About how many raw bytes will come out: from the first 18 and the last 4 stored bytes. A hint, and bounded."""
-    limit = max(config.BOMB_FLOOR, stored * config.BOMB_RATIO)
+    limit = raw_limit(codec, stored)
     if codec is None:
         return stored
     claimed = 0

@@ -29,7 +29,8 @@ TEMPORARY = ".shardfs-tmp-"
 _MARKED = 4096
 """Bytes at each end of a file that its mark is made of."""
 
-_VANISHED = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+_PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM))
+"""What opening a directory below the root may say without failing the whole listing."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -147,8 +148,8 @@ class LocalStorage:
             try:
                 descriptor = self._open_directory(prefix.rstrip("/"))
             except StorageError as error:
-                if error.errno == errno.ENOENT or (prefix and error.errno in _VANISHED):
-                    continue  # gone, or replaced, since its name was read; a root that is not there is empty
+                if error.errno == errno.ENOENT or (prefix and error.errno in _PASSED_OVER):
+                    continue  # gone or replaced since its name was read, or not ours to read, as a lost+found is
                 raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -351,3 +352,25 @@ def test_a_change_of_names_shows_and_quiet_does_not(tmp_path: Path) -> None:
     (tmp_path / "sub/b.gz").unlink()
     (tmp_path / "sub").rmdir()
     assert storage.changed()
+
+
+def test_a_directory_that_may_not_be_read_is_passed_over() -> None:
+    """A lost+found in the root of a disk made the whole store unreadable for everybody but root."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        (root / "a.gz").write_bytes(b"1")
+        (root / "lost+found").mkdir(mode=0o700)
+        (root / "lost+found/b.gz").write_bytes(b"1")
+        if os.geteuid() != 0:
+            (root / "lost+found").chmod(0)
+        become = os.geteuid() == 0
+        try:
+            if become:
+                os.seteuid(65534)
+            names = [listed.name for listed in LocalStorage(root).list((".gz",))]
+        finally:
+            if become:
+                os.seteuid(0)
+            (root / "lost+found").chmod(0o700)
+    assert names == ["a.gz"]
