@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shardfs import config, images, names, values
+from shardfs import config, images, light_json, names, values
 from shardfs.values import Buffer, Content, Tree
 
 JSON = "json"
@@ -61,11 +61,11 @@ class _Layout:
             self._add(tree, (VALUE,))
             return self._files
         else:
-            light = {VALUE: values.to_json(tree, self._add, (VALUE,))}
+            light = {VALUE: light_json.to_json(tree, self._add, (VALUE,))}
         if self._explained:
             light[FIELDS] = self._explained
         if light or not self._files:
-            data = values.json_bytes(light)
+            data = light_json.json_bytes(light)
             self._files.append(FilePlan(JSON, Content(JSON, len(data), render=lambda: data)))
         return self._files
 
@@ -76,12 +76,12 @@ class _Layout:
             if values.is_file(value):
                 self._file_field(key, value)
             elif type(key) is str:
-                light[key] = values.to_json(value, self._add, (names.escape(key[: config.NAME_MAX]),))
+                light[key] = light_json.to_json(value, self._add, (names.escape(key[: config.NAME_MAX]),))
             else:
                 unnamed.append((key, value))
         if unnamed:
             self._unnamed_fields(unnamed, light)
-        if FIELDS in light or values.looks_tagged(light):
+        if FIELDS in light or light_json.looks_tagged(light):
             return {ESCAPED: light}
         return light
 
@@ -90,7 +90,7 @@ class _Layout:
         field = names.escape(text[: config.NAME_MAX])
         suffix = self._add(value, (field,))
         if not isinstance(key, str) or len(key) > config.NAME_MAX or suffix.rpartition(".")[0] != field:
-            self._explained[suffix] = values.to_json(key, values.no_lift, ())
+            self._explained[suffix] = light_json.to_json(key, light_json.no_lift, ())
 
     def _unnamed_fields(self, fields: list[tuple[Any, Any]], light: dict[str, Any]) -> None:
         """Light fields whose names are no text: shown under a text, and explained."""
@@ -102,8 +102,8 @@ class _Layout:
                 counts[text] = counts.get(text, 1) + 1
                 shown = f"{text}~{counts[text]}"
             self._taken[names.same_name(shown)] = 1
-            light[shown] = values.to_json(value, self._add, (names.escape(shown),))
-            self._explained[shown] = values.to_json(key, values.no_lift, ())
+            light[shown] = light_json.to_json(value, self._add, (names.escape(shown),))
+            self._explained[shown] = light_json.to_json(key, light_json.no_lift, ())
 
     def _add(self, value: Any, path: tuple[str, ...]) -> str:
         content = values.content_of(value, self._raw, self._arrays)
@@ -134,7 +134,7 @@ def read_back(files: Mapping[str, bytes]) -> Any:
         return file_value(name, files[name])
 
     if set(document) == {VALUE}:
-        return values.from_json(document[VALUE], file)
+        return light_json.from_json(document[VALUE], file)
     if set(document) == {ESCAPED}:
         document = document[ESCAPED]
     if not isinstance(document, dict) or not isinstance(explained, dict):
@@ -142,8 +142,8 @@ def read_back(files: Mapping[str, bytes]) -> Any:
     sample: dict[Any, Any] = {}
     for name, value in document.items():
         own = name not in explained or name in files
-        key = name if own else values.hashable(values.from_json(explained[name], file))
-        sample[key] = values.from_json(value, file)
+        key = name if own else light_json.hashable(light_json.from_json(explained[name], file))
+        sample[key] = light_json.from_json(value, file)
     for suffix, data in files.items():
         if suffix in used:
             continue
@@ -151,7 +151,7 @@ def read_back(files: Mapping[str, bytes]) -> Any:
         if stem == VALUE:
             return file_value(suffix, data)
         own = suffix not in explained
-        key = names.unescape(stem) if own else values.hashable(values.from_json(explained[suffix], file))
+        key = names.unescape(stem) if own else light_json.hashable(light_json.from_json(explained[suffix], file))
         sample[key] = file_value(suffix, data)
     return sample
 

@@ -47,7 +47,7 @@ def test_squirrel_core_and_we_read_each_other(tmp_path: Path, form: str) -> None
     theirs = library("squirrel", tmp_path, "dump", str(tmp_path), form)
     assert sorted(theirs) == store.keys() == ["ours", "theirs"]
     assert theirs["ours"] == theirs["theirs"], "what we wrote reads differently from what the library wrote"
-    for key in store.keys():
+    for key in store:
         mine = [through_json(describe(sample)) for sample in store.get(key)]
         assert mine == theirs[key], key
 
@@ -73,7 +73,7 @@ def test_what_mosaicml_streaming_writes_we_read_equal(tmp_path: Path, compressio
     store = open_store(tmp_path / "set")
     assert len(store) > 2, "the set should have several shards"
     for split, samples in theirs.items():
-        mine = [sample for key in store.keys() if key.startswith(f"{split}/") for sample in store.get(key)]
+        mine = [sample for key in store if key.startswith(f"{split}/") for sample in store.get(key)]
         assert len(mine) == len(samples) > 0
         for got, expected in zip(mine, samples, strict=True):
             assert sorted(got) == sorted(expected)

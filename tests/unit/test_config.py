@@ -73,7 +73,7 @@ def test_this_machine_has_memory() -> None:
 def test_limits_that_lean_on_each_other_hold() -> None:
     assert config.NAME_KEEP + len("~99") < config.NAME_MAX
     assert config.SUSPECT_SIZE < config.BOMB_FLOOR
-    assert config.SUSPECT_RATIO < min(config.BOMB_RATIO.values())
+    assert min(config.BOMB_RATIO.values()) > config.SUSPECT_RATIO
     # a damaged shard may take 256 MiB: its raw bytes, and what is made of them
     assert config.BOMB_FLOOR + config.ZSTD_WINDOW <= 256 * config.MIB
     assert config.GZIP_FEED <= config.READ_SLICE

@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from shardfs import config, values
+from shardfs import config, light_json, values
 from shardfs.errors import DamagedShardError
 from shardfs.values import Array, Blob, Extension, Pickle
 
@@ -32,8 +32,8 @@ def no_file(name: str) -> Any:
 
 
 def there_and_back(value: Any) -> Any:
-    text = values.json_bytes(values.to_json(value, values.no_lift, ("field",)))
-    return values.from_json(json.loads(text), no_file)
+    text = light_json.json_bytes(light_json.to_json(value, light_json.no_lift, ("field",)))
+    return light_json.from_json(json.loads(text), no_file)
 
 
 # --- extensions -------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_subclasses_of_what_json_knows_are_what_they_derive_from() -> None:
 
 
 def test_the_json_is_strict_and_one_line() -> None:
-    data = values.json_bytes(values.to_json({"a\n": [math.nan, "\udc80", "é"]}, values.no_lift, ()))
+    data = light_json.json_bytes(light_json.to_json({"a\n": [math.nan, "\udc80", "é"]}, light_json.no_lift, ()))
     assert data == '{"a\\n": [{"$float": "nan"}, "\\udc80", "é"]}\n'.encode()
 
     def refuse(word: str) -> None:
@@ -357,13 +357,13 @@ def test_the_json_is_strict_and_one_line() -> None:
 @pytest.mark.parametrize("value", [object(), datetime.timedelta(1), range(3), {1: object()}, [np.array([1])]], ids=repr)
 def test_what_has_no_form_is_refused(value: Any) -> None:
     with pytest.raises(DamagedShardError):
-        values.to_json(value, values.no_lift, ())
+        light_json.to_json(value, light_json.no_lift, ())
 
 
 def test_an_array_cannot_be_the_name_of_a_field_or_in_a_set() -> None:
     for value in ({Array(0, np.dtype("u1"), (1,)): 1}, {1: 2, Pickle(0, 1): 3}):
         with pytest.raises(DamagedShardError, match="plain values"):
-            values.to_json(value, lambda *_: "file", ())
+            light_json.to_json(value, lambda *_: "file", ())
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_an_array_cannot_be_the_name_of_a_field_or_in_a_set() -> None:
 )
 def test_a_tag_with_an_impossible_content_is_a_value_error(document: Any) -> None:
     with pytest.raises(ValueError, match=r".*"):
-        values.from_json(document, {}.__getitem__)
+        light_json.from_json(document, {}.__getitem__)
 
 
 def test_heavy_values_inside_light_ones_are_lifted_out_and_named() -> None:
@@ -413,13 +413,13 @@ def test_heavy_values_inside_light_ones_are_lifted_out_and_named() -> None:
         seen.append((value, path))
         return f"file{len(seen)}"
 
-    made = values.to_json({"a": [b"x", 1, {"b": b"y"}], "c": (msgpack.ExtType(7, b"z"),), 5: b"w"}, lift, ("f",))
+    made = light_json.to_json({"a": [b"x", 1, {"b": b"y"}], "c": (msgpack.ExtType(7, b"z"),), 5: b"w"}, lift, ("f",))
     assert [path for _, path in seen] == [("f", "0", "0"), ("f", "0", "2", "b"), ("f", "1", "0"), ("f", "2")]
     assert made["$map"][0][1] == [{"$file": "file1"}, 1, {"b": {"$file": "file2"}}]
     assert made["$map"][1][1] == {"$tuple": [{"$ext": [7, {"$file": "file3"}]}]}
     assert made["$map"][2] == [5, {"$file": "file4"}]
     files = {f"file{at}": data for at, data in enumerate((b"x", b"y", b"z", b"w"), 1)}
-    assert values.from_json(made, files.__getitem__) == {
+    assert light_json.from_json(made, files.__getitem__) == {
         "a": [b"x", 1, {"b": b"y"}],
         "c": (msgpack.ExtType(7, b"z"),),
         5: b"w",
