@@ -121,6 +121,14 @@ ERRORS_KEPT = 1_000
 """Lines of damage kept for asking; older ones are in the log."""
 
 
+def base_directory(variable: str, default: str) -> Path | None:
+    """A base directory as the XDG specification has them: the variable if it is absolute, else the default in the home;
+    None where there is no home."""
+    named = os.environ.get(variable, "")
+    path = named if os.path.isabs(named) else os.path.expanduser(default)
+    return Path(path) if os.path.isabs(path) else None
+
+
 def _read_number(path: str) -> int | None:
     try:
         text = Path(path).read_text(encoding="ascii").strip()
@@ -207,11 +215,11 @@ LOG_BYTES = 4 * MIB
 HANDLES = 1 << 20
 """Files and directories that may be open at once; above it open says EMFILE."""
 
-INDEX_ROW = 1 << 30
-"""Bytes that one row of the persistent index may unpack to: 25 million files in one shard."""
+INDEX_ROW = 128 * MIB
+"""Bytes that one row of the persistent index may unpack to: 4 million files in one shard."""
 
 INDEX_LEVEL = 3
 """zstd level of its rows: 4 bytes a file, unpacked in a tenth of a millisecond."""
 
-INDEX_WAIT = 5.0
-"""Seconds to wait for another process that writes into the index."""
+INDEX_WAIT = 1.0
+"""Seconds to wait for another process that writes into the index, and for one answer of it."""

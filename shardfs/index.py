@@ -224,6 +224,9 @@ def sorted_numbers(strings: Strings) -> np.ndarray[Any, np.dtype[np.uint32]]:
     return np.array(sorted(range(len(strings)), key=strings.__getitem__), dtype=np.uint32)
 
 
+_RENDERED = 64
+"""A rendered file is at most this many times as large as its shard: JSON escapes a byte with six, and has tags."""
+
 _RISING = ("file_start", "record_start", "record_end", "offset")
 """Columns kept as differences: those compress to a tenth."""
 
@@ -271,6 +274,7 @@ def unpack(data: bytes) -> ShardTable:
     lengths = {len(columns[name]) for name in ("prefix", "kind", "offset", "length")}
     if lengths != {files} or len(columns["record_end"]) != samples or len(columns["file_start"]) != samples + 1:
         raise ValueError("columns of different lengths")
+    _check_positions(columns, head["raw_bytes"], files, samples)
     unpacked = {name: None if value is None else _strings(*value) for name, value in strings.items()}
     suffixes, prefixes = unpacked["suffixes"], unpacked["prefixes"]
     if suffixes is None or prefixes is None or int(columns["file_start"][-1]) != files:
@@ -287,6 +291,24 @@ def unpack(data: bytes) -> ShardTable:
         prefixes=prefixes,
         notes=tuple(Note(file, reason) for file, reason in head["notes"]),
     )
+
+
+def _check_positions(columns: dict[str, np.ndarray[Any, Any]], raw_bytes: int, files: int, samples: int) -> None:
+    """ValueError for positions outside the shard, and for sizes that it cannot come to."""
+    starts, ends = columns["record_start"], columns["record_end"]
+    if type(raw_bytes) is not int or raw_bytes < 0:
+        raise ValueError("an impossible size of a shard")
+    if samples and (bool((starts > ends).any()) or int(ends.max()) > raw_bytes):
+        raise ValueError("records outside the shard")
+    if bool((np.diff(columns["file_start"].astype(np.int64)) < 0).any()):
+        raise ValueError("samples out of order")
+    slices = columns["kind"] == SLICE
+    offset, length = columns["offset"][slices], columns["length"][slices]
+    if len(length) and (int(length.max()) > raw_bytes or int((offset + length).max()) > raw_bytes):
+        raise ValueError("files outside the shard")
+    rendered = columns["length"][~slices]
+    if len(rendered) and int(rendered.max()) > _RENDERED * raw_bytes + (1 << 20):
+        raise ValueError("a rendered file larger than its shard can make it")
 
 
 def _strings(data: bytes, lengths: bytes) -> Strings:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,11 +49,14 @@ CREATE TABLE IF NOT EXISTS about (identity TEXT PRIMARY KEY) WITHOUT ROWID;
 _Row = tuple[str, str, int, bytes]
 
 
-def default_path(store: str, reading: str) -> Path:
-    """Where the index of a store lies: `reading` names all that decides what its shards are shown as."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+def default_path(store: str, reading: str) -> Path | None:
+    """Where the index of a store lies: `reading` names all that decides what its shards are shown as. None for who has
+    no home."""
+    base = config.base_directory("XDG_CACHE_HOME", "~/.cache")
+    if base is None:
+        return None
     name = hashlib.sha256(f"{FORMAT}\0{reading}\0{store}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    return Path(base) / "shardfs" / "index" / f"{name}.sqlite"
+    return base / "shardfs" / "index" / f"{name}.sqlite"
 
 
 def name_of(key: str) -> str:
@@ -76,6 +79,7 @@ class IndexDb:
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._broken = False
+        self._deadline = 0.0
 
     def get(self, entry: Entry, mark: Callable[[], str]) -> ShardTable | None:
         """The table of exactly this shard, if the index has it: by its version, or by `mark()` of its content.
@@ -87,7 +91,7 @@ class IndexDb:
             return _unpacked(row)
         seen: str | None = None
         for found in (row, None if self._published is None else self._published._row(entry)):
-            if found is None:
+            if found is None or not found[1]:
                 continue
             if seen is None:
                 try:
@@ -180,13 +184,20 @@ class IndexDb:
             try:
                 if self._connection is None and not self._broken:
                     self._connection = self._opened()
+            except (sqlite3.Error, OSError) as error:
+                self._give_up(str(error))
+            try:
+                if self._connection is not None:
+                    self._deadline = time.monotonic() + config.INDEX_WAIT
                 yield self._connection
             except (sqlite3.Error, OSError) as error:
                 self._give_up(str(error))
 
     def _opened(self) -> sqlite3.Connection | None:
+        self._deadline = time.monotonic() + config.INDEX_WAIT
         if self._read_only:
             connection = self._connect(f"{self.path.absolute().as_uri()}?mode=ro&immutable=1")
+            _refuse_programs(connection)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             connection = self._prepared()
@@ -198,7 +209,13 @@ class IndexDb:
         return connection
 
     def _connect(self, uri: str) -> sqlite3.Connection:
-        return sqlite3.connect(uri, uri=True, timeout=config.INDEX_WAIT, check_same_thread=False, isolation_level=None)
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=config.INDEX_WAIT, check_same_thread=False, isolation_level=None
+        )
+        connection.execute("PRAGMA trusted_schema = OFF")
+        if self._read_only:  # what is published may be made to keep us busy for ever
+            connection.set_progress_handler(lambda: int(time.monotonic() > self._deadline), 10_000)
+        return connection
 
     def _prepared(self) -> sqlite3.Connection:
         """The own file, made if need be; a damaged one is made anew."""
@@ -229,11 +246,22 @@ class IndexDb:
             self._connection = None
 
 
+def _refuse_programs(connection: sqlite3.Connection) -> None:
+    """A published index holds two plain tables and nothing that computes. sqlite3.DatabaseError."""
+    found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+    if {tuple(row) for row in found} != {("table", "shards"), ("table", "about")}:
+        raise sqlite3.DatabaseError("it holds something else than an index")
+
+
 def _unpacked(row: _Row) -> ShardTable | None:
-    _, _, crc, data = row
-    if zlib.crc32(data) != crc:
-        return None
+    """The table in a row; None for whatever is wrong with it: the row may be anybody's."""
     try:
-        return index.unpack(zstandard.decompress(data, max_output_size=config.INDEX_ROW))
-    except (ValueError, KeyError, TypeError, zstandard.ZstdError):
+        _, _, crc, data = row
+        if zlib.crc32(data) != crc:
+            return None
+        with zstandard.ZstdDecompressor(max_window_size=config.ZSTD_WINDOW).stream_reader(data) as stream:
+            packed = stream.read(config.INDEX_ROW + 1)
+        return index.unpack(packed) if len(packed) <= config.INDEX_ROW else None
+    except Exception as error:
+        log.debug("a row of the index is damaged: %s", error)
         return None

@@ -37,14 +37,16 @@ Progress = Callable[[Report], None]
 """Called, in one thread, after each shard."""
 
 
-def open_database(store: Store, arrays: str) -> IndexDb:
-    """The persistent index of a store, as its shards are shown with `arrays` by this version of shardfs."""
+def open_database(store: Store, arrays: str) -> IndexDb | None:
+    """The persistent index of a store, as its shards are shown with `arrays`; None for who has no home for it."""
     driver = store.driver
     root = os.path.realpath(local_path(store.url))
     reading = f"{driver.name} {driver.reading} {arrays}"
-    carried = Path(root) / PUBLISHED
-    published = IndexDb(carried, reading, read_only=True) if carried.is_file() else None
-    return IndexDb(default_path(root, reading), reading, published=published)
+    path, carried = default_path(root, reading), Path(root) / PUBLISHED
+    if path is None:
+        return None
+    regular = carried.is_file() and not carried.is_symlink()
+    return IndexDb(path, reading, published=IndexDb(carried, reading, read_only=True) if regular else None)
 
 
 def build_all(

@@ -74,7 +74,10 @@ class Notices:
 
     def _run(self) -> None:
         while (work := self._queue.get()) is not None:
-            work()
+            try:
+                work()
+            except Exception:  # the next notice is due all the same
+                log.exception("telling the kernel")
 
     def _forget(self, key: KeyDirectory, files: int) -> None:
         with contextlib.suppress(OSError):

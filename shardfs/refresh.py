@@ -95,6 +95,8 @@ class Refresh:
             if not self._failed:  # once, until it works again: a store that is away is asked every second
                 log.warning("the store cannot be asked for changes: %s", error)
             self._failed = True
+        except Exception:
+            log.exception("asking the store for changes")
         finally:
             self._asking.pop(what).set()
 

@@ -312,7 +312,7 @@ class ShardCache:
     async def _put(self, database: IndexDb, entry: Entry, table: ShardTable) -> None:
         def put() -> None:
             try:
-                database.put(entry, table, self._driver.mark(entry))
+                database.put(entry, table, "")  # a mark costs another reading: `shardfs index` makes them
             except (ShardfsError, OSError) as error:
                 log.debug("%s was not put into the index: %s", entry.key, error)
 

@@ -40,6 +40,8 @@ class Directory:
 
     inode: Inode
     parent: Inode
+    name: bytes = b""
+    path: tuple[str, ...] = ()
     children: dict[bytes, KeyDirectory | Directory] = field(default_factory=dict)
     mtime_ns: int = 0
 
@@ -71,6 +73,8 @@ class KeyTree:
                 self._add(path, entry, path in prefixes)
             elif known.entry.version != entry.version:
                 superseded.append(self.replace(known, entry)[0])
+        for directory in superseded:
+            self._prune(directory.parent)
         return superseded
 
     def replace(self, known: KeyDirectory, entry: Entry) -> tuple[KeyDirectory, KeyDirectory]:
@@ -83,6 +87,7 @@ class KeyTree:
     def remove(self, known: KeyDirectory) -> None:
         """The key is gone from the store."""
         self._retire(known)
+        self._prune(known.parent)
 
     def _retire(self, known: KeyDirectory) -> KeyDirectory:
         known.superseded = True
@@ -93,6 +98,17 @@ class KeyTree:
         del above.children[known.name]
         self.forget(known, 0)
         return known
+
+    def _prune(self, inode: Inode) -> None:
+        """Take away a directory that leads to no key any more, and those above it that then do not either."""
+        directory = self._by_inode.get(inode)
+        if isinstance(directory, Directory) and directory is not self.root and not directory.children:
+            above = self._by_inode[directory.parent]
+            assert isinstance(above, Directory)
+            del above.children[directory.name]
+            del self._ways[directory.path]
+            del self._by_inode[directory.inode]
+            self._prune(above.inode)
 
     def forget(self, directory: KeyDirectory, count: int) -> None:
         """The kernel has dropped `count` references; with the last one a superseded key's numbers go."""
@@ -110,9 +126,10 @@ class KeyTree:
         known = self._ways.get(path)
         if known is None:
             above = self._way(path[:-1], mtime_ns)
-            known = Directory(Inode(next(self._inode_numbers)), above.inode)
+            name = _free_name(path[-1], above, False)
+            known = Directory(Inode(next(self._inode_numbers)), above.inode, name, path)
             self._by_inode[known.inode] = known
-            above.children[_free_name(path[-1], above, False)] = known
+            above.children[name] = known
             self._ways[path] = known
         elif path:
             self._way(path[:-1], mtime_ns)

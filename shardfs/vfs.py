@@ -205,6 +205,8 @@ class Vfs:
             return known
         try:
             table = await self.cache.table(key.entry)
+        except MissingKeyError as error:  # of the key: for the kernel this must not mean that the file's name is free
+            raise StaleShardError(f"{key.entry.key} is not in the store now") from error
         except StaleShardError:
             if key.settled or key.superseded:
                 await self._refresh.key(key, now=True)
@@ -212,9 +214,9 @@ class Vfs:
             # replaced since the listing, but nothing of the old version was ever shown: take the new one
             try:
                 key.entry = await self.cache.fresh_entry(key.entry.key)
+                table = await self.cache.table(key.entry)
             except MissingKeyError as error:
                 raise StaleShardError(f"{key.entry.key} is gone from the store") from error
-            table = await self.cache.table(key.entry)
         key.settled = True
         return table
 
@@ -234,6 +236,7 @@ class Vfs:
         """A handle for listing a directory. For a key this waits until its shard is indexed."""
         directory = self._directory(inode)
         if isinstance(directory, KeyDirectory):
+            await self._current(directory)
             return self._handle(_OpenDirectory(directory, await self._table(directory), ()))
         await self._refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))

@@ -61,6 +61,13 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
+def as_json(value: object, indent: int | None = 2) -> str:
+    """JSON that is valid whatever is in it: names that are no UTF-8 hold lone surrogates, which are escaped."""
+    import json
+
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def tell(text: str) -> None:
     """One line on stderr."""
     if sys.stderr is not None:

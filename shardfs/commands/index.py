@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
-from shardfs.commands import FAILED, OK, tell
+from shardfs.commands import FAILED, OK, as_json, tell
 from shardfs.commands.progress import Progress
 from shardfs.errors import BadSettingError
 from shardfs.indexing import Report, build_all, open_database
@@ -16,17 +15,23 @@ from shardfs.store import open_store
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if sys.stdout is None:
+        raise OSError("there is no standard output")
+    if arguments.export_file and os.path.lexists(arguments.export_file):
+        raise BadSettingError(f"{arguments.export_file} is there already: name a new file")
+    jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise BadSettingError(f"--jobs {jobs}: at least 1")
     store = open_store(arguments.store, arguments.driver)
     arrays = arguments.arrays or "png"
     database = open_database(store, arrays)
+    if database is None:
+        raise BadSettingError("there is no home to keep the index in: set HOME or XDG_CACHE_HOME")
     try:
         if arguments.import_file:
             return _told(
                 arguments, {"index": str(database.path), "imported": database.take(Path(arguments.import_file))}
             )
-        jobs = arguments.jobs or os.cpu_count() or 1
-        if jobs < 1:
-            raise BadSettingError(f"--jobs {jobs}: at least 1")
         with Progress("indexing") as bar:
             report = build_all(
                 store,
@@ -67,7 +72,7 @@ def _result(arguments: argparse.Namespace, report: Report, path: str, exported: 
 
 def _told(arguments: argparse.Namespace, facts: dict[str, object]) -> int:
     if arguments.json:
-        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        print(as_json(facts))
     else:
         for name, value in facts.items():
             print(f"{name:<10} {len(value) if isinstance(value, dict | list) else value}")

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from shardfs.browse import Browser, Listed
-from shardfs.commands import OK, explain, tell
+from shardfs.commands import OK, as_json, explain, tell
 from shardfs.errors import ShardfsError
 from shardfs.store import open_store
 
@@ -74,7 +74,7 @@ def _cat(browser: Browser, arguments: argparse.Namespace) -> int:
 def _info(browser: Browser, arguments: argparse.Namespace) -> int:
     facts = browser.info(arguments.path)
     if arguments.json:
-        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        print(as_json(facts))
         return OK
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():

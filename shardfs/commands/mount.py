@@ -6,6 +6,7 @@ Until the fork nothing is imported that starts a thread: the store is opened in 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 import shlex
@@ -93,7 +94,7 @@ def _foreground(request: Request, shown: str) -> int:
 
 def _background(request: Request, shown: str) -> int:
     def serve(ready: Callable[[], None]) -> None:
-        _log_to(request.log_file, request.verbosity, default=default_log(request.mountpoint))
+        _log_to(request.log_file, request.verbosity, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
     started = daemon.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
@@ -131,19 +132,24 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     mount.serve(store, request.mountpoint, options, ready)
 
 
-def default_log(mountpoint: str) -> Path:
+def default_log(mountpoint: str) -> Path | None:
     """Where a mount in the background logs unless it is told: a file named after the mount point."""
-    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    name = mountpoint.strip("/").replace("/", "-")[-200:] or "root"
-    return Path(base) / "shardfs" / f"{name}.log"
+    base = config.base_directory("XDG_STATE_HOME", "~/.local/state")
+    if base is None:
+        return None
+    path = os.fsencode(mountpoint)
+    name = os.fsdecode(path.strip(b"/").replace(b"/", b"-")[-150:])
+    return base / "shardfs" / f"{name}-{hashlib.sha256(path).hexdigest()[:8]}.log"
 
 
-def _log_to(path: str | None, verbosity: int, default: Path | None = None) -> None:
-    """Log to `path`, or to a file at `default` that is bounded, or to stderr."""
+def _log_to(path: str | None, verbosity: int, default: Path | None = None, in_background: bool = False) -> None:
+    """Log to `path`, or to a file at `default` that is bounded, or to stderr where there is one."""
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     handler: logging.Handler = logging.StreamHandler()
     if path is not None:
         handler = logging.FileHandler(path, encoding="utf-8")
+    elif in_background and default is None:
+        handler = logging.NullHandler()
     elif default is not None:
         try:
             default.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

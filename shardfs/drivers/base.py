@@ -76,7 +76,7 @@ class Driver(Protocol):
 
     def mark(self, entry: Entry) -> str:
         """A short text that tells the stored content of a shard apart from others, the same on every machine that has
-        it. Costs a look at the shard's ends, not a reading. StorageError, StaleShardError."""
+        it. Reads all that is stored, but decompresses and decodes nothing. StorageError, StaleShardError."""
 
     def load(self, entry: Entry, grow: Grow) -> Shard:
         """Fetch, check and decompress one shard: exactly the version `entry` speaks of.

@@ -60,6 +60,8 @@ class _Scan:
 
     places: dict[Key, Place]
     indexes: dict[str, Listed]
+    splits: dict[str, list[Place]]
+    """What each good index says, by the index's name."""
 
 
 class StreamingDriver:
@@ -221,19 +223,22 @@ class StreamingDriver:
         if scan is not None and scan.indexes == by_name:
             return scan
         problems: list[str] = []
-        splits: list[list[Place]] = []
+        splits: dict[str, list[Place]] = {}
         for listed in sorted(indexes, key=lambda listed: listed.name.removesuffix(INDEX)):
             try:
                 data = self._storage.read(listed.name, INDEX_MAX)
                 places, others = parse_index(data, listed.name.removesuffix(INDEX))
             except (BadIndexError, StorageError) as error:
                 problems.append(f"{listed.name}: {error}")
+                if scan is not None and listed.name in scan.splits:
+                    # it was good before: somebody is writing it, and its keys are not gone for that
+                    splits[listed.name] = scan.splits[listed.name]
                 continue
-            splits.append(places)
+            splits[listed.name] = places
             problems += [f"{listed.name}: {count} {kind} shards are not shown" for kind, count in others.items()]
         if not splits:
             raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self._storage.root} or below it")
-        scan = _Scan(by_key(splits), by_name)
+        scan = _Scan(by_key(list(splits.values())), by_name, splits)
         self.problems = problems + self._doubts(scan.places)
         self._scan = scan
         return scan

@@ -20,14 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
 
+from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
 
 TEMPORARY = ".shardfs-tmp-"
 """Names that begin so are unfinished writes; no listing shows them."""
-
-_MARKED = 4096
-"""Bytes at each end of a file that its mark is made of."""
 
 _PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM))
 """What opening a directory below the root may say without failing the whole listing."""
@@ -67,7 +65,8 @@ class Listed:
 
 
 def _version(status: os.stat_result) -> Version:
-    return Version(f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}")
+    # ctime too: mtime can be set back, as `cp -p` and `rsync -t` do to what they overwrite in place
+    return Version(f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
 
 
 def _settled_mtime(status: os.stat_result) -> int:
@@ -137,6 +136,7 @@ class LocalStorage:
         if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise BadStoreError(f"{self.root} is no directory")
         self._seen: dict[str, int] = {}
+        self._root: tuple[int, int] | None = None
 
     def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
         """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name. StorageError."""
@@ -207,10 +207,12 @@ class LocalStorage:
         return LocalReader(descriptor, str(self.root / name), status)
 
     def mark(self, name: str, version: Version | None = None) -> str:
-        """A hash of one file's size, beginning and end. Compressed shards end in a checksum of their content."""
+        """A hash of one file's whole content. Less would not do: parts may change and size and ends stay."""
         with self.open(name, version) as reader:
-            ends = reader.read(_MARKED) + reader.tail(_MARKED)
-            return hashlib.sha256(b"%d " % reader.size + ends).hexdigest()[:32]
+            made = hashlib.blake2b(digest_size=16)
+            while piece := reader.read(config.READ_SLICE):
+                made.update(piece)
+            return made.hexdigest()
 
     def _open(self, name: str) -> int:
         with self._parent(name) as (directory, last):
@@ -297,10 +299,7 @@ class LocalStorage:
 
     def _open_directory(self, path: str, make: bool = False) -> int:
         """A descriptor of a directory below the root; with `make` it is made where it is missing."""
-        try:
-            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._error("opening", error) from error
+        descriptor = self._open_root(make)
         for part in path.split("/") if path else ():
             try:
                 if make:
@@ -311,6 +310,23 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
             descriptor = below
+        return descriptor
+
+    def _open_root(self, make: bool) -> int:
+        """A descriptor of the root. One that was listed before and is gone, or is another, empty directory now (a disk
+        that was unmounted), is no empty storage: StorageError."""
+        try:
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if self._root is not None and not make and error.errno in _PASSED_OVER:
+                raise StorageError(f"{self.root} is gone: {_reason(error)}") from error
+            raise self._error("opening", error) from error
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino)
+        if self._root is not None and identity != self._root and not make and not os.listdir(descriptor):
+            os.close(descriptor)
+            raise StorageError(f"{self.root} is another directory than it was, and empty")
+        self._root = identity
         return descriptor
 
     @contextlib.contextmanager

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import trio
 
 from shardfs.errors import ShardfsError
+from shardfs.index_db import IndexDb
 from shardfs.store import open_store
 from shardfs.vfs import Attributes, Vfs, build_vfs
 
@@ -133,10 +134,24 @@ class _OpenedHandle:
 class InProcessTree:
     """The file system without a kernel: an event loop in a thread of its own, asked from outside."""
 
-    def __init__(self, store: Path, *, driver: str | None = None, budget: int = 64 << 20, arrays: str = "png") -> None:
+    def __init__(
+        self,
+        store: Path,
+        *,
+        driver: str | None = None,
+        budget: int = 64 << 20,
+        arrays: str = "png",
+        database: IndexDb | None = None,
+    ) -> None:
         self._opened = open_store(store, driver=driver)
         self._ready = threading.Event()
-        self._settings = {"budget": budget, "arrays": arrays, "uid": os.getuid(), "gid": os.getgid()}
+        self._settings = {
+            "budget": budget,
+            "arrays": arrays,
+            "uid": os.getuid(),
+            "gid": os.getgid(),
+            "database": database,
+        }
         self._thread = threading.Thread(target=trio.run, args=(self._serve,))
 
     async def _serve(self) -> None:
