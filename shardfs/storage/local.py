@@ -90,15 +90,22 @@ class LocalReader:
         self._descriptor = descriptor
         self._name = name
         self._position = 0
-        self._version = _version(status)
+        self._status = status
         self.size = status.st_size
 
     def read(self, count: int) -> bytes:
         data = self._pread(count, self._position)
         self._position += len(data)
-        if count and not data and _version(os.fstat(self._descriptor)) != self._version:
+        if count and not data and self._changed(os.fstat(self._descriptor)):
             raise StaleShardError(f"{self._name} was changed while it was read")
         return data
+
+    def _changed(self, now: os.stat_result) -> bool:
+        before = self._status
+        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            return True
+        # one that was replaced meanwhile has another ctime because it lost its name, and is still whole
+        return now.st_nlink > 0 and now.st_ctime_ns != before.st_ctime_ns
 
     def tail(self, count: int) -> bytes:
         count = min(count, self.size)

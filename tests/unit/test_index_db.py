@@ -1,4 +1,4 @@
-"""The persistent index: right or a miss, whatever happens to the shards, to its file, or to one that a store carries."""
+"""The persistent index: right or a miss, whatever happens to the shards, to its file, or to one a store carries."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ def test_sizes_that_a_shard_cannot_have_are_a_miss(tmp_path: Path) -> None:
         changed = table.columns[column].copy()
         changed[0] = value
         before, table.columns[column] = table.columns[column], changed
-        with pytest.raises(ValueError, match="outside the shard|larger than"):
+        with pytest.raises(ValueError, match=r"outside the shard|larger than"):
             index.unpack(index.pack(table))
         table.columns[column] = before
 
