@@ -140,23 +140,30 @@ def _read_number(path: str) -> int | None:
 def memory_available() -> int:
     """Bytes of memory this process may count on: the machine's, or its cgroup's limit where that is lower."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [total]
-    own = ""
+    return min([total, *cgroup_limits(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def cgroup_limits(groups: Path, root: Path) -> list[int]:
+    """The memory limits of a process's cgroup and of all above it, versions 1 and 2 alike, where they are mounted as
+    systemd does (`memory`, `unified` below the root, or the root itself)."""
     try:
-        for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
-            if line.startswith("0::"):
-                own = line[3:].strip("/")
-    except OSError:
-        own = ""
-    parts = own.split("/") if own else []
-    for depth in range(len(parts) + 1):
-        limit = _read_number("/".join(["/sys/fs/cgroup", *parts[:depth], "memory.max"]))
-        if limit is not None:
-            limits.append(limit)
-    legacy = _read_number("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-    if legacy is not None:
-        limits.append(legacy)
-    return min(limits)
+        lines = groups.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        file = "memory.limit_in_bytes" if controllers else "memory.max"
+        mounts = [root / "memory", root / controllers] if controllers else [root, root / "unified"]
+        parts = path.strip("/").split("/") if path.strip("/") else []
+        for mounted in mounts:
+            for depth in range(len(parts) + 1):
+                limit = _read_number(str(mounted.joinpath(*parts[:depth], file)))
+                if limit is not None:
+                    limits.append(limit)
+    return limits
 
 
 def default_budget() -> int:

@@ -110,6 +110,7 @@ class ShardTable:
         self._kind = columns["kind"].data
         self._offset = columns["offset"].data
         self._length = columns["length"].data
+        self._number = b"%%0%dd" % digits
         self._prefix_sizes = np.diff(prefixes.starts)
         self._prefix_size = self._prefix_sizes.data
         self._by_stem = None if stems is None else sorted_numbers(stems).data
@@ -127,7 +128,7 @@ class ShardTable:
         """The part before the first dot of the names of a sample's files."""
         if self.stems is not None:
             return self.stems[sample]
-        return names.sample_number(self.first_sample + sample, self.digits).encode("ascii")
+        return self._number % (self.first_sample + sample)
 
     def sample_of(self, file: int) -> int:
         return bisect_right(self._file_start, file) - 1

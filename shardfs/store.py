@@ -6,7 +6,6 @@ Knows how a store is recognised and which driver it gets; knows nothing of files
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 import json
 import os
@@ -178,6 +177,8 @@ def local_path(url_or_path: str | os.PathLike[str]) -> Path:
 def _find_driver(name: str) -> tuple[str, str, dict[str, Any]]:
     if name in _BUILT_IN:
         return _BUILT_IN[name]
+    import importlib.metadata  # 30 ms, and only needed for drivers of other packages
+
     offered = {point.name: point for point in importlib.metadata.entry_points(group="shardfs.drivers")}
     if name not in offered:
         known = ", ".join(sorted({*_BUILT_IN, *offered}))

@@ -50,6 +50,9 @@ def test_without_limits_it_is_the_machines_memory(monkeypatch: pytest.MonkeyPatc
         ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/memory.max": "5000\n"}, 5000),
         ({"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/memory.max": "max\n"}, 4 << 30),
         ({"/proc/self/cgroup": "4:memory:/x\n", "/sys/fs/cgroup/memory/memory.limit_in_bytes": "7000\n"}, 7000),
+        # the group's own limit of version 1, and version 2 mounted beside it: both were passed over
+        ({"/proc/self/cgroup": "4:memory:/x\n", "/sys/fs/cgroup/memory/x/memory.limit_in_bytes": "6000\n"}, 6000),
+        ({"/proc/self/cgroup": "0::/y\n", "/sys/fs/cgroup/unified/y/memory.max": "8000\n"}, 8000),
         ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, 4 << 30),
         ({"/proc/self/cgroup": "0::/a\n", "/sys/fs/cgroup/a/memory.max": "\n"}, 4 << 30),
     ],
