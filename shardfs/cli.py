@@ -57,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
     opening.add_argument(
         "--arrays", choices=("png", "npy"), help="show arrays that look like images as .png (default) or as .npy"
     )
+    opening.add_argument(
+        "--text", choices=("json", "files"), help="show text fields in the .json (default) or as .txt files"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_mount(commands.add_parser("mount", parents=[opening, common], help="mount a store on a directory"))
     _add_umount(commands.add_parser("umount", parents=[common], help="end mounts, and wait for their processes"))
@@ -80,7 +83,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, allow_other, nonempty, no_index, driver=NAME, memory=SIZE, arrays=png|npy; fstab's own are ignored",
+        help="ro, allow_other, nonempty, no_index, driver=NAME, memory=SIZE, arrays=, text=; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")

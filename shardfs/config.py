@@ -80,6 +80,9 @@ NAME_MAX = 255
 NAME_KEEP = 240
 """A name that must be shortened is cut to this, so that `~2` still fits behind it."""
 
+TEXT_FILES = "+text"
+"""Behind `png` or `npy` in how samples are shown: text fields are files of their own."""
+
 SAMPLE_DIGITS = 6
 """Digits of a sample's number at least: `000042`."""
 

@@ -35,7 +35,8 @@ class FilePlan:
 def lay_out(tree: Tree, raw: Buffer, arrays: str, stem_bytes: int) -> list[FilePlan]:
     """The files of one sample, in the order of its fields, `json` last.
 
-    `arrays` is `png` or `npy`; `stem_bytes` the length of the sample's name, which takes its share of 255 bytes.
+    `arrays` is `png` or `npy`, with config.TEXT_FILES behind it where each text field is to be a `.txt`; `stem_bytes`
+    the length of the sample's name, which takes its share of 255 bytes.
     """
     return _Layout(raw, arrays, config.NAME_MAX - stem_bytes - 1).sample(tree)
 
@@ -48,7 +49,8 @@ class _Layout:
 
     def __init__(self, raw: Buffer, arrays: str, room: int) -> None:
         self._raw = raw
-        self._arrays = arrays
+        self._arrays = arrays.removesuffix(config.TEXT_FILES)
+        self._text_files = arrays.endswith(config.TEXT_FILES)
         self._room = room
         self._files: list[FilePlan] = []
         self._taken: dict[str, int] = {}
@@ -57,7 +59,7 @@ class _Layout:
     def sample(self, tree: Tree) -> list[FilePlan]:
         if type(tree) is dict:
             light = self._fields(tree)
-        elif values.is_file(tree):
+        elif self._is_file(tree):
             self._add(tree, (VALUE,))
             return self._files
         else:
@@ -73,7 +75,7 @@ class _Layout:
         light: dict[str, Any] = {}
         unnamed: list[tuple[Any, Any]] = []
         for key, value in tree.items():
-            if values.is_file(value):
+            if self._is_file(value):
                 self._file_field(key, value)
             elif type(key) is str:
                 light[key] = light_json.to_json(value, self._add, (names.escape(key[: config.NAME_MAX]),))
@@ -84,6 +86,9 @@ class _Layout:
         if FIELDS in light or light_json.looks_tagged(light):
             return {ESCAPED: light}
         return light
+
+    def _is_file(self, value: Any) -> bool:
+        return values.is_file(value) or (self._text_files and isinstance(value, str))
 
     def _file_field(self, key: Any, value: Any) -> None:
         text = key if isinstance(key, str) else _display(key)
@@ -170,6 +175,8 @@ def file_value(suffix: str, data: bytes) -> Any:
     if ext == "png" and images.read_mark(data) == "ndarray":
         width, height, _, pixels = images.unpng(data)
         return np.frombuffer(pixels, np.uint8).reshape(height, width, -1)
+    if ext == "txt":
+        return data.decode("utf-8", "surrogatepass")
     if ext == "pkl":
         return values.Pickle(0, len(data), data)
     return data

@@ -240,9 +240,12 @@ def _array_png(shape: tuple[int, ...], pixels: Callable[[], Any]) -> Content:
 
 
 def _inline_content(value: Any, arrays: str) -> Content:
-    """Content of a heavy value that is no reference: bytes, an ExtType or an array that was parsed out of text."""
+    """Content of a value that is no reference: text, bytes, an ExtType or an array that was parsed out of text."""
     if isinstance(value, msgpack.ExtType):
         return Content("bin", len(value.data), render=lambda: bytes(value.data))
+    if isinstance(value, str):
+        text = value.encode("utf-8", "surrogatepass")
+        return Content("txt", len(text), render=lambda: text)
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             raise DamagedShardError("an array of Python objects where plain memory is required")

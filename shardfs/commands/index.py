@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from shardfs.commands import FAILED, OK, as_json, tell
+from shardfs.commands.options import style
 from shardfs.commands.progress import Progress
 from shardfs.errors import BadSettingError
 from shardfs.indexing import Report, build_all, open_database
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
     store = open_store(arguments.store, arguments.driver)
-    arrays = arguments.arrays or "png"
+    arrays = style(arguments.arrays, arguments.text)
     database = open_database(store, arrays)
     if database is None:
         raise BadSettingError("there is no home to keep the index in: set HOME or XDG_CACHE_HOME")

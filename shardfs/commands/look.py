@@ -10,6 +10,7 @@ from typing import Any
 
 from shardfs.browse import Browser, Listed
 from shardfs.commands import OK, as_json, explain, tell
+from shardfs.commands.options import style
 from shardfs.errors import ShardfsError
 from shardfs.store import open_store
 
@@ -17,7 +18,7 @@ _KINDS = {"dir": "d", "key": "k", "file": "-"}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    browser = Browser(open_store(arguments.store, arguments.driver), arguments.arrays or "png")
+    browser = Browser(open_store(arguments.store, arguments.driver), style(arguments.arrays, arguments.text))
     if sys.stdout is None:
         raise OSError("there is no standard output")
     # names are UTF-8 on a mount, whatever the locale says

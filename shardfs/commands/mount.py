@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shardfs import config, daemon
 from shardfs.commands import OK, explain, tell
-from shardfs.commands.options import MountWords, parse_size, parse_words
+from shardfs.commands.options import MountWords, parse_size, parse_words, style
 from shardfs.daemon import Failure, MissingSystemError
 from shardfs.errors import MountError
 
@@ -61,7 +61,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         mountpoint=os.path.abspath(arguments.mountpoint),
         driver=arguments.driver or words.driver,
         memory=None if memory is None else parse_size(memory),
-        arrays=arguments.arrays or words.arrays or "png",
+        arrays=style(arguments.arrays or words.arrays, arguments.text or words.text),
         allow_other=arguments.allow_other or words.allow_other,
         nonempty=words.nonempty,
         index=not (arguments.no_index or words.no_index),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shardfs import config
 from shardfs.errors import BadSettingError
 
-OURS = ("ro", "allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=")
+OURS = ("ro", "allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text=")
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
 HARMLESS = (
@@ -20,6 +20,7 @@ HARMLESS = (
 HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
 
 ARRAYS = ("png", "npy")
+TEXTS = ("json", "files")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -34,6 +35,7 @@ class MountWords:
     driver: str | None = None
     memory: str | None = None
     arrays: str | None = None
+    text: str | None = None
     rw_by_default: bool = False
     """`rw` was said by mount(8), which always says one of ro and rw."""
 
@@ -45,7 +47,7 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
         name, equals, value = word.partition("=")
         if word in ("allow_other", "nonempty", "no_index"):
             setattr(words, word, True)
-        elif name in ("driver", "memory", "arrays") and equals:
+        elif name in ("driver", "memory", "arrays", "text") and equals:
             setattr(words, name, value)
         elif word == "rw":
             if not from_mount8:
@@ -55,7 +57,14 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
             raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
     if words.arrays is not None and words.arrays not in ARRAYS:
         raise BadSettingError(f"-o arrays={words.arrays}: choose one of {' and '.join(ARRAYS)}")
+    if words.text is not None and words.text not in TEXTS:
+        raise BadSettingError(f"-o text={words.text}: choose one of {' and '.join(TEXTS)}")
     return words
+
+
+def style(arrays: str | None, text: str | None) -> str:
+    """How samples are shown, as the layout takes it."""
+    return (arrays or ARRAYS[0]) + (config.TEXT_FILES if text == "files" else "")
 
 
 def _nearest(word: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from shardfs import layout
 from shardfs.store import open_store
 from tests.conformance import manifests
 from tests.conformance.trees import Tree, fails, wait_for
@@ -200,6 +201,21 @@ class TreeSuite:
         assert sorted(files) == ["000000.big.npy", "000000.c1.npy", "000000.c3.npy", "000000.c4.npy"]
         for name, value in pixels.items():
             assert np.array_equal(np.load(io.BytesIO(files[f"000000.{name}.npy"])), value)
+
+    def test_text_fields_as_files_on_request(self, tmp_path: Path) -> None:
+        sample = {"caption": "a wörd 😀\n", "n": 1, "inner": {"t": "stays"}, "empty": ""}
+        write_msgpack(tmp_path / "k.gz", [sample, "lone", {"only": "text"}])
+        with self.serve(tmp_path, arrays="png+text") as tree:
+            files = manifests.key_files(tree, "k")
+        assert files == {
+            "000000.caption.txt": "a wörd 😀\n".encode(),
+            "000000.empty.txt": b"",
+            "000000.json": b'{"n": 1, "inner": {"t": "stays"}}\n',
+            "000001.$value.txt": b"lone",
+            "000002.only.txt": b"text",
+        }
+        read = [layout.read_back(by_stem) for by_stem in manifests.by_sample(files).values()]
+        assert read == [sample, "lone", {"only": "text"}]
 
     def test_any_part_of_a_file_is_the_same_bytes(self, tmp_path: Path) -> None:
         rng = random.Random(1)

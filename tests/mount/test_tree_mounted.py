@@ -26,6 +26,8 @@ class TestTreeMounted(TreeSuite):
         self, store: Path, *, driver: str | None = None, budget: int = 64 << 20, arrays: str = "png"
     ) -> Iterator[Any]:
         driven = ["--driver", driver] if driver else []
-        with self.mounted(store, "--memory", str(budget), "--arrays", arrays, *driven) as path:
+        arrays, _, text = arrays.partition("+")
+        shown = ["--arrays", arrays, "--text", "files" if text else "json"]
+        with self.mounted(store, "--memory", str(budget), *shown, *driven) as path:
             tree: Tree = MountedTree(path)
             yield tree
