@@ -167,6 +167,11 @@ class IndexDb:
                 connection.executemany("INSERT OR IGNORE INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         return len(rows)
 
+    @property
+    def usable(self) -> bool:
+        """False once the file has turned out to be of no use."""
+        return not self._broken
+
     def close(self) -> None:
         """End the use of the file; later lookups miss."""
         with self._lock:

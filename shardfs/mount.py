@@ -156,7 +156,9 @@ def prepared(path: str, nonempty: bool) -> Iterator[None]:
     except FileExistsError:
         _check_directory(path, nonempty)
     except FileNotFoundError as error:
-        raise MountError(f"cannot make {path}: {os.path.dirname(path)} is not there") from error
+        above = os.path.dirname(path)
+        reason = "no directory can be made there" if os.path.isdir(above) else f"{above} is not there"
+        raise MountError(f"cannot make {path}: {reason}") from error
     except OSError as error:
         raise MountError(f"cannot make mount point {path}: {os.strerror(error.errno or errno.EIO)}") from error
     try:

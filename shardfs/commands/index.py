@@ -10,7 +10,7 @@ from pathlib import Path
 from shardfs.commands import FAILED, OK, as_json, tell
 from shardfs.commands.options import style
 from shardfs.commands.progress import Progress
-from shardfs.errors import BadSettingError
+from shardfs.errors import BadSettingError, StorageError
 from shardfs.indexing import Report, build_all, open_database
 from shardfs.store import open_store
 
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
                 check=arguments.check,
                 progress=lambda report: bar.show(report.built + report.kept + len(report.failed), report.shards),
             )
+        if not database.usable:
+            raise StorageError(f"nothing was kept: the index {database.path} cannot be written to")
         exported = None
         if arguments.export_file:
             exported = database.export(Path(arguments.export_file))

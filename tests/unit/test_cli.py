@@ -451,3 +451,30 @@ for serve in (dies, fails, leaves): print(daemon.start(serve, explain, None))
     assert failed == "Failure(code=4, text='not here')"
     assert "exit status 0" in left
     assert done.stderr == ""
+
+
+def test_index_says_when_nothing_could_be_kept(store: Path) -> None:
+    command = [sys.executable, "-m", "shardfs", "index", str(store)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": "/proc"}
+    done = subprocess.run(command, capture_output=True, timeout=60, env=environment, text=True)
+    assert done.returncode == 1
+    assert "nothing was kept" in done.stderr
+    assert "bug in shardfs" not in done.stderr
+
+
+def test_index_builds_keeps_exports_and_checks(store: Path, tmp_path: Path) -> None:
+    def index(*words: str) -> dict[str, object]:
+        command = [sys.executable, "-m", "shardfs", "index", str(store), "--json", *words]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(command, capture_output=True, timeout=60, env=environment, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        facts: dict[str, object] = json.loads(done.stdout)
+        return facts
+
+    (store / "bad.gz").unlink()  # with a damaged shard the exit status is 1
+    first = index()
+    assert first["built"] == first["shards"]
+    assert index()["built"] == 0
+    checked = index("--check", "--export", str(tmp_path / "out.sqlite"))
+    assert (checked["differing"], checked["exported"]) == ([], first["shards"])
+    assert (tmp_path / "out.sqlite").stat().st_size > 0
