@@ -20,7 +20,7 @@ from pathlib import Path
 
 import zstandard
 
-from shardfs import config, index
+from shardfs import config, packing
 from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.index import ShardTable
 from shardfs.model import Entry
@@ -117,7 +117,7 @@ class IndexDb:
         """Keep the table of a shard, in place of what an older version had."""
         if self._read_only:
             return
-        data = zstandard.compress(index.pack(table), config.INDEX_LEVEL)
+        data = zstandard.compress(packing.pack(table), config.INDEX_LEVEL)
         with self._connected() as connection:
             if connection is not None:
                 connection.execute(
@@ -266,7 +266,7 @@ def _unpacked(row: _Row) -> ShardTable | None:
             return None
         with zstandard.ZstdDecompressor(max_window_size=config.ZSTD_WINDOW).stream_reader(data) as stream:
             packed = stream.read(config.INDEX_ROW + 1)
-        return index.unpack(packed) if len(packed) <= config.INDEX_ROW else None
+        return packing.unpack(packed) if len(packed) <= config.INDEX_ROW else None
     except Exception as error:
         log.debug("a row of the index is damaged: %s", error)
         return None

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shardfs import index
+from shardfs import index, packing
 from shardfs.drivers.base import Driver
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError
 from shardfs.index_db import PUBLISHED, IndexDb, default_path, name_of
@@ -99,7 +99,7 @@ def _one(driver: Driver, database: IndexDb, entry: Entry, arrays: str, check: bo
         raise _FailedError(entry.key, str(error)) from error
     mark = driver.mark(entry)
     before = database.get(entry, lambda: mark) if check else None
-    differs = before is not None and index.pack(before) != index.pack(table)
+    differs = before is not None and packing.pack(before) != packing.pack(table)
     if before is None or differs:
         database.put(entry, table, mark)
     return entry, "differs" if differs else "built"

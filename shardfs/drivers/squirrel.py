@@ -350,14 +350,14 @@ def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
 
 def _msgpack_record(sample: Any, number: int) -> bytes:
     try:
-        packed = msgpack.packb(sample, use_bin_type=True, default=_msgpack_numpy)
+        packed = msgpack.packb(sample, use_bin_type=True, default=_numpy_map)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadSettingError(f"sample {number} cannot be written as msgpack: {error}") from error
     assert isinstance(packed, bytes)
     return packed
 
 
-def _msgpack_numpy(value: Any) -> Any:
+def _numpy_map(value: Any) -> Any:
     """Arrays, numpy scalars and complex numbers as the maps that squirrel-core reads back (msgpack-numpy's form)."""
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from shardfs import config, index, layout
+from shardfs import config, index, layout, packing
 from shardfs.drivers.base import Record
 from shardfs.drivers.squirrel import SquirrelShard
 from shardfs.errors import DamagedShardError
@@ -218,7 +218,7 @@ def test_only_small_files_of_small_samples_are_rendered_at_once() -> None:
 @pytest.mark.parametrize("samples", [[], SAMPLES, [{"__key__": f"k{at}", "b": b"x" * at} for at in range(50)]], ids=len)
 def test_a_packed_table_is_the_same_when_unpacked(samples: list[Any]) -> None:
     table = index.build(shard_of(samples), "png")
-    again = index.unpack(index.pack(table))
+    again = packing.unpack(packing.pack(table))
     assert list(again.listing(0)) == list(table.listing(0))
     assert [again.record_of(file) for file in range(again.files)] == [table.record_of(at) for at in range(table.files)]
     assert [again.slice_of(file) for file in range(again.files)] == [table.slice_of(at) for at in range(table.files)]

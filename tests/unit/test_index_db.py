@@ -14,7 +14,7 @@ import msgpack
 import pytest
 import zstandard
 
-from shardfs import index
+from shardfs import index, packing
 from shardfs.commands import as_json
 from shardfs.config import base_directory
 from shardfs.index_db import PUBLISHED, IndexDb
@@ -56,7 +56,7 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
         kept = database.get(entry, no_mark)
         assert kept is not None
         assert list(kept.listing(0)) == list(built.listing(0))
-        assert index.pack(kept) == index.pack(built)
+        assert packing.pack(kept) == packing.pack(built)
         assert [kept.slice_of(file) for file in range(kept.files)] == [
             built.slice_of(file) for file in range(built.files)
         ]
@@ -281,7 +281,7 @@ def test_sizes_that_a_shard_cannot_have_are_a_miss(tmp_path: Path) -> None:
         changed[0] = value
         before, table.columns[column] = table.columns[column], changed
         with pytest.raises(ValueError, match=r"outside the shard|larger than"):
-            index.unpack(index.pack(table))
+            packing.unpack(packing.pack(table))
         table.columns[column] = before
 
 
