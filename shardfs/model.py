@@ -11,7 +11,7 @@ Key = NewType("Key", str)
 """The name of a shard in its store, `/` between levels: `train/shard.00003`."""
 
 Version = NewType("Version", str)
-"""An opaque text that is different for each content a key ever had (for local files: inode, size and mtime)."""
+"""An opaque text that is different for each content a key ever had (for local files: inode, size, mtime and ctime)."""
 
 Inode = NewType("Inode", int)
 

@@ -53,12 +53,15 @@ class Notices:
         Few at a time: each waits with its shard in hand, beyond the budget.
         """
         if key.lookups > config.PREFILL_KNOWN and self._fills < config.PREFILLS:
-            self._fills += 1
-            self._put(lambda: self._fill(key, loaded))
+            self._fills += self._put(lambda: self._fill(key, loaded))
 
-    def _put(self, work: Callable[[], None]) -> None:
-        with contextlib.suppress(queue.Full):
+    def _put(self, work: Callable[[], None] | None) -> bool:
+        """Queue something; False where there is no place for it."""
+        try:
             self._queue.put_nowait(work)
+        except queue.Full:
+            return False
+        return True
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -67,8 +70,7 @@ class Notices:
         try:
             yield
         finally:
-            with contextlib.suppress(queue.Full):
-                self._queue.put_nowait(None)
+            self._put(None)
             # it may wait for a request that nobody answers any more: the end of the mount frees it
             self._thread.join(config.NOTICE_WAIT)
 

@@ -48,6 +48,8 @@ class _Load:
     entry: Entry
     wanted: bool = True
     """False while it is only a guess that somebody will ask for it."""
+    indexed: bool = True
+    """False once the persistent index is known not to have its table."""
     reserved: int = 0
     done: trio.Event = field(default_factory=trio.Event)
     loaded: Loaded | None = None
@@ -141,8 +143,11 @@ class ShardCache:
                 self.on_touch(entry)
         return loaded
 
-    async def shard(self, entry: Entry) -> Loaded:
-        """The shard, loaded if need be. DamagedShardError, StaleShardError, StorageError, MissingKeyError."""
+    async def shard(self, entry: Entry, *, indexed: bool = True) -> Loaded:
+        """The shard, loaded if need be. DamagedShardError, StaleShardError, StorageError, MissingKeyError.
+
+        With `indexed` false the persistent index was asked already: asking it may mean reading all that is stored.
+        """
         loaded = self.peek(entry)
         if loaded is not None:
             return loaded
@@ -152,7 +157,7 @@ class ShardCache:
         if load is None:
             if self._nursery is None:
                 raise StorageError("the mount is being ended")
-            load = self._loads[identity] = _Load(entry)
+            load = self._loads[identity] = _Load(entry, indexed=indexed)
             self._nursery.start_soon(self._run, load)
         load.wanted = True
         self._ahead.discard(identity)
@@ -179,7 +184,7 @@ class ShardCache:
         table = self.known_table(entry)
         if table is None and self._database is not None:
             table = await self._kept_table(self._database, entry)
-        return table if table is not None else (await self.shard(entry)).table
+        return table if table is not None else (await self.shard(entry, indexed=False)).table
 
     async def _kept_table(self, database: IndexDb, entry: Entry) -> ShardTable | None:
         """The table that the persistent index has."""
@@ -195,6 +200,7 @@ class ShardCache:
     def drop(self, entry: Entry) -> None:
         """Forget a shard that the store no longer has: its bytes, its table, what was rendered of it."""
         identity = (entry.key, entry.version)
+        self._ahead.discard(identity)
         loaded = self._shards.pop(identity, None)
         if loaded is not None:
             self._held -= loaded.nbytes
@@ -269,10 +275,10 @@ class ShardCache:
         finally:
             self._reserved -= load.reserved
             del self._loads[identity]
-            if load.loaded is None:
-                self._ahead.discard(identity)
             if load.loaded is not None:
                 self._keep(identity, load.loaded)
+            else:
+                self._ahead.discard(identity)
             self._signal()
             load.done.set()
         if load.loaded is not None:
@@ -298,7 +304,7 @@ class ShardCache:
         def work() -> tuple[Loaded, bool]:
             shard = driver.load(entry, grow)
             table = known
-            if table is None and self._database is not None:
+            if table is None and load.indexed and self._database is not None:
                 table = self._look_up(self._database, entry)
             if table is not None and table.raw_bytes == len(shard.raw):
                 return Loaded(shard, table), False

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from shardfs import config, inodes
 from shardfs.drivers.base import Driver
-from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
+from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.model import Entry
@@ -200,9 +200,6 @@ class Vfs:
             raise StaleShardError(f"{key.entry.key} was replaced since it was looked up")
 
     async def _table(self, key: KeyDirectory) -> ShardTable:
-        known = self.cache.known_table(key.entry)
-        if known is not None:
-            return known
         try:
             table = await self.cache.table(key.entry)
         except MissingKeyError as error:  # of the key: for the kernel this must not mean that the file's name is free
@@ -361,6 +358,3 @@ def build_vfs(
     """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
     cache = ShardCache(store.driver, budget, arrays, database)
     return Vfs(store.driver, cache, uid, gid, read_ahead)
-
-
-__all__ = ["Attributes", "ShardfsError", "StatFs", "Vfs", "build_vfs"]

@@ -394,4 +394,4 @@ def _json_numpy(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-__all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "StaleShardError", "random_key", "sniff"]
+__all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "random_key", "sniff"]

@@ -237,6 +237,33 @@ def test_a_store_may_carry_its_index(tmp_path: Path) -> None:
     database.close()
 
 
+def test_a_shard_that_is_not_the_published_one_is_read_for_its_mark_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index was asked for the table, and by the load again; each time the whole file was hashed."""
+    store = make(tmp_path / "s", 1)
+    publish(store, tmp_path / "s")
+    store.set([{"i": 7}], "k0")
+    with InProcessTree(tmp_path / "s", database=database_of(store)) as tree:
+        driver = tree._opened.driver
+        marks: list[Any] = []
+        mark = driver.mark
+        monkeypatch.setattr(driver, "mark", lambda entry: marks.append(entry) or mark(entry))
+        assert tree.read("k0/000000.json") == b'{"i": 7}\n'
+        assert len(marks) == 1
+
+
+def test_what_was_shown_out_of_a_known_table_is_settled(tmp_path: Path) -> None:
+    """A key whose table came from a load that nobody had asked for could be given other bytes under its old numbers."""
+    make(tmp_path / "s", 1)
+    with InProcessTree(tmp_path / "s") as tree:
+        key = tree.vfs.tree.slots[0]
+        tree.ask(tree.vfs.cache.shard, key.entry)
+        assert not key.settled
+        tree.stat("k0/000000.json")
+        assert key.settled
+
+
 def test_an_exported_index_can_be_taken_over(tmp_path: Path) -> None:
     store = make(tmp_path / "s")
     path = publish(store, tmp_path)
