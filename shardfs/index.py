@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, layout, names
-from shardfs.drivers.base import Record, Shard
+from shardfs.drivers.base import Record, Shard, ShardReader
 from shardfs.errors import DamagedShardError
+from shardfs.values import Buffer
 
 KEY_FIELD = "__key__"
 """A text field of this name, different in every sample of a shard, names the samples (WebDataset's convention)."""
@@ -208,11 +209,20 @@ class ShardTable:
             and self._file_start[sample + 1] - self._file_start[sample] <= config.INLINE_FILES
         )
 
-    def render(self, file: int, shard: Shard, arrays: str) -> bytes:
-        """The content of a file that is no run of raw bytes. DamagedShardError if the shard is not this table's."""
+    def render(self, file: int, reader: ShardReader, arrays: str) -> bytes:
+        """The content of a file that is no run of raw bytes; takes its time. DamagedShardError if the shard is not this
+        table's, and the errors of `ShardReader.fetch`."""
+        return self._render(file, reader, arrays, reader.fetch(*self.record_of(file)))
+
+    def render_now(self, file: int, reader: ShardReader, arrays: str) -> bytes | None:
+        """The same where that is quickly done, and the raw bytes are at hand; None otherwise."""
+        record = reader.part(*self.record_of(file)) if self.renders_fast(file) else None
+        return None if record is None else self._render(file, reader, arrays, record)
+
+    def _render(self, file: int, reader: ShardReader, arrays: str, record: Buffer) -> bytes:
         sample = self.sample_of(file)
-        start, end = self.record_of(file)
-        plans = layout.lay_out(shard.tree(start, end), shard.raw, arrays, len(self.stem(sample)))
+        start = self._record_start[sample]
+        plans = layout.lay_out(reader.decode(record), record, arrays, len(self.stem(sample)))
         content = plans[file - self._file_start[sample]].content
         data = content.render() if content.render is not None else b""
         if len(data) != self.size(file):

@@ -224,9 +224,9 @@ class ShardCache:
             self._tables.move_to_end(identity)
         return table
 
-    def rendered_now(self, loaded: Loaded, file: int) -> bytes:
-        """The whole content of a file that must be rendered, and that is quickly done (`renders_fast`)."""
-        return loaded.table.render(file, loaded.shard, self._arrays)
+    def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
+        """The whole content of a file that must be rendered; None if that takes its time."""
+        return loaded.table.render_now(file, loaded.shard, self._arrays)
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""

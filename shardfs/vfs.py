@@ -300,10 +300,8 @@ class Vfs:
         """Part of a file of a shard in memory; None if that must be rendered first, and takes its time."""
         run = loaded.table.slice_of(file)
         if run is None:
-            if not loaded.table.renders_fast(file):
-                return None
             data = self.cache.rendered_now(loaded, file)
-            return data if not offset and len(data) <= size else data[offset : offset + size]
+            return data if data is None or (not offset and len(data) <= size) else data[offset : offset + size]
         prefix, start, length = run
         head = len(prefix)
         if offset >= head:

@@ -27,7 +27,33 @@ class Record:
     tree: Tree
 
 
-class Shard(Protocol):
+class ShardReader(Protocol):
+    """Random access to the raw bytes of one version of a shard, wherever they are. `part` and `decode` are called on
+    the event loop, `fetch` in any number of worker threads at once."""
+
+    @property
+    def size(self) -> int:
+        """Raw bytes of the whole shard."""
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory held for it now."""
+
+    @property
+    def computes(self) -> bool:
+        """True if `fetch` decompresses, False if it only waits for storage."""
+
+    def part(self, start: int, end: int) -> Buffer | None:
+        """The raw bytes from `start` to `end`, where they are at hand; None where getting them may take its time."""
+
+    def fetch(self, start: int, end: int) -> Buffer:
+        """The same, however long it takes. DamagedShardError, StaleShardError, StorageError."""
+
+    def decode(self, record: Buffer) -> Tree:
+        """The value tree of one whole record; its positions count from the record's beginning."""
+
+
+class Shard(ShardReader, Protocol):
     """A fetched and decompressed shard: one buffer of raw bytes and the rules to read it. Immutable."""
 
     @property
@@ -49,6 +75,27 @@ class Shard(Protocol):
 
     def sample(self, tree: Tree) -> Any:
         """The plain Python value of a tree, as the system's own library would give it."""
+
+
+class InMemory:
+    """What a shard whose raw bytes are all in memory answers as a ShardReader."""
+
+    raw: Buffer
+    computes = False
+
+    @property
+    def size(self) -> int:
+        return len(self.raw)
+
+    @property
+    def held(self) -> int:
+        return len(self.raw)
+
+    def part(self, start: int, end: int) -> Buffer:
+        return self.raw[start:end]
+
+    def fetch(self, start: int, end: int) -> Buffer:
+        return self.raw[start:end]
 
 
 class Driver(Protocol):
@@ -84,6 +131,10 @@ class Driver(Protocol):
         Raises StaleShardError when the store holds another version by now, MissingKeyError, DamagedShardError,
         StorageError.
         """
+
+    def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
+        """Random access to a shard of `raw_bytes` whose table is known, without loading it; None where the format (or
+        what must be checked first) does not allow it. Errors as `load`."""
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         """Store `samples` under `key`, replacing what is there: all or nothing. NotWritableError, ValueError."""

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, pictures, values
-from shardfs.drivers.base import Record
+from shardfs.drivers.base import InMemory, Record
 from shardfs.errors import DamagedShardError
 from shardfs.values import Array, Blob, Buffer, Pickle, Tree
 
@@ -262,7 +262,7 @@ def columns(names: tuple[str, ...], encodings: tuple[str, ...], sizes: tuple[int
     return Columns(names, encodings, tuple(fixed), plan, lengths, total)
 
 
-class MdsShard:
+class MdsShard(InMemory):
     """One decompressed MDS shard. Immutable.
 
     `samples` is what the index says; `stored` the number of stored bytes the raw ones came from; the other two are
@@ -299,6 +299,9 @@ class MdsShard:
 
     def tree(self, start: int, end: int) -> Tree:
         return self.columns.split(self.raw, start, end)
+
+    def decode(self, record: Buffer) -> Tree:
+        return self.columns.split(record, 0, len(record))
 
     def sample(self, tree: Tree) -> Any:
         """A dict of columns as the library gives it, but jpeg and png files stay bytes, and pickles are not run."""

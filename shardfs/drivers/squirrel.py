@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 
 from shardfs import compression, config, values
-from shardfs.drivers.base import Grow, Record
+from shardfs.drivers.base import Grow, InMemory, Record, ShardReader
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -99,6 +99,9 @@ class SquirrelDriver:
             raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb)
             stored = reader.size
         return SquirrelShard(raw, stored, self._format)
+
+    def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
+        return None
 
     def _open(self, entry: Entry) -> LocalReader:
         try:
@@ -185,7 +188,7 @@ def random_key() -> Key:
     return Key("".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(16)))
 
 
-class SquirrelShard:
+class SquirrelShard(InMemory):
     """The raw bytes of one shard: msgpack objects back to back, or one JSON text a line."""
 
     first_sample = 0
@@ -238,6 +241,11 @@ class SquirrelShard:
         if self.format == "jsonl":
             return _parse_line(bytes(self.raw[start:end]), start)
         return Walker(self.raw[:end], self._limit).read(start)[0]
+
+    def decode(self, record: Buffer) -> Tree:
+        if self.format == "jsonl":
+            return _parse_line(bytes(record), 0)
+        return Walker(record, self._limit).read(0)[0]
 
     def sample(self, tree: Tree) -> Any:
         # squirrel-core unpacks arrays as tuples; JSON has lists only

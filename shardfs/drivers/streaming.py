@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from shardfs import compression
 from shardfs.drivers import mds
-from shardfs.drivers.base import Grow
+from shardfs.drivers.base import Grow, ShardReader
 from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, parse_index
 from shardfs.errors import (
     BadSettingError,
@@ -136,6 +136,9 @@ class StreamingDriver:
             if error.errno != errno.ENOENT:
                 raise
             raise self._gone(scan, entry) from error
+
+    def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
+        return None
 
     def _gone(self, scan: _Scan, entry: Entry) -> StaleShardError | StorageError:
         """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""

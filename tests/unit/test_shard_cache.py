@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from shardfs import config
-from shardfs.drivers.base import Driver, Grow, Record, Shard
+from shardfs.drivers.base import Driver, Grow, InMemory, Record, Shard, ShardReader
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Entry, Key, Version
@@ -26,7 +26,7 @@ from shardfs.values import Array, Blob, Buffer
 PATIENCE = 20  # seconds until a test that hangs is given up
 
 
-class FakeShard:
+class FakeShard(InMemory):
     """One sample: the shard's bytes as a file, a number, and, with `picture`, an array that must be rendered."""
 
     first_sample = 0
@@ -54,6 +54,9 @@ class FakeShard:
 
             return {"picture": Array(0, np.dtype("u1"), (2, len(self.raw) // 6, 3))}
         return {"number": 5, "bytes": Blob(0, len(self.raw), "bin", self._note)}
+
+    def decode(self, record: Buffer) -> Any:
+        return self.tree(0, len(record))
 
     def sample(self, tree: Any) -> Any:
         return tree
@@ -125,6 +128,9 @@ class FakeDriver:
         if entry.key in self.errors:
             raise self.errors[entry.key]
         return FakeShard(self.sizes[entry.key], entry.key in self.pictures, self.notes.get(entry.key))
+
+    def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
+        return None
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         raise NotImplementedError

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from shardfs import store as store_module
-from shardfs.drivers.base import Grow, Shard
+from shardfs.drivers.base import Grow, Shard, ShardReader
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError, DamagedShardError, MissingKeyError, StaleShardError
 from shardfs.model import Entry
@@ -140,6 +140,9 @@ class _Replaced:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._driver, name)
+
+    def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
+        return None
 
     def load(self, entry: Entry, grow: Grow) -> Shard:
         if self.left:
