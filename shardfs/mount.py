@@ -99,6 +99,7 @@ def tune() -> None:
     # Nothing here makes cycles by the thousand, and a listing of a million files makes objects by the million: the
     # collector would take a tenth of its time.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 50, 100)
     with contextlib.suppress(AttributeError, OSError):  # musl has no mallopt
         libc = ctypes.CDLL(None)
