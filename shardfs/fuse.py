@@ -107,7 +107,7 @@ class Operations(pyfuse3.Operations):
         self._entry.st_blksize = PREFERRED_READ
         # keep_cache: an inode number never means other bytes, so its pages stay good; no direct_io: it breaks mmap
         self._info = FileInfo(keep_cache=True, direct_io=False)
-        self._mtime_ns = 0
+        self._filled: Attributes | None = None
         self._missing = EntryAttributes()
         self._missing.st_ino = 0  # with a timeout: "there is no such name, and you may remember it"
         self._told: set[tuple[str, int]] = set()
@@ -121,10 +121,19 @@ class Operations(pyfuse3.Operations):
         entry.st_blocks = -(-attributes.size // BLOCK)
         entry.entry_timeout = attributes.entry_timeout
         entry.attr_timeout = attributes.attr_timeout
-        mtime_ns = attributes.mtime_ns
-        if mtime_ns != self._mtime_ns:  # the same for all files of a shard, and three divisions otherwise
-            entry.st_mtime_ns = entry.st_atime_ns = entry.st_ctime_ns = mtime_ns
-            self._mtime_ns = mtime_ns
+        entry.st_mtime_ns = entry.st_atime_ns = entry.st_ctime_ns = attributes.mtime_ns
+        self._filled = None
+        return entry
+
+    def _fill_file(self, shared: Attributes, inode: int, size: int) -> EntryAttributes:
+        """The same for a file of a key, whose files differ in number and size only: nothing else is set for each."""
+        entry = self._entry
+        if self._filled is not shared:
+            self._fill(shared)
+            self._filled = shared
+        entry.st_ino = inode
+        entry.st_size = size
+        entry.st_blocks = (size + BLOCK - 1) // BLOCK
         return entry
 
     def log_unexpected(self, name: str, error: Exception) -> None:
@@ -157,6 +166,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        found = self._vfs.lookup_now(parent_inode, name)
+        if found is not None:
+            return self._fill_file(*found)
         try:
             return self._fill(await self._vfs.lookup(parent_inode, name))
         except (ShardfsError, OSError) as error:
@@ -218,13 +230,9 @@ class Operations(pyfuse3.Operations):
         """Files of one key differ in name, number and size only: a million of them are listed, so nothing else is set
         for each, and all but the first are made in bulk where that can be done."""
         bulk = self._bulk.begin(token)
-        entry = self._fill(run.shared)
         first, reply, counted = run.shared.inode, pyfuse3.readdir_reply, 0
         for name, size, number in run.table.listing(start):
-            entry.st_ino = first + number
-            entry.st_size = size
-            entry.st_blocks = (size + BLOCK - 1) // BLOCK
-            if not reply(token, name, entry, number + 1):
+            if not reply(token, name, self._fill_file(run.shared, first + number, size), number + 1):
                 break
             counted += 1
             if bulk is None:

@@ -14,6 +14,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shardfs import config, inodes
 from shardfs.drivers.base import Driver
@@ -28,8 +29,7 @@ from shardfs.store import Store
 from shardfs.tree import Directory, KeyDirectory, KeyTree
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat says of one file or directory, and for how many seconds the kernel may believe it."""
 
     inode: int
@@ -162,6 +162,27 @@ class Vfs:
         self.superseded(key, 0 if table is None else table.files)
 
     # --- names and attributes -----------------------------------------------------------------------------------
+
+    def lookup_now(self, parent: int, name: bytes) -> tuple[Attributes, int, int] | None:
+        """As `lookup` of a key's file, where nothing has to be waited for: what all files of the key have in common
+        (one object for each key), the inode number and the size. None where something has, or the name is not there."""
+        key = self.tree.directory(parent)
+        if type(key) is not KeyDirectory or key.superseded or self._refresh.due(key):
+            return None
+        table = self.cache.known_table(key.entry)
+        file = None if table is None else table.find(name)
+        if table is None or file is None:
+            return None
+        key.lookups += 1
+        key.asked = key.settled = True
+        return self._shared(key), inodes.file_inode(key.slot, file), table.size(file)
+
+    def _shared(self, key: KeyDirectory) -> Attributes:
+        """Attributes of a key's first file, but for its size: one object for each key."""
+        if key.shared is None:
+            key.shared = self._file_attributes(key, 0, 0)
+        assert isinstance(key.shared, Attributes)
+        return key.shared
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """Attributes of an entry; counts as a lookup of its inode. MissingKeyError (ENOENT)."""
@@ -312,7 +333,7 @@ class Vfs:
             return None
         assert isinstance(opened.directory, KeyDirectory)
         canary = opened.table.files >= config.CANARY_FILES
-        return FileRun(self._file_attributes(opened.directory, 0, 0), opened.table, opened.plus, canary)
+        return FileRun(self._shared(opened.directory), opened.table, opened.plus, canary)
 
     def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         directory = opened.directory
