@@ -53,6 +53,22 @@ JSON_ARRAY_FLOOR = 32 * MIB
 """An array out of a JSON line may take this much memory, and 16 bytes per byte of the line: `<U1000000` makes megabytes
 out of each empty text."""
 
+QUICK_RECORD = 16 * 1024
+"""A record up to this size is read as a whole by the msgpack library where one of its light fields is wanted: it copies
+what is heavy, which above this costs more than walking around it."""
+
+ARRAY_HEAD = 256
+ARRAY_HEADS = 64
+"""Heads of arrays that are remembered, by field: of how many bytes, and how many of them."""
+
+SHAPES = 256
+SHAPE_FIELDS = 64
+"""Shapes of samples that are remembered, and the fields in one at most. Samples of one shard have one shape or a few."""
+
+LONG_TEXT = 2048
+"""From this many characters on, a text's JSON is made by whole-text operations, which have a fixed cost of
+microseconds; below it, character by character."""
+
 PICKLE_OPS = 1_000_000
 """Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""
 

@@ -15,15 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from shardfs import config, layout, names
+from shardfs import config, layout, names, shapes
 from shardfs.drivers.base import Record, Shard, ShardReader
 from shardfs.errors import DamagedShardError
+from shardfs.shapes import File
 from shardfs.values import Buffer
 
 KEY_FIELD = "__key__"
 """A text field of this name, different in every sample of a shard, names the samples (WebDataset's convention)."""
 
 SLICE, RENDER = 0, 1
+
+_JSON = layout.JSON.encode()
 
 _AT_ONCE = 512
 """Files whose names and sizes are taken out of the columns in one go: about what two readdir requests hold."""
@@ -41,15 +44,16 @@ class _Packed:
     """Many short byte strings in one, each known by its number."""
 
     def __init__(self) -> None:
-        self._numbers: dict[bytes, int] = {}
+        self._numbers: dict[str | bytes, int] = {}
         self._data = bytearray()
         self._starts = array("Q", [0])
 
-    def number(self, text: bytes) -> int:
+    def number(self, text: str | bytes) -> int:
+        """One and the same kind of text each time: the number goes by what is given, not by its bytes."""
         known = self._numbers.get(text)
         if known is None:
             known = self._numbers[text] = len(self._numbers)
-            self._data += text
+            self._data += text if isinstance(text, bytes) else text.encode("utf-8")
             self._starts.append(len(self._data))
         return known
 
@@ -221,11 +225,15 @@ class ShardTable:
 
     def _render(self, file: int, reader: ShardReader, arrays: str, record: Buffer) -> bytes:
         sample = self.sample_of(file)
-        start = self._record_start[sample]
-        plans = layout.lay_out(reader.decode(record), record, arrays, len(self.stem(sample)))
-        content = plans[file - self._file_start[sample]].content
-        data = content.render() if content.render is not None else b""
+        tree, stem_bytes, number = reader.decode(record), len(self.stem(sample)), file - self._file_start[sample]
+        data = None
+        if self.suffixes[self._suffix[file]] == _JSON:
+            data = shapes.shapes_for(arrays).json(tree, stem_bytes, number)
+        if data is None:
+            content = layout.lay_out(tree, record, arrays, stem_bytes)[number].content
+            data = content.render() if content.render is not None else b""
         if len(data) != self.size(file):
+            start = self._record_start[sample]
             raise DamagedShardError("a file came out with another size than the index says", start)
         return data
 
@@ -239,6 +247,7 @@ class _Builder:
 
     def __init__(self, arrays: str) -> None:
         self._arrays = arrays
+        self._shapes = shapes.shapes_for(arrays)
         self._file_start = array("I", [0])
         self._record_start = array("Q")
         self._record_end = array("Q")
@@ -253,23 +262,34 @@ class _Builder:
         self.notes: list[Note] = []
 
     def add(self, record: Record, stem: str, shard: Shard) -> None:
-        try:
-            plans = layout.lay_out(record.tree, shard.raw, self._arrays, len(stem.encode("utf-8")))
-        except (RecursionError, ValueError, OverflowError) as error:
-            raise DamagedShardError(f"a sample that no files can show: {error}", record.start) from error
-        for plan in plans:
-            content = plan.content
-            rendered = content.render is not None
-            self._suffix.append(self._suffixes.number(plan.suffix.encode("utf-8")))
-            self._prefix.append(self._prefixes.number(content.prefix))
+        stem_bytes = len(stem.encode("utf-8"))
+        files = self._shapes.files(record.tree, shard.raw, stem_bytes)
+        if files is None:
+            files = self._laid_out(record, stem, stem_bytes, shard)
+        for suffix, prefix, rendered, offset, length in files:
+            self._suffix.append(self._suffixes.number(suffix))
+            self._prefix.append(self._prefixes.number(prefix) if prefix else 0)
             self._kind.append(RENDER if rendered else SLICE)
-            self._offset.append(content.offset)
-            self._length.append(content.size - len(content.prefix))
-            if content.note is not None and len(self.notes) < config.ERRORS_KEPT:
-                self.notes.append(Note(f"{stem}.{plan.suffix}", content.note))
+            self._offset.append(offset)
+            self._length.append(length)
         self._record_start.append(record.start)
         self._record_end.append(record.end)
         self._file_start.append(len(self._suffix))
+
+    def _laid_out(self, record: Record, stem: str, stem_bytes: int, shard: Shard) -> list[File]:
+        """The files of any sample, and its notes."""
+        try:
+            plans = layout.lay_out(record.tree, shard.raw, self._arrays, stem_bytes)
+        except (RecursionError, ValueError, OverflowError) as error:
+            raise DamagedShardError(f"a sample that no files can show: {error}", record.start) from error
+        files = []
+        for plan in plans:
+            content, head = plan.content, len(plan.content.prefix)
+            rendered = content.render is not None
+            files.append(File(plan.suffix, content.prefix, rendered, content.offset, content.size - head))
+            if content.note is not None and len(self.notes) < config.ERRORS_KEPT:
+                self.notes.append(Note(f"{stem}.{plan.suffix}", content.note))
+        return files
 
     def table(self, shard: Shard, stems: Strings | None, first_sample: int, digits: int) -> ShardTable:
         columns: dict[str, np.ndarray[Any, Any]] = {

@@ -1,0 +1,154 @@
+"""Samples of one shape: what their files have in common is worked out once.
+
+A shape is the names of a sample's fields with the types of their values; the samples of a shard nearly all share one.
+Where it is plain (texts as names, no two of which could be taken for one another, none too long), its files are named
+without looking for clashes, and only sizes and positions are found anew for each sample. Whatever is not so plain is
+refused here and is layout.py's, which says what all of it means: a file described here is what it says, too.
+
+Knows nothing of shards' tables, caches or mounts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from shardfs import config, layout, light_json, names, values
+from shardfs.errors import DamagedShardError
+from shardfs.values import Blob, Buffer, Tree
+
+_PLAIN = frozenset((type(None), bool, int, float, str))
+_EXTENSION = 8
+"""Bytes of an extension at most."""
+
+
+class File(NamedTuple):
+    """One file of a sample, as a table has it."""
+
+    suffix: str
+    prefix: bytes
+    rendered: bool
+    offset: int
+    length: int
+    """Bytes behind the prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Samples of these fields and types, whose files are named after their fields."""
+
+    files: tuple[tuple[str, str], ...]
+    """Name, and name in file names, of each field that is a file."""
+    light: tuple[str, ...]
+    """Names of the others."""
+    plain: bool
+    """True if JSON has words for all of these, but for floats that are no number."""
+    stem_bytes: int
+    """Bytes that a sample's name may have at most, so that none of its files' names must be cut."""
+
+
+class _Unusual(Exception):
+    """Something in the sample is not as plain as its shape."""
+
+
+_REFUSED = (_Unusual, DamagedShardError, TypeError, ValueError, OverflowError, RecursionError)
+"""What says that layout.py must look at a sample: it then raises the same, and knows the right words for it."""
+
+
+class Shapes:
+    """The shapes met so far, for one way of showing arrays and texts (see `layout.lay_out`). May be used by several
+    threads at once."""
+
+    def __init__(self, arrays: str) -> None:
+        self._arrays = arrays.removesuffix(config.TEXT_FILES)
+        self._text_files = arrays.endswith(config.TEXT_FILES)
+        self._known: dict[tuple[Any, ...], Shape | None] = {}
+
+    def files(self, tree: Tree, raw: Buffer, stem_bytes: int) -> list[File] | None:
+        """The files of `layout.lay_out`, in its order; None for a sample that it must look at."""
+        shape = self._shape(tree)
+        if shape is None or stem_bytes > shape.stem_bytes:
+            return None
+        try:
+            made = [self._file(tree[key], stem, raw) for key, stem in shape.files]
+            if shape.light or not made:
+                size = light_json.json_size(_light(shape, tree))
+                made.append(File(layout.JSON, b"", True, 0, size))
+        except _REFUSED:
+            return None
+        return made
+
+    def json(self, tree: Tree, stem_bytes: int, number: int) -> bytes | None:
+        """The sample's `.json`, which is its file of that number; None for a sample that layout.py must look at."""
+        shape = self._shape(tree)
+        if shape is None or stem_bytes > shape.stem_bytes or number != len(shape.files):
+            return None
+        if number and not shape.light:
+            return None
+        try:
+            return light_json.json_bytes(_light(shape, tree))
+        except _REFUSED:
+            return None
+
+    def _shape(self, tree: Tree) -> Shape | None:
+        if type(tree) is not dict or len(tree) > config.SHAPE_FIELDS:
+            return None
+        form = (*tree, *map(type, tree.values()))
+        try:
+            return self._known[form]
+        except KeyError:
+            if not all(type(key) is str and len(key) <= config.NAME_MAX for key in tree):
+                return None
+        if len(self._known) >= config.SHAPES:
+            self._known.clear()
+        shape = self._known[form] = _plain_shape(tree, self._text_files)
+        return shape
+
+    def _file(self, value: Any, stem: str, raw: Buffer) -> File:
+        if type(value) is Blob and value.note is None and value.ext is None:
+            ext = values.extension_at(raw, value.offset, value.length)
+            return File(f"{stem}.{ext}", b"", False, value.offset, value.length)
+        content = values.content_of(value, raw, self._arrays)
+        if content.note is not None or len(content.ext) > _EXTENSION:
+            raise _Unusual
+        prefix = content.prefix
+        rendered = content.render is not None
+        return File(f"{stem}.{content.ext}", prefix, rendered, content.offset, content.size - len(prefix))
+
+
+@lru_cache(maxsize=8)
+def shapes_for(arrays: str) -> Shapes:
+    """The shapes of all shards that are shown in this way."""
+    return Shapes(arrays)
+
+
+def _plain_shape(tree: dict[str, Any], text_files: bool) -> Shape | None:
+    files: dict[str, str] = {}
+    light: list[str] = []
+    for key, value in tree.items():
+        if values.is_file(value) or (text_files and isinstance(value, str)):
+            files[key] = names.escape(key)
+        elif values.is_heavy(value) or key == layout.FIELDS:
+            return None
+        else:
+            light.append(key)
+    if light_json.looks_tagged(dict.fromkeys(light)):
+        return None
+    # names that differ here do so whatever the extensions, which hold no dot
+    if len({names.same_name(stem) for stem in files.values()}) != len(files):
+        return None
+    longest = max((len(stem.encode("utf-8")) for stem in files.values()), default=0)
+    room = config.NAME_MAX - 1 - longest - 1 - _EXTENSION
+    return Shape(tuple(files.items()), tuple(light), all(type(tree[key]) in _PLAIN for key in light), room)
+
+
+def _light(shape: Shape, tree: dict[str, Any]) -> dict[str, Any]:
+    """What the `.json` says. _Unusual where a light value holds a heavy one."""
+    if shape.plain:
+        return {key: tree[key] for key in shape.light} if shape.files else tree
+    return {key: light_json.to_json(tree[key], _no_file, ()) for key in shape.light}
+
+
+def _no_file(value: Any, path: tuple[str, ...]) -> str:
+    raise _Unusual
