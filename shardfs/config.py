@@ -69,6 +69,9 @@ LONG_TEXT = 2048
 """From this many characters on, a text's JSON is made by whole-text operations, which have a fixed cost of
 microseconds; below it, character by character."""
 
+TEXT_PER_ESCAPE = 64
+"""Characters of a long text for one that must be escaped, below which json's own encoder is faster."""
+
 PICKLE_OPS = 1_000_000
 """Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""
 

@@ -10,7 +10,6 @@ import datetime
 import decimal
 import json
 import math
-import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -69,36 +68,46 @@ def _with_long_texts(value: dict[str, Any]) -> str:
     return "{" + ", ".join(pieces) + "}"
 
 
+_SHORT = "\n\r\t\b\f"
+"""Control characters that JSON writes with two characters; the others take six, like `\\u0000`."""
+_ESCAPES = (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("\b", "\\b"), ("\f", "\\f"))
+
+
 def _long_text(text: str) -> str:
-    """The JSON of a text, in a third of the time of json's own encoder, which goes by single characters."""
-    letters = _letters(text)
-    controls = np.count_nonzero(letters < 32)
-    if controls and controls != sum(np.count_nonzero(letters == ord(letter)) for letter in "\n\r\t"):
+    """The JSON of a text; where little is to be escaped, in a fraction of the time of json's own encoder, which goes by
+    single characters."""
+    try:
+        letters = np.frombuffer(text.encode("utf-8"), np.uint8)
+    except UnicodeEncodeError:
         return json.encoder.encode_basestring(text)
-    text = text.replace("\\", "\\\\").replace('"', '\\"')
-    if controls:
-        text = text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+    controls = letters < 32
+    count = int(np.count_nonzero(controls))
+    escaped = count + _count(text, letters, '"') + _count(text, letters, "\\")
+    if escaped * config.TEXT_PER_ESCAPE > len(text) or (count and letters[controls].tobytes().strip(_SHORT.encode())):
+        return json.encoder.encode_basestring(text)
+    if escaped:
+        for letter, written in _ESCAPES:
+            if letter in text:
+                text = text.replace(letter, written)
     return f'"{text}"'
 
 
 def _inner_size(text: str) -> int:
     """Bytes that a text's JSON has between its quotes."""
-    if not text.isascii() and _SURROGATE.search(text):
+    try:
+        letters = np.frombuffer(text.encode("utf-8"), np.uint8)
+    except UnicodeEncodeError:
         return len(json.encoder.encode_basestring(text).encode("utf-8", "backslashreplace")) - 2
-    letters = _letters(text)
-    size = len(letters) + np.count_nonzero(letters == ord('"')) + np.count_nonzero(letters == ord("\\"))
-    controls = left = np.count_nonzero(letters < 32)
-    for letter in "\n\r\t\b\f":  # two characters each; the other controls are six, like `\\u0000`
-        if left:
-            left -= np.count_nonzero(letters == ord(letter))
-    return int(size + controls + 4 * left)
+    controls = long = int(np.count_nonzero(letters < 32))
+    for letter in _SHORT:
+        if long:
+            long -= _count(text, letters, letter)
+    return len(letters) + _count(text, letters, '"') + _count(text, letters, "\\") + controls + 4 * long
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _letters(text: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+def _count(text: str, letters: np.ndarray[Any, np.dtype[np.uint8]], letter: str) -> int:
+    """How often a letter stands in a text: to look for it first takes a tenth of the time, and most are not there."""
+    return int(np.count_nonzero(letters == ord(letter))) if letter in text else 0
 
 
 Lift = Callable[[Any, tuple[str, ...]], str]
