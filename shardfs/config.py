@@ -53,7 +53,7 @@ JSON_ARRAY_FLOOR = 32 * MIB
 """An array out of a JSON line may take this much memory, and 16 bytes per byte of the line: `<U1000000` makes megabytes
 out of each empty text."""
 
-QUICK_RECORD = 16 * 1024
+QUICK_RECORD = 1024
 """A record up to this size is read as a whole by the msgpack library where one of its light fields is wanted: it copies
 what is heavy, which above this costs more than walking around it."""
 
@@ -63,7 +63,7 @@ ARRAY_HEADS = 64
 
 SHAPES = 256
 SHAPE_FIELDS = 64
-"""Shapes of samples that are remembered, and the fields in one at most. Samples of one shard have one shape or a few."""
+"""Shapes of samples that are remembered, and fields in one at most: the samples of a shard have one shape or a few."""
 
 LONG_TEXT = 2048
 """From this many characters on, a text's JSON is made by whole-text operations, which have a fixed cost of

@@ -26,8 +26,6 @@ KEY_FIELD = "__key__"
 
 SLICE, RENDER = 0, 1
 
-_JSON = layout.JSON.encode()
-
 _AT_ONCE = 512
 """Files whose names and sizes are taken out of the columns in one go: about what two readdir requests hold."""
 
@@ -114,7 +112,7 @@ class ShardTable:
         self._kind = columns["kind"].data
         self._offset = columns["offset"].data
         self._length = columns["length"].data
-        self._number = b"%%0%dd" % digits
+        self._number = _number(digits)
         self._prefix_sizes = np.diff(prefixes.starts)
         self._prefix_size = self._prefix_sizes.data
         self._by_stem = None if stems is None else sorted_numbers(stems).data
@@ -206,7 +204,9 @@ class ShardTable:
 
     def renders_fast(self, file: int) -> bool:
         """True if rendering the file takes so little that it may be done on the event loop."""
-        sample = self.sample_of(file)
+        return self._renders_fast(file, self.sample_of(file))
+
+    def _renders_fast(self, file: int, sample: int) -> bool:
         return (
             self.size(file) <= config.INLINE_RENDER
             and self._record_end[sample] - self._record_start[sample] <= config.INLINE_RECORD
@@ -216,19 +216,19 @@ class ShardTable:
     def render(self, file: int, reader: ShardReader, arrays: str) -> bytes:
         """The content of a file that is no run of raw bytes; takes its time. DamagedShardError if the shard is not this
         table's, and the errors of `ShardReader.fetch`."""
-        return self._render(file, reader, arrays, reader.fetch(*self.record_of(file)))
+        return self._render(file, self.sample_of(file), arrays, reader, reader.fetch(*self.record_of(file)))
 
     def render_now(self, file: int, reader: ShardReader, arrays: str) -> bytes | None:
         """The same where that is quickly done, and the raw bytes are at hand; None otherwise."""
-        record = reader.part(*self.record_of(file)) if self.renders_fast(file) else None
-        return None if record is None else self._render(file, reader, arrays, record)
-
-    def _render(self, file: int, reader: ShardReader, arrays: str, record: Buffer) -> bytes:
         sample = self.sample_of(file)
+        if not self._renders_fast(file, sample):
+            return None
+        record = reader.part(self._record_start[sample], self._record_end[sample])
+        return None if record is None else self._render(file, sample, arrays, reader, record)
+
+    def _render(self, file: int, sample: int, arrays: str, reader: ShardReader, record: Buffer) -> bytes:
         tree, stem_bytes, number = reader.decode(record), len(self.stem(sample)), file - self._file_start[sample]
-        data = None
-        if self.suffixes[self._suffix[file]] == _JSON:
-            data = shapes.shapes_for(arrays).json(tree, stem_bytes, number)
+        data = shapes.shapes_for(arrays).json(tree, stem_bytes, number)
         if data is None:
             content = layout.lay_out(tree, record, arrays, stem_bytes)[number].content
             data = content.render() if content.render is not None else b""
@@ -236,6 +236,11 @@ class ShardTable:
             start = self._record_start[sample]
             raise DamagedShardError("a file came out with another size than the index says", start)
         return data
+
+
+def _number(digits: int) -> bytes:
+    """The format of samples' numbers."""
+    return b"%%0%dd" % digits
 
 
 def sorted_numbers(strings: Strings) -> np.ndarray[Any, np.dtype[np.uint32]]:
@@ -261,11 +266,10 @@ class _Builder:
         self._prefixes.number(b"")
         self.notes: list[Note] = []
 
-    def add(self, record: Record, stem: str, shard: Shard) -> None:
-        stem_bytes = len(stem.encode("utf-8"))
-        files = self._shapes.files(record.tree, shard.raw, stem_bytes)
+    def add(self, record: Record, stem: bytes, shard: Shard) -> None:
+        files = self._shapes.files(record.tree, shard.raw, len(stem))
         if files is None:
-            files = self._laid_out(record, stem, stem_bytes, shard)
+            files = self._laid_out(record, stem, shard)
         for suffix, prefix, rendered, offset, length in files:
             self._suffix.append(self._suffixes.number(suffix))
             self._prefix.append(self._prefixes.number(prefix) if prefix else 0)
@@ -276,20 +280,17 @@ class _Builder:
         self._record_end.append(record.end)
         self._file_start.append(len(self._suffix))
 
-    def _laid_out(self, record: Record, stem: str, stem_bytes: int, shard: Shard) -> list[File]:
+    def _laid_out(self, record: Record, stem: bytes, shard: Shard) -> list[File]:
         """The files of any sample, and its notes."""
         try:
-            plans = layout.lay_out(record.tree, shard.raw, self._arrays, stem_bytes)
+            plans = layout.lay_out(record.tree, shard.raw, self._arrays, len(stem))
         except (RecursionError, ValueError, OverflowError) as error:
             raise DamagedShardError(f"a sample that no files can show: {error}", record.start) from error
-        files = []
         for plan in plans:
-            content, head = plan.content, len(plan.content.prefix)
-            rendered = content.render is not None
-            files.append(File(plan.suffix, content.prefix, rendered, content.offset, content.size - head))
-            if content.note is not None and len(self.notes) < config.ERRORS_KEPT:
-                self.notes.append(Note(f"{stem}.{plan.suffix}", content.note))
-        return files
+            note = plan.content.note
+            if note is not None and len(self.notes) < config.ERRORS_KEPT:
+                self.notes.append(Note(f"{stem.decode('utf-8')}.{plan.suffix}", note))
+        return [shapes.file_of(plan.suffix, plan.content) for plan in plans]
 
     def table(self, shard: Shard, stems: Strings | None, first_sample: int, digits: int) -> ShardTable:
         columns: dict[str, np.ndarray[Any, Any]] = {
@@ -320,7 +321,7 @@ def build(shard: Shard, arrays: str) -> ShardTable:
     if own is not None:
         builder = _Builder(arrays)
         for at, record in enumerate(shard.records()):
-            builder.add(record, own[at].decode("utf-8"), shard)
+            builder.add(record, own[at], shard)
         return builder.table(shard, own, 0, 0)
     digits = names.digits_for(shard.samples_through or 0)
     builder, count = _numbered(shard, arrays, digits)
@@ -332,9 +333,10 @@ def build(shard: Shard, arrays: str) -> ShardTable:
 
 def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
     builder = _Builder(arrays)
+    number = _number(digits)
     count = 0
     for record in shard.records():
-        builder.add(record, names.sample_number(shard.first_sample + count, digits), shard)
+        builder.add(record, number % (shard.first_sample + count), shard)
         count += 1
     return builder, count
 

@@ -42,22 +42,19 @@ def json_bytes(value: Any) -> bytes:
 
     ValueError for a float that is no number, TypeError for what JSON has no word for.
     """
-    long = type(value) is dict and _long_texts(value)
-    text = _with_long_texts(value) if long else _encode(value)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    if type(value) is dict:
+        for item in value.values():
+            if type(item) is str and len(item) >= config.LONG_TEXT:
+                return _with_long_texts(value).encode("utf-8", "backslashreplace") + b"\n"
+    return _encode(value).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def json_size(value: dict[str, Any]) -> int:
-    """The length of `json_bytes(value)`. Long texts are counted and not made."""
-    long = _long_texts(value)
-    if not long:
-        text = _encode(value)
-        return len(text) + 1 if text.isascii() else len(text.encode("utf-8", "backslashreplace")) + 1
-    return len(json_bytes(value | dict.fromkeys(long, ""))) + sum(_inner_size(value[key]) for key in long)
-
-
-def _long_texts(value: dict[str, Any]) -> list[str]:
-    return [key for key, item in value.items() if type(item) is str and len(item) >= config.LONG_TEXT]
+def text_size(text: str) -> int:
+    """Bytes of a text in `json_bytes`, quotes included. A long one's are counted without making them."""
+    if len(text) >= config.LONG_TEXT:
+        return _long_size(text)
+    made = json.encoder.encode_basestring(text)
+    return len(made) if made.isascii() else len(made.encode("utf-8", "backslashreplace"))
 
 
 def _with_long_texts(value: dict[str, Any]) -> str:
@@ -92,17 +89,16 @@ def _long_text(text: str) -> str:
     return f'"{text}"'
 
 
-def _inner_size(text: str) -> int:
-    """Bytes that a text's JSON has between its quotes."""
+def _long_size(text: str) -> int:
     try:
         letters = np.frombuffer(text.encode("utf-8"), np.uint8)
     except UnicodeEncodeError:
-        return len(json.encoder.encode_basestring(text).encode("utf-8", "backslashreplace")) - 2
+        return len(json.encoder.encode_basestring(text).encode("utf-8", "backslashreplace"))
     controls = long = int(np.count_nonzero(letters < 32))
     for letter in _SHORT:
         if long:
             long -= _count(text, letters, letter)
-    return len(letters) + _count(text, letters, '"') + _count(text, letters, "\\") + controls + 4 * long
+    return 2 + len(letters) + _count(text, letters, '"') + _count(text, letters, "\\") + controls + 4 * long
 
 
 def _count(text: str, letters: np.ndarray[Any, np.dtype[np.uint8]], letter: str) -> int:

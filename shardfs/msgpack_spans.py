@@ -95,8 +95,9 @@ class Walker:
 
     def read(self, position: int) -> tuple[Tree, int]:
         """The object at `position` and the position behind it."""
-        self._spend(config.SAMPLE_TOKENS, position)
-        left = self.left
+        self.left = left = self.left - config.SAMPLE_TOKENS
+        if left < 0:
+            raise OverfullShardError(position)
         quick = self._fields(position)
         if quick is not None:
             return quick
@@ -104,14 +105,14 @@ class Walker:
         return self._value(position, 0)
 
     def _fields(self, at: int) -> tuple[Tree, int] | None:
-        """The map that nearly every sample is, in one loop over its fields; None for whatever is not so simple: `_value`
-        then reads it from its beginning, and says what is wrong with it.
+        """The map that nearly every sample is, in one loop over its fields; None for whatever is not so simple:
+        `_value` then reads it from its beginning, and says what is wrong with it.
 
         Spends what `_value` would, so that a value inside that is too much is found at the same place.
         """
         raw = self._raw
         made: dict[Any, Tree] = {}
-        spent = 1
+        spent, per_token = 1, config.TEXT_PER_TOKEN
         try:
             if raw[at] & 0xF0 != 0x80:
                 return None
@@ -124,7 +125,7 @@ class Walker:
                 start = at + 1
                 at = start + (code & 0x1F)
                 key = str(raw[start:at], "utf-8")
-                spent += 2 if code < 0xB0 else 2 + (code & 0x1F) // config.TEXT_PER_TOKEN
+                spent += 2 + (code & 0x1F) // per_token
                 code = raw[at]  # and so all of the name was there
                 at += 1
                 if code < 0x80:
@@ -132,7 +133,7 @@ class Walker:
                 elif 0xA0 <= code < 0xC0:
                     start, at = at, at + (code & 0x1F)
                     made[key] = str(raw[start:at], "utf-8")
-                    spent += (code & 0x1F) // config.TEXT_PER_TOKEN
+                    spent += (code & 0x1F) // per_token
                 elif code in _FIXED:
                     unpack, size = _FIXED[code]
                     made[key] = unpack(raw, at)[0]
@@ -160,7 +161,7 @@ class Walker:
         return None if at > self._end or len(made) != count or self.left < 0 else (made, at)
 
     def _inner(self, field: str, at: int) -> tuple[Tree, int]:
-        """The value of a sample's field by `_value`, unless it is an array with the very head that the one before had."""
+        """The value of a sample's field by `_value`, but for an array with the very head that the one before had."""
         known = self._heads.get(field)
         if known is not None:
             start = at + len(known.raw)

@@ -12,26 +12,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from shardfs import config, layout, light_json, names, values
 from shardfs.errors import DamagedShardError
-from shardfs.values import Blob, Buffer, Tree
+from shardfs.values import Blob, Buffer, Content, Tree
 
 _PLAIN = frozenset((type(None), bool, int, float, str))
 _EXTENSION = 8
 """Bytes of an extension at most."""
 
 
-class File(NamedTuple):
-    """One file of a sample, as a table has it."""
+File = tuple[str, bytes, bool, int, int]
+"""One file of a sample as a table has it: suffix, prefix, whether it is rendered, offset, bytes behind the prefix."""
 
-    suffix: str
-    prefix: bytes
-    rendered: bool
-    offset: int
-    length: int
-    """Bytes behind the prefix."""
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Fields of the `.json`, by what decides how long it is: their names, and the bytes besides these values."""
+
+    fixed: int
+    ints: tuple[str, ...]
+    floats: tuple[str, ...]
+    bools: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,15 @@ class Shape:
     """Name, and name in file names, of each field that is a file."""
     light: tuple[str, ...]
     """Names of the others."""
-    plain: bool
-    """True if JSON has words for all of these, but for floats that are no number."""
+    plain: Plain | None
+    """What the size of these is made of; None if JSON has no word for some."""
     stem_bytes: int
     """Bytes that a sample's name may have at most, so that none of its files' names must be cut."""
+
+
+def file_of(suffix: str, content: Content) -> File:
+    head = len(content.prefix)
+    return suffix, content.prefix, content.render is not None, content.offset, content.size - head
 
 
 class _Unusual(Exception):
@@ -73,8 +82,7 @@ class Shapes:
         try:
             made = [self._file(tree[key], stem, raw) for key, stem in shape.files]
             if shape.light or not made:
-                size = light_json.json_size(_light(shape, tree))
-                made.append(File(layout.JSON, b"", True, 0, size))
+                made.append((layout.JSON, b"", True, 0, _json_size(shape, tree)))
         except _REFUSED:
             return None
         return made
@@ -108,13 +116,11 @@ class Shapes:
     def _file(self, value: Any, stem: str, raw: Buffer) -> File:
         if type(value) is Blob and value.note is None and value.ext is None:
             ext = values.extension_at(raw, value.offset, value.length)
-            return File(f"{stem}.{ext}", b"", False, value.offset, value.length)
+            return f"{stem}.{ext}", b"", False, value.offset, value.length
         content = values.content_of(value, raw, self._arrays)
         if content.note is not None or len(content.ext) > _EXTENSION:
             raise _Unusual
-        prefix = content.prefix
-        rendered = content.render is not None
-        return File(f"{stem}.{content.ext}", prefix, rendered, content.offset, content.size - len(prefix))
+        return file_of(f"{stem}.{content.ext}", content)
 
 
 @lru_cache(maxsize=8)
@@ -140,12 +146,42 @@ def _plain_shape(tree: dict[str, Any], text_files: bool) -> Shape | None:
         return None
     longest = max((len(stem.encode("utf-8")) for stem in files.values()), default=0)
     room = config.NAME_MAX - 1 - longest - 1 - _EXTENSION
-    return Shape(tuple(files.items()), tuple(light), all(type(tree[key]) in _PLAIN for key in light), room)
+    return Shape(tuple(files.items()), tuple(light), _plain(light, tree), room)
+
+
+def _plain(light: list[str], tree: dict[str, Any]) -> Plain | None:
+    if not all(type(tree[key]) in _PLAIN for key in light):
+        return None
+    fixed = len(light_json.json_bytes(dict.fromkeys(light))) - sum(4 for key in light if tree[key] is not None)
+    ints, floats, bools, texts = (
+        tuple(key for key in light if type(tree[key]) is kind) for kind in (int, float, bool, str)
+    )
+    return Plain(fixed, ints, floats, bools, texts)
+
+
+def _json_size(shape: Shape, tree: dict[str, Any]) -> int:
+    """Length of the `.json`, which is not made for it where that is cheaper."""
+    plain = shape.plain
+    if plain is None:
+        return len(light_json.json_bytes(_light(shape, tree)))
+    size = plain.fixed
+    for key in plain.ints:
+        size += len(repr(tree[key]))
+    for key in plain.floats:
+        value = tree[key]
+        if value - value != 0.0:
+            raise _Unusual  # no number
+        size += len(repr(value))
+    for key in plain.bools:
+        size += 4 if tree[key] else 5
+    for key in plain.texts:
+        size += light_json.text_size(tree[key])
+    return size
 
 
 def _light(shape: Shape, tree: dict[str, Any]) -> dict[str, Any]:
     """What the `.json` says. _Unusual where a light value holds a heavy one."""
-    if shape.plain:
+    if shape.plain is not None:
         return {key: tree[key] for key in shape.light} if shape.files else tree
     return {key: light_json.to_json(tree[key], _no_file, ()) for key in shape.light}
 

@@ -299,13 +299,21 @@ _plain_decoder = json.JSONDecoder(object_pairs_hook=_plain_object)
 """Made once, where json.loads with a hook would make one for each line: a fifth of the time for a small line."""
 
 
+def _plain_line(line: bytes) -> Tree:
+    try:
+        text = line.decode("utf-8")
+        tree, end = _plain_decoder.raw_decode(text)
+    except ValueError:
+        return None
+    return None if text[end:].strip(" \t\r\n") else tree
+
+
 def _parse_line(line: bytes, at: int) -> Tree:
-    if len(line) <= config.QUICK_RECORD and b'"shape"' not in line and line.count(b"[") + line.count(b"{") <= config.NESTING:
-        # in no line of so few brackets is anything nested too deeply
-        try:
-            return _plain_decoder.decode(line.decode("utf-8"))
-        except (ValueError, RecursionError):
-            pass  # an array after all, or damage
+    if b'"shape"' not in line and line.count(b"[") + line.count(b"{") <= config.NESTING:
+        # with so few brackets nothing is nested too deeply; what fails here is an array after all, or damage
+        tree = _plain_line(line)
+        if tree is not None:
+            return tree
     try:
         tree = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _json_object(pairs, at, len(line)))
     except RecursionError as error:
