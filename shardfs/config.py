@@ -43,6 +43,9 @@ FILE_TOKENS = 4
 """A sample, and a value with a file of its own, count as this many values more: a file costs 10 microseconds, and half
 a kilobyte while its sample is laid out."""
 
+TOKENS_PER_RAW_BYTE = 4
+"""No raw byte counts as more: a sample that is an empty run of bytes takes two and counts as seven."""
+
 TEXT_PER_TOKEN = 16
 """Bytes of text that count as one value more: text takes up to four bytes of memory for one, and is copied."""
 
@@ -56,6 +59,11 @@ out of each empty text."""
 QUICK_RECORD = 1024
 """A record up to this size is read as a whole by the msgpack library where one of its light fields is wanted: it copies
 what is heavy, which above this costs more than walking around it."""
+
+LIGHT_PIECE = 64 * 1024
+LIGHT_RUN = 16
+"""Samples of light fields only are read by the msgpack library from pieces of this size, for as long as so many or more
+follow one another: to begin costs as much as to walk a few."""
 
 ARRAY_HEAD = 256
 ARRAY_HEADS = 64

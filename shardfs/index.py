@@ -133,7 +133,11 @@ class ShardTable:
         return self._number % (self.first_sample + sample)
 
     def sample_of(self, file: int) -> int:
-        return bisect_right(self._file_start, file) - 1
+        starts = self._file_start
+        guess = file * self.samples // max(1, self.files)  # right where all samples have equally many files
+        if starts[guess] <= file < starts[guess + 1]:
+            return guess
+        return bisect_right(starts, file) - 1
 
     def name(self, file: int) -> bytes:
         return self.stem(self.sample_of(file)) + b"." + self.suffixes[self._suffix[file]]

@@ -79,8 +79,15 @@ class Shapes:
         shape = self._shape(tree)
         if shape is None or stem_bytes > shape.stem_bytes:
             return None
+        made: list[File] = []
         try:
-            made = [self._file(tree[key], stem, raw) for key, stem in shape.files]
+            for key, stem in shape.files:
+                value = tree[key]
+                if type(value) is Blob and value.ext is None and value.note is None:
+                    ext = values.extension_at(raw, value.offset, value.length)
+                    made.append((f"{stem}.{ext}", b"", False, value.offset, value.length))
+                else:
+                    made.append(self._file(value, stem, raw))
             if shape.light or not made:
                 made.append((layout.JSON, b"", True, 0, _json_size(shape, tree)))
         except _REFUSED:
@@ -114,9 +121,6 @@ class Shapes:
         return shape
 
     def _file(self, value: Any, stem: str, raw: Buffer) -> File:
-        if type(value) is Blob and value.note is None and value.ext is None:
-            ext = values.extension_at(raw, value.offset, value.length)
-            return f"{stem}.{ext}", b"", False, value.offset, value.length
         content = values.content_of(value, raw, self._arrays)
         if content.note is not None or len(content.ext) > _EXTENSION:
             raise _Unusual

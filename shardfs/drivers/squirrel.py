@@ -28,7 +28,7 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.msgpack_spans import ArrayHead, Walker, quick_record
+from shardfs.msgpack_spans import ArrayHead, Walker, light_records, quick_record
 from shardfs.storage.local import TEMPORARY, Listed, LocalReader, LocalStorage
 from shardfs.values import Buffer, Tree
 
@@ -207,10 +207,18 @@ class SquirrelShard(InMemory):
     def _objects(self) -> Iterator[Record]:
         walker = Walker(self.raw, self._limit, self._heads)
         at, end = 0, len(self.raw)
+        light = end * config.TOKENS_PER_RAW_BYTE <= self._limit
         while at < end:
             tree, behind = walker.read(at)
             yield Record(at, behind, tree)
             at = behind
+            if light:
+                count = 0
+                for tree, behind in light_records(self.raw, at):
+                    yield Record(at, behind, tree)
+                    at = behind
+                    count += 1
+                light = count >= config.LIGHT_RUN
 
     def _lines(self) -> Iterator[Record]:
         at, end, left = 0, len(self._bytes), self._limit * config.JSON_LINES

@@ -44,6 +44,7 @@ def full_way(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Walker, "_fields", lambda *_: None)
     patch.setattr(Walker, "_inner", lambda walker, _, at: walker._value(at, 1))
     patch.setattr(squirrel, "quick_record", lambda _: None)
+    patch.setattr(squirrel, "light_records", lambda *_: iter(()))
     patch.setattr(squirrel, "_plain_line", lambda _: None)
     patch.setattr(light_json, "_encode", light_json._encoder.encode)
     patch.setattr(config, "LONG_TEXT", 1 << 60)
@@ -195,6 +196,41 @@ def test_a_walker_reads_and_counts_the_same(written: list[Any], limit: int) -> N
     with pytest.MonkeyPatch.context() as patch:
         full_way(patch)
         assert walked(raw) == quick
+
+
+light_kinds = ("int", "float", "text", "bool", "none")
+light = st.dictionaries(field_names, st.sampled_from(light_kinds), max_size=20).flatmap(
+    lambda fields: st.lists(st.fixed_dictionaries({name: kinds[kind] for name, kind in fields.items()}), max_size=30)
+)
+
+
+@RELAXED
+@given(light, alike(), light, st.sampled_from([1, 20, 200, 1 << 16]), st.integers(0, 40), st.binary(max_size=3), ways)
+def test_light_samples_in_a_row_do_not_depend_on_the_way(
+    before: list[Any], between: list[Any], after: list[Any], piece: int, run: int, put: bytes, how: str
+) -> None:
+    raw = packed([*before, *between, *after]) + put
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "LIGHT_PIECE", piece)
+        patch.setattr(config, "LIGHT_RUN", run)
+        assert_same(of_msgpack(raw), how)
+
+
+def test_no_raw_byte_counts_as_more_than_the_limit_of_light_samples_says() -> None:
+    costly = [
+        b"\xc4\0",
+        b"\x05",
+        b"\x80",
+        b"\xc7\0\x05",
+        b"\xd4\x05a",
+        b"\x81\xc4\0\xc4\0",
+        b"\x92\xc4\0\xc4\0",
+        b"\xa0",
+    ]
+    for raw in costly:
+        walker = Walker(memoryview(raw), 1000)
+        walker.read(0)
+        assert 1000 - walker.left <= config.TOKENS_PER_RAW_BYTE * len(raw)
 
 
 @pytest.mark.parametrize(
