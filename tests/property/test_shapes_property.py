@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shardfs import config, index, light_json, shapes, values
+from shardfs import config, index, light_json, msgpack_spans, shapes, values
 from shardfs.drivers import squirrel
 from shardfs.drivers.base import Shard
 from shardfs.drivers.mds import MdsShard, columns
@@ -43,8 +43,7 @@ def full_way(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(shapes, "shapes_for", lambda _: NoShapes())
     patch.setattr(Walker, "_fields", lambda *_: None)
     patch.setattr(Walker, "_inner", lambda walker, _, at: walker._value(at, 1))
-    patch.setattr(squirrel, "quick_record", lambda _: None)
-    patch.setattr(squirrel, "light_records", lambda *_: iter(()))
+    patch.setattr(msgpack_spans, "_is_flat", lambda *_: False)
     patch.setattr(squirrel, "_plain_line", lambda _: None)
     patch.setattr(light_json, "_encode", light_json._encoder.encode)
     patch.setattr(config, "LONG_TEXT", 1 << 60)
@@ -252,6 +251,14 @@ def test_no_raw_byte_counts_as_more_than_the_limit_of_light_samples_says() -> No
 def test_a_small_record_that_is_damaged_is_the_same_damage(raw: bytes) -> None:
     whole = b"\x81\xa1a\x01"
     assert assert_same(of_msgpack(whole + raw), "png")[0] is DamagedShardError
+
+
+@pytest.mark.parametrize("own", ["", "k" * 60])
+def test_names_about_as_long_as_can_be_do_not_depend_on_the_way(own: str) -> None:
+    for length in (*range(180, 256), 300):
+        sample: dict[str, Any] = {"x" * length: b"PAR1", "n": 1}
+        written = [{"__key__": own, **sample}] if own else [sample]
+        assert_same(of_msgpack(packed(written)), "png")
 
 
 def test_the_head_of_an_array_is_not_taken_for_another_field_or_past_the_end() -> None:
