@@ -88,7 +88,9 @@ ARRAY_HEADS = 64
 
 SHAPES = 256
 SHAPE_FIELDS = 64
-"""Shapes of samples that are remembered, and fields in one at most: the samples of a shard have one shape or a few."""
+SHAPE_NAMES = 4096
+"""Shapes of samples that are remembered, and fields and characters of their names in one at most: some megabytes.
+The samples of a shard have one shape or a few; each field that may be null doubles them."""
 
 LONG_TEXT = 2048
 """From this many characters on, a text's JSON is made by whole-text operations, which have a fixed cost of

@@ -1,7 +1,7 @@
 """msgpack read in place: value trees whose bytes stay where they are in the shard.
 
-The msgpack library, which is used for writing, would copy each shard once more into its own buffer, hold the
-GIL for whole samples, and cannot say where in the buffer a value stands, which is what a file served by slicing needs.
+The msgpack library, which is used for writing, would copy each shard once more into a buffer of its own and hold the
+GIL for whole samples; and it cannot say where a value stands, which is what a file served by slicing needs.
 What is small and plain, and is not served as a slice, is left to the library nevertheless. Source of the format: the
 msgpack specification (github.com/msgpack/msgpack, spec.md). Knows nothing of shards, files or compression.
 """
@@ -41,7 +41,7 @@ _FIXEXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _ARRAY = {0xDC: 2, 0xDD: 4}
 _MAP = {0xDE: 2, 0xDF: 4}
 _TIMESTAMP = -1
-_SHORT: dict[int, tuple[Callable[..., tuple[Any, ...]], int]] = {
+_BIN_LENGTH: dict[int, tuple[Callable[..., tuple[Any, ...]], int]] = {
     code: (struct.Struct(form).unpack_from, size)
     for (code, size), form in zip(_BIN.items(), (">B", ">H", ">I"), strict=True)
 }
@@ -172,8 +172,8 @@ class Walker:
                     unpack, size = _FIXED[code]
                     made[key] = unpack(raw, at)[0]
                     at += size
-                elif code in _SHORT:
-                    unpack, size = _SHORT[code]
+                elif code in _BIN_LENGTH:
+                    unpack, size = _BIN_LENGTH[code]
                     start = at + size
                     at = start + unpack(raw, at)[0]
                     made[key] = Blob(start, at - start)

@@ -115,6 +115,8 @@ class Shapes:
         except KeyError:
             if not all(type(key) is str and len(key) <= config.NAME_MAX for key in tree):
                 return None
+            if sum(map(len, tree)) > config.SHAPE_NAMES:
+                return None
         if len(self._known) >= config.SHAPES:
             self._known.clear()
         shape = self._known[form] = _plain_shape(tree, self._text_files)
