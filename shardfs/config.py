@@ -60,6 +60,9 @@ FILE_TOKENS = 4
 """A sample, and a value with a file of its own, count as this many values more: a file costs 10 microseconds, and half
 a kilobyte while its sample is laid out."""
 
+TOKENS_PER_RAW_BYTE = 4
+"""No raw byte counts as more: a sample that is an empty run of bytes takes two and counts as seven."""
+
 TEXT_PER_TOKEN = 16
 """Bytes of text that count as one value more: text takes up to four bytes of memory for one, and is copied."""
 
@@ -69,6 +72,32 @@ JSON_LINES = 8
 JSON_ARRAY_FLOOR = 32 * MIB
 """An array out of a JSON line may take this much memory, and 16 bytes per byte of the line: `<U1000000` makes megabytes
 out of each empty text."""
+
+QUICK_RECORD = 1024
+"""A record up to this size is read as a whole by the msgpack library where one of its light fields is wanted: it copies
+what is heavy, which above this costs more than walking around it."""
+
+LIGHT_PIECE = 64 * 1024
+LIGHT_RUN = 16
+"""Samples of light fields only are read by the msgpack library from pieces of this size, for as long as so many or more
+follow one another: to begin costs as much as to walk a few."""
+
+ARRAY_HEAD = 256
+ARRAY_HEADS = 64
+"""Heads of arrays that are remembered, by field: of how many bytes, and how many of them."""
+
+SHAPES = 256
+SHAPE_FIELDS = 64
+SHAPE_NAMES = 4096
+"""Shapes of samples that are remembered, and fields and characters of their names in one at most: some megabytes.
+The samples of a shard have one shape or a few; each field that may be null doubles them."""
+
+LONG_TEXT = 2048
+"""From this many characters on, a text's JSON is made by whole-text operations, which have a fixed cost of
+microseconds; below it, character by character."""
+
+TEXT_PER_ESCAPE = 64
+"""Characters of a long text for one that must be escaped, below which json's own encoder is faster."""
 
 PICKLE_OPS = 1_000_000
 """Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""

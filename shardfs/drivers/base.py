@@ -18,7 +18,7 @@ Grow = Callable[[int], None]
 """Told how many raw bytes a load holds so far, so that room can be made for them; called from the loading thread."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as good as frozen, which would make the making of it, once a sample, three times as long
 class Record:
     """One sample in a shard: its run of raw bytes and its value tree."""
 

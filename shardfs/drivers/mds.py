@@ -102,7 +102,7 @@ def _pickle(raw: Buffer, at: int, length: int) -> Pickle:
 
 def _picture_file(kind: str, raw: Buffer, at: int, length: int) -> Blob:
     """A file of a picture as stored. Another kind than the column's is fine: the library opens what Pillow can."""
-    ext = values.extension_of(bytes(raw[at : at + min(length, 32)]), length)
+    ext = values.extension_at(raw, at, length)
     if ext not in _PICTURES:
         return Blob(at, length, "bin", f"{kind}: no picture by its first bytes")
     return Blob(at, length, ext)
