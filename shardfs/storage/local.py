@@ -111,11 +111,35 @@ class LocalReader:
         count = min(count, self.size)
         return self._pread(count, self.size - count)
 
+    def readinto(self, view: memoryview) -> int:
+        """Fills the beginning of `view` with the next bytes, as `read`, and returns how many; 0 at the end."""
+        try:
+            count = os.preadv(self._descriptor, [view], self._position)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._position += count
+        if len(view) and not count and self._changed(os.fstat(self._descriptor)):
+            raise StaleShardError(f"{self._name} was changed while it was read")
+        return count
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        """`count` bytes from `offset`, whatever was read before; fewer only where the file ends. Any number of threads
+        may call it at once. StaleShardError where the file was written to since it was opened."""
+        data = self._pread(count, offset)
+        while len(data) < count and (more := self._pread(count - len(data), offset + len(data))):
+            data += more
+        if self._changed(os.fstat(self._descriptor)):
+            raise StaleShardError(f"{self._name} was changed while it was read")
+        return data
+
     def _pread(self, count: int, offset: int) -> bytes:
         try:
             return os.pread(self._descriptor, count, offset)
         except OSError as error:
-            raise StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> StorageError:
+        return StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO)
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
