@@ -210,7 +210,7 @@ class _WithSentinel:
 
 
 def _unzstd(source: _Observed, raw: _Raw) -> int:
-    """Any number of zstd frames. No bytes at all are no frames. Returns how many bytes at the end are the sentinel's."""
+    """Any number of zstd frames; no bytes at all are no frames. Returns how many bytes at the end are the sentinel's."""
     feed = _WithSentinel(source)
     decompressor = zstandard.ZstdDecompressor(max_window_size=config.ZSTD_WINDOW)
     behind = len(_SENTINEL)
@@ -249,8 +249,8 @@ def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> i
 def compressing(codec: str | None, file: BinaryIO, level: int | None = None) -> Iterator[Callable[[bytes], object]]:
     """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
 
-    One call a record: zstd shards are made of frames at whose ends no record is cut (see zstd_frames). Levels default to
-    6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.
+    One call a record: zstd shards are made of frames at whose ends no record is cut (see zstd_frames). Levels default
+    to 6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.
     """
     if codec == "gz":
         with gzip.GzipFile("", "wb", 6 if level is None else level, file, mtime=0) as stream:

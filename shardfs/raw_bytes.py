@@ -1,8 +1,8 @@
 """Raw bytes of a shard while they come in, however many they turn out to be. Knows nothing of where they come from.
 
-Large ones lie in an anonymous mapping of their own with huge pages, where the kernel has them: memory is taken as it is
-written to, a longer mapping is made of a shorter one without a copy, and all of it goes back to the system with the last
-view of it.
+Large ones lie in an anonymous mapping of their own with huge pages, where the kernel has them: memory is taken as it
+is written to, a longer mapping is made of a shorter one without a copy, and all of it goes back to the system with the
+last view of it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from shardfs import config
 Whole = bytearray | mmap.mmap
 """Raw bytes that are complete; to be read through a memoryview."""
 
+_BEHIND = 4096
+"""Room for what comes behind the bytes that are expected, if only to find out that it is nothing."""
+
 
 class RawBytes:
     """Bytes that are put one behind the other. `expected` is how many there will be in all: a hint, and 0 for none."""
 
     def __init__(self, expected: int = 0) -> None:
         self._data: Whole = bytearray()
-        self._piece: bytearray | None = None
+        self._piece = bytearray()
+        self._piece_size = min(expected + _BEHIND, config.COPY_SLICE) if expected else config.COPY_SLICE
         self.size = 0
         """Bytes so far."""
         if expected >= config.MAPPED_RAW:
@@ -37,15 +41,15 @@ class RawBytes:
         if isinstance(data, bytearray):
             data += piece
         else:
-            data[self.size : behind] = piece  # type: ignore[assignment]
+            data[self.size : behind] = piece
         self.size = behind
 
     def fill(self, readinto: Callable[[memoryview], int]) -> int:
         """Lets `readinto` write up to config.COPY_SLICE more bytes and return how many; so does this."""
         data = self._with_room(self.size + config.COPY_SLICE)
         if isinstance(data, bytearray):
-            if self._piece is None:
-                self._piece = bytearray(config.COPY_SLICE)
+            if not self._piece:
+                self._piece = bytearray(self._piece_size)
             with memoryview(self._piece) as view:
                 count = readinto(view)
                 self.add(view[:count])

@@ -1,8 +1,9 @@
 """Shards as many zstd frames with a table of where they are, so that one sample of a huge shard costs one frame.
 
-The form is the zstd seekable format (contrib/seekable_format in the zstd repository, version 0.1.0): frames one after the
-other, then a skippable frame with two or three u32 for each (stored size, raw size, lowest half of the raw bytes' XXH64),
-the number of frames, flags and a magic number. To everything else it is ordinary zstd with something to skip at its end.
+The form is the zstd seekable format (contrib/seekable_format in the zstd repository, version 0.1.0): frames one after
+the other, then a skippable frame with two or three u32 for each (stored size, raw size, lower half of the raw bytes'
+XXH64), the number of frames, flags and a magic number. To everything else it is ordinary zstd with something to skip at
+its end.
 Knows nothing of what the raw bytes mean.
 """
 
@@ -292,7 +293,7 @@ class Frames:
         if len(data) != size:
             raise DamagedShardError(f"a zstd frame of {len(data)} bytes, not {size}", raw_offset)
         # the frame's own checksum, which has been compared, is the one the table has
-        if table.checksums is not None and claimed.has_checksum:
-            if int.from_bytes(stored[-4:], "little") != table.checksums[frame]:
-                raise DamagedShardError("a zstd frame is not the one its seek table has the checksum of", raw_offset)
+        checksum = int.from_bytes(stored[-4:], "little") if claimed.has_checksum else None
+        if table.checksums is not None and checksum not in (None, table.checksums[frame]):
+            raise DamagedShardError("a zstd frame is not the one its seek table has the checksum of", raw_offset)
         return data

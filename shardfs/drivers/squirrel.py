@@ -6,6 +6,7 @@ no count and no index; a store does not say which serializer made it, so each sh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -14,11 +15,11 @@ import string
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-import msgpack
 import numpy as np
 
-from shardfs import compression, config, values
+from shardfs import compression, config, values, zstd_frames
 from shardfs.drivers.base import Grow, InMemory, Record, ShardReader
+from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -29,6 +30,7 @@ from shardfs.errors import (
 )
 from shardfs.model import Entry, Key, Version
 from shardfs.msgpack_spans import Walker
+from shardfs.raw_bytes import Whole
 from shardfs.storage.local import TEMPORARY, Listed, LocalReader, LocalStorage
 from shardfs.values import Buffer, Tree
 
@@ -87,8 +89,7 @@ class SquirrelDriver:
     def estimate(self, entry: Entry) -> int:
         codec = self._stored(entry)[1]
         with self._open(entry) as reader:
-            tail = reader.tail(4)
-            return compression.raw_size_hint(codec, reader.size, reader.read(18), tail)
+            return _raw_size(reader, codec)
 
     def mark(self, entry: Entry) -> str:
         return self._storage.mark(self._stored(entry)[0], _file_version(entry))
@@ -96,12 +97,22 @@ class SquirrelDriver:
     def load(self, entry: Entry, grow: Grow) -> SquirrelShard:
         codec = self._stored(entry)[1]
         with self._open(entry) as reader:
-            raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb)
+            expected = _raw_size(reader, codec)
+            raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb, expected=expected)
             stored = reader.size
         return SquirrelShard(raw, stored, self._format)
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
-        return None
+        """A large .zst shard of frames with a seek table; small ones are better loaded whole."""
+        if raw_bytes <= config.LARGE_LOAD or self._stored(entry)[1] != "zstd":
+            return None
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(self._open(entry))
+            table = zstd_frames.read_table(reader)
+            if table is None or table.size != raw_bytes:
+                return None
+            stack.pop_all()  # the frames close it
+            return FramedSquirrel(reader, table, self._format)
 
     def _open(self, entry: Entry) -> LocalReader:
         try:
@@ -129,7 +140,7 @@ class SquirrelDriver:
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         _check_key(key)
         jsonl = self._format == "jsonl"
-        pack = _jsonl_line if jsonl else _msgpack_record
+        pack = jsonl_line if jsonl else msgpack_record
 
         def write(file: BinaryIO) -> None:
             with compression.compressing(CODECS[self._ending], file, self._level) as put:
@@ -194,11 +205,10 @@ class SquirrelShard(InMemory):
     first_sample = 0
     samples_through = None
 
-    def __init__(self, raw: bytes | bytearray, stored: int, format: str = "auto") -> None:
-        self._bytes = raw
+    def __init__(self, raw: bytes | Whole, stored: int, format: str = "auto") -> None:
         self.raw: Buffer = memoryview(raw).toreadonly()
         self._limit = _limit(stored)
-        self.format = sniff(raw) if format == "auto" else format
+        self.format = sniff(bytes(self.raw[:SNIFFED])) if format == "auto" else format
 
     def records(self) -> Iterator[Record]:
         return self._lines() if self.format == "jsonl" else self._objects()
@@ -212,16 +222,13 @@ class SquirrelShard(InMemory):
             at = behind
 
     def _lines(self) -> Iterator[Record]:
-        at, end, left = 0, len(self._bytes), self._limit * config.JSON_LINES
-        while at < end:
-            newline = self._bytes.find(b"\n", at)
-            behind = end if newline < 0 else newline + 1
+        left = self._limit * config.JSON_LINES
+        for at, behind in _line_ends(self.raw):
             left -= self._cost(at, behind)
             if left < 0:
                 raise OverfullShardError(at)
-            if self._bytes[at:behind].strip():
+            if bytes(self.raw[at:behind]).strip():
                 yield Record(at, behind, self.tree(at, behind))
-            at = behind
 
     def _cost(self, at: int, behind: int) -> int:
         """What a line counts as, looked at before it is parsed; OverfullShardError for one that alone is too much.
@@ -230,9 +237,10 @@ class SquirrelShard(InMemory):
         """
         length = behind - at
         if length > self._limit:
-            count = self._bytes.count
-            opened = count(b"[", at, behind) + count(b"{", at, behind)
-            inside = count(b",", at, behind) + count(b'"', at, behind)
+            opened = inside = 0
+            for piece in _pieces(self.raw[at:behind]):
+                opened += piece.count(b"[") + piece.count(b"{")
+                inside += piece.count(b",") + piece.count(b'"')
             if max(opened, inside // 4, length // config.TEXT_PER_TOKEN) > self._limit:
                 raise OverfullShardError(at)
         return _line_cost(length)
@@ -243,13 +251,38 @@ class SquirrelShard(InMemory):
         return Walker(self.raw[:end], self._limit).read(start)[0]
 
     def decode(self, record: Buffer) -> Tree:
-        if self.format == "jsonl":
-            return _parse_line(bytes(record), 0)
-        return Walker(record, self._limit).read(0)[0]
+        return _decode(record, self.format, self._limit)
 
     def sample(self, tree: Tree) -> Any:
         # squirrel-core unpacks arrays as tuples; JSON has lists only
         return values.to_python(tree, self.raw, list if self.format == "jsonl" else tuple)
+
+
+class FramedSquirrel(zstd_frames.Frames):
+    """A shard of frames, of which only those are decompressed that are asked for. Errors as `fetch`: the first ones are
+    looked at to tell msgpack from JSON."""
+
+    def __init__(
+        self, reader: LocalReader, table: zstd_frames.SeekTable, format: str = "auto", limit: int = config.FRAMES_HELD
+    ) -> None:
+        super().__init__(reader, table, limit)
+        self._limit = _limit(reader.size)
+        self.format = sniff(bytes(self.fetch(0, SNIFFED))) if format == "auto" else format
+
+    def decode(self, record: Buffer) -> Tree:
+        return _decode(record, self.format, self._limit)
+
+
+def _decode(record: Buffer, format: str, limit: int) -> Tree:
+    if format == "jsonl":
+        return _parse_line(bytes(record), 0)
+    return Walker(record, limit).read(0)[0]
+
+
+def _raw_size(reader: LocalReader, codec: str) -> int:
+    """A hint of the raw bytes in an opened file."""
+    tail = reader.tail(compression.HINT_TAIL[codec])
+    return compression.raw_size_hint(codec, reader.size, reader.read_at(0, 18), tail)
 
 
 def _limit(stored: int) -> int:
@@ -260,6 +293,29 @@ def _limit(stored: int) -> int:
 def _line_cost(length: int) -> int:
     """What a line of JSON counts as: a value per four bytes, and the sample."""
     return length // 4 + config.JSON_LINES * (1 + config.SAMPLE_TOKENS)
+
+
+def _pieces(raw: Buffer) -> Iterator[bytes]:
+    """Copies to look for single bytes in, which a mapping does a byte at a time."""
+    return (bytes(raw[at : at + config.COPY_SLICE]) for at in range(0, len(raw), config.COPY_SLICE))
+
+
+def _line_ends(raw: Buffer) -> Iterator[tuple[int, int]]:
+    """Where each line begins, and where it ends behind its newline."""
+    at = base = 0
+    for piece in _pieces(raw):
+        found = piece.find(b"\n")
+        while found >= 0:
+            yield at, base + found + 1
+            at = base + found + 1
+            found = piece.find(b"\n", found + 1)
+        base += len(piece)
+    if at < base:
+        yield at, base
+
+
+SNIFFED = config.TOKEN_FLOOR + 2
+"""Raw bytes at a shard's beginning that decide its format; `sniff` says the same of them as of all."""
 
 
 def sniff(raw: bytes | bytearray) -> str:
@@ -354,52 +410,6 @@ def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
         return (1 << 62) - walker.left
     except DamagedShardError as error:
         raise BadSettingError(f"sample {number} could not be read again: {error.reason}") from error
-
-
-def _msgpack_record(sample: Any, number: int) -> bytes:
-    try:
-        packed = msgpack.packb(sample, use_bin_type=True, default=_numpy_map)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as msgpack: {error}") from error
-    assert isinstance(packed, bytes)
-    return packed
-
-
-def _numpy_map(value: Any) -> Any:
-    """Arrays, numpy scalars and complex numbers as the maps that squirrel-core reads back (msgpack-numpy's form)."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError("an array of Python objects, which only a pickle could hold")
-        structured = value.dtype.kind == "V"
-        return {
-            b"nd": True,
-            b"type": value.dtype.descr if structured else value.dtype.str,
-            b"kind": b"V" if structured else b"",
-            b"shape": value.shape,
-            b"data": value.tobytes("C"),
-        }
-    if isinstance(value, np.bool_ | np.number):
-        return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
-    if isinstance(value, complex):
-        return {b"complex": True, b"data": repr(value)}
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _jsonl_line(sample: Any, number: int) -> bytes:
-    try:
-        return json.dumps(sample, default=_json_numpy).encode("ascii") + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as JSON: {error}") from error
-
-
-def _json_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUmM":
-        return {"data": value.tolist(), "type": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, np.floating):
-        return float(value)
-    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 __all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "random_key", "sniff"]
