@@ -210,7 +210,7 @@ class _WithSentinel:
 
 
 def _unzstd(source: _Observed, raw: _Raw) -> int:
-    """Any number of zstd frames; no bytes at all are no frames. Returns how many bytes at the end are the sentinel's."""
+    """Any number of zstd frames. No bytes at all are no frames. Returns the number of bytes that the sentinel made."""
     feed = _WithSentinel(source)
     decompressor = zstandard.ZstdDecompressor(max_window_size=config.ZSTD_WINDOW)
     behind = len(_SENTINEL)

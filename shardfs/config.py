@@ -49,7 +49,7 @@ FRAME_HINT = 64 * 1024
 
 FRAMES_HELD = 256 * MIB
 """Decompressed frames kept of one opened shard, a quarter of a second's work: all of a shard that has just been worth
-opening, and of a huge one what a few readers are at. A random order over more than this finds little of it in any case."""
+opening, and of a huge one what a few readers are at. A random order over much more finds little of it in any case."""
 
 MAPPED_RAW = 16 * MIB
 """Raw bytes above this lie in a mapping of their own with huge pages: page faults take a fifth of their time, and all

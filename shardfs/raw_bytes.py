@@ -63,18 +63,17 @@ class RawBytes:
         """What holds the bytes, where there is room for `size` of them in a mapping."""
         if isinstance(self._data, bytearray):
             if size >= config.MAPPED_RAW:
-                mapped = _mapping(2 * size)
+                mapped = _mapping(_longer(size))
                 for at in range(0, self.size, config.COPY_SLICE):
                     mapped[at : min(at + config.COPY_SLICE, self.size)] = self._data[at : at + config.COPY_SLICE]
                 self._data = mapped
         elif size > len(self._data):
-            # pages that are never written to cost nothing, so there may as well be many
-            self._data.resize(2 * size)
+            self._data.resize(_longer(size))
         return self._data
 
     def piece(self, start: int, end: int) -> bytes:
         """A copy of some of them."""
-        return bytes(self._data[start:end])
+        return bytes(self._data[start : min(end, self.size)])
 
     def whole(self, dropped: int = 0) -> Whole:
         """All of them but the last `dropped`. Nothing can be added any more."""
@@ -87,6 +86,12 @@ class RawBytes:
         else:
             data = bytearray()
         return data
+
+
+def _longer(size: int) -> int:
+    """The length for a mapping of so many bytes, and perhaps more to come. What is never written to costs no memory,
+    but counts where the system promises no more than it has."""
+    return size + size // 8 + 4 * config.COPY_SLICE
 
 
 def _mapping(size: int) -> mmap.mmap:
