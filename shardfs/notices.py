@@ -91,7 +91,7 @@ class Notices:
 
     def _fill(self, key: KeyDirectory, loaded: Loaded) -> None:
         self._fills -= 1
-        table, raw, unknown = loaded.table, loaded.shard.raw, 0
+        table, shard, unknown = loaded.table, loaded.shard, 0
         if memory_is_short(table.total_size()):
             return
         for file in range(table.files):
@@ -99,7 +99,10 @@ class Notices:
             if run is None or run[2] > config.PREFILL_FILE:
                 continue
             prefix, start, length = run
-            data = prefix + raw[start : start + length] if prefix else raw[start : start + length]
+            part = shard.part(start, start + length)
+            if part is None:
+                continue  # not worth waiting for
+            data = b"".join((prefix, part)) if prefix else part
             try:
                 self._store(inodes.file_inode(key.slot, file), data)
                 self.filled += 1

@@ -60,6 +60,19 @@ class _OpenDirectory:
     names: tuple[bytes, ...]
 
 
+def _run(table: ShardTable, file: int, offset: int, size: int) -> tuple[bytes, int, int] | None:
+    """What a read of `size` bytes at `offset` wants: the part of the file's prefix, and start and end of a run of raw
+    bytes (empty where end <= start); None for a file that must be rendered."""
+    run = table.slice_of(file)
+    if run is None:
+        return None
+    prefix, start, length = run
+    if not prefix:
+        return prefix, start + offset, start + min(offset + size, length)
+    head = len(prefix)
+    return prefix[offset : offset + size], start + max(offset - head, 0), start + min(offset + size - head, length)
+
+
 def _failure(text: str, code: int) -> StorageError:
     return StorageError(text, code)
 
@@ -294,23 +307,24 @@ class Vfs:
         if key is None:
             return None
         loaded = self.cache.peek(key.entry)
-        return None if loaded is None else self._part(loaded, handle & inodes.FILE_MASK, offset, size)
+        if loaded is None:
+            return None
+        try:
+            return self._part(loaded, handle & inodes.FILE_MASK, offset, size)
+        except StaleShardError:
+            return None  # said again to `read`, which looks at the store then
 
     def _part(self, loaded: Loaded, file: int, offset: int, size: int) -> bytes | memoryview | None:
-        """Part of a file of a shard in memory; None if that must be rendered first, and takes its time."""
-        run = loaded.table.slice_of(file)
+        """Part of a file whose bytes are at hand; None if they must be got or rendered first, and that takes time."""
+        run = _run(loaded.table, file, offset, size)
         if run is None:
             data = self.cache.rendered_now(loaded, file)
             return data if data is None or (not offset and len(data) <= size) else data[offset : offset + size]
-        prefix, start, length = run
-        head = len(prefix)
-        if offset >= head:
-            first = start + offset - head
-            return loaded.shard.raw[first : min(first + size, start + length)] if offset < head + length else b""
-        rest = min(size - (head - offset), length)
-        if rest <= 0:
-            return prefix[offset : offset + size]
-        return b"".join((prefix[offset:], loaded.shard.raw[start : start + rest]))
+        prefix, start, end = run
+        if end <= start:
+            return prefix
+        part = loaded.shard.part(start, end)
+        return part if part is None or not prefix else b"".join((prefix, part))
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`; fewer only at the end of the file.
@@ -321,16 +335,23 @@ class Vfs:
         if key is None:
             raise StaleShardError("a file of a shard that was replaced")
         try:
-            loaded = await self.cache.shard(key.entry)
+            return await self._content(key, inodes.file_of(handle), offset, size)
         except StaleShardError:
             await self._refresh.key(key, now=True)
             raise
+
+    async def _content(self, key: KeyDirectory, file: int, offset: int, size: int) -> bytes | memoryview:
+        loaded = await self.cache.shard(key.entry)
         key.settled = True
-        file = inodes.file_of(handle)
         answer = self._part(loaded, file, offset, size)
-        if answer is None:
-            answer = memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
-        return answer
+        if answer is not None:
+            return answer
+        run = _run(loaded.table, file, offset, size)
+        if run is None:
+            return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
+        prefix, start, end = run
+        part = await self.cache.fetched(key.entry, loaded, start, end)
+        return b"".join((prefix, part)) if prefix else part
 
     def release(self, handle: int) -> None:
         """Nothing is held for an open file."""
