@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import weakref
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -162,12 +161,14 @@ class Stored(Protocol):
 
     def read_at(self, offset: int, count: int) -> bytes: ...
 
-    def close(self) -> None: ...
+    def advise(self) -> None: ...
 
 
 def read_table(file: Stored) -> SeekTable | None:
     """The seek table of an opened file; None where it has none. StorageError, StaleShardError."""
-    length = table_length(file.size, file.read_at(max(0, file.size - _FOOTER.size), _FOOTER.size))
+    if file.size < _FOOTER.size:
+        return None
+    length = table_length(file.size, file.read_at(file.size - _FOOTER.size, _FOOTER.size))
     return None if length is None else seek_table(file.size, file.read_at(file.size - length, length))
 
 
@@ -182,8 +183,8 @@ class _Pending:
 class Frames:
     """The raw bytes of one file with a seek table: what of a ShardReader has to do with bytes. Thread-safe.
 
-    Keeps decompressed frames, the last used ones, of up to `limit` bytes together and at least one. The file is closed
-    when nobody holds this object any more: any thread may still be reading when a cache lets go of it.
+    Keeps decompressed frames, the last used ones, of up to `limit` bytes together and at least one. The file is held
+    open, and closes itself: any thread may still be reading when a cache lets go of this object.
     """
 
     computes = True
@@ -197,7 +198,6 @@ class Frames:
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()  # held for microseconds: `part` takes it on the event loop
         self.size = table.size
-        weakref.finalize(self, file.close)
 
     @property
     def held(self) -> int:
@@ -226,6 +226,11 @@ class Frames:
             for at in range(0, len(part), config.COPY_SLICE):
                 joined.add(part[at : at + config.COPY_SLICE])
         return memoryview(joined.whole()).toreadonly()
+
+    def expect(self) -> None:
+        """Has the file read ahead, if it is not too large; decompresses nothing."""
+        if self._file.size <= config.ADVISE_LIMIT:
+            self._file.advise()
 
     def _runs(self, start: int, end: int) -> range:
         """The frames that hold a range of raw bytes."""
@@ -279,8 +284,6 @@ class Frames:
         offset, raw_offset = table.stored[frame], table.raw[frame]
         size = table.raw[frame + 1] - raw_offset
         stored = self._file.read_at(offset, table.stored[frame + 1] - offset)
-        if len(stored) != table.stored[frame + 1] - offset:
-            raise DamagedShardError("a zstd frame is cut off", raw_offset)
         try:
             # looked at first: zstandard takes the memory that the frame claims, whatever is the most it may
             claimed = zstandard.get_frame_parameters(stored)

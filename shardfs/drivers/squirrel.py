@@ -282,7 +282,7 @@ def _decode(record: Buffer, format: str, limit: int) -> Tree:
 def _raw_size(reader: LocalReader, codec: str) -> int:
     """A hint of the raw bytes in an opened file."""
     tail = reader.tail(compression.HINT_TAIL[codec])
-    return compression.raw_size_hint(codec, reader.size, reader.read_at(0, 18), tail)
+    return compression.raw_size_hint(codec, reader.size, reader.read_at(0, min(18, reader.size)), tail)
 
 
 def _limit(stored: int) -> int:

@@ -163,7 +163,7 @@ class LocalReader:
             return None
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
-                raise StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO) from error
+                raise self._failed(error) from error
             self._tells = False
             return None
         if got < count:
@@ -191,16 +191,6 @@ class LocalReader:
         if len(view) and not count and self._changed(os.fstat(self._descriptor)):
             raise StaleShardError(f"{self._name} was changed while it was read")
         return count
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        """`count` bytes from `offset`, whatever was read before; fewer only where the file ends. Any number of threads
-        may call it at once. StaleShardError where the file was written to since it was opened."""
-        data = self._pread(count, offset)
-        while len(data) < count and (more := self._pread(count - len(data), offset + len(data))):
-            data += more
-        if self._changed(os.fstat(self._descriptor)):
-            raise StaleShardError(f"{self._name} was changed while it was read")
-        return data
 
     def _pread(self, count: int, offset: int) -> bytes:
         try:

@@ -159,8 +159,9 @@ def test_any_part_of_a_file_is_read_whatever_was_read_before(tmp_path: Path) -> 
     with LocalStorage(tmp_path).open("a") as reader:
         assert reader.read(4) == b"0123"
         assert reader.read_at(2, 5) == b"23456"
-        assert reader.read_at(8, 5) == b"89"
-        assert reader.read_at(20, 5) == reader.read_at(3, 0) == b""
+        assert reader.read_at(3, 0) == b""
+        with pytest.raises(StaleShardError):
+            reader.read_at(8, 5)
         assert reader.read(2) == b"45"
 
 

@@ -33,14 +33,14 @@ class Memory:
         self.data = data
         self.size = len(data)
         self.reads: list[int] = []
-        self.closed = False
+        self.advised = False
 
     def read_at(self, offset: int, count: int) -> bytes:
         self.reads.append(offset)
         return self.data[offset : offset + count]
 
-    def close(self) -> None:
-        self.closed = True
+    def advise(self) -> None:
+        self.advised = True
 
 
 def framed(records: list[bytes], target: int = 1000, level: int = 3) -> bytes:
@@ -383,13 +383,30 @@ def test_threads_that_hammer_a_reader_all_get_the_right_bytes() -> None:
     assert reader._pending == {}
 
 
-def test_the_file_is_closed_when_nobody_holds_the_reader() -> None:
-    reader, file = reader_of(framed([NOISE[:800], NOISE[800:1600]]))
+def test_the_file_is_closed_when_nobody_holds_the_reader(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(framed([NOISE[:800], NOISE[800:1600]]))
+    file = LocalStorage(tmp_path).open("a")
+    descriptor, table = file._descriptor, read_table(file)
+    assert table is not None
+    reader = Frames(file, table, 10_000)
+    del file
     part = reader.fetch(0, 10)
-    assert not file.closed
+    os.fstat(descriptor)
     del reader
-    assert file.closed
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(descriptor)
     assert part == NOISE[:10]
+
+
+def test_a_file_that_will_be_wanted_is_read_ahead_if_it_is_not_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, file = reader_of(framed([NOISE[:800], NOISE[800:1600]]))
+    monkeypatch.setattr(config, "ADVISE_LIMIT", 100)
+    reader.expect()
+    assert not file.advised
+    monkeypatch.setattr(config, "ADVISE_LIMIT", 10_000)
+    reader.expect()
+    assert file.advised
+    assert file.reads == []
 
 
 # --- damage -----------------------------------------------------------------------------------------------------
