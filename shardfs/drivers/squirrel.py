@@ -15,11 +15,9 @@ import string
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from shardfs import compression, config, values, zstd_frames
 from shardfs.drivers.base import Grow, InMemory, Record, ShardReader
-from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record
+from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record, parse_line
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -247,7 +245,7 @@ class SquirrelShard(InMemory):
 
     def tree(self, start: int, end: int) -> Tree:
         if self.format == "jsonl":
-            return _parse_line(bytes(self.raw[start:end]), start)
+            return parse_line(bytes(self.raw[start:end]), start)
         return Walker(self.raw[:end], self._limit).read(start)[0]
 
     def decode(self, record: Buffer) -> Tree:
@@ -259,23 +257,35 @@ class SquirrelShard(InMemory):
 
 
 class FramedSquirrel(zstd_frames.Frames):
-    """A shard of frames, of which only those are decompressed that are asked for. Errors as `fetch`: the first ones are
-    looked at to tell msgpack from JSON."""
+    """A shard of frames, of which only those are decompressed that are asked for; and the first ones before anything
+    else, to tell msgpack from JSON."""
 
     def __init__(
         self, reader: LocalReader, table: zstd_frames.SeekTable, format: str = "auto", limit: int = config.FRAMES_HELD
     ) -> None:
         super().__init__(reader, table, limit)
-        self._limit = _limit(reader.size)
-        self.format = sniff(bytes(self.fetch(0, SNIFFED))) if format == "auto" else format
+        self._values = _limit(reader.size)
+        self._format = format
+
+    @property
+    def format(self) -> str:
+        """`msgpack` or `jsonl`. Until something has been fetched this takes its time, and has the errors of `fetch`."""
+        if self._format == "auto":
+            self._format = sniff(bytes(super().fetch(0, SNIFFED)))
+        return self._format
+
+    def fetch(self, start: int, end: int) -> Buffer:
+        if self._format == "auto":
+            _ = self.format  # now, because `decode` is called on the event loop
+        return super().fetch(start, end)
 
     def decode(self, record: Buffer) -> Tree:
-        return _decode(record, self.format, self._limit)
+        return _decode(record, self.format, self._values)
 
 
 def _decode(record: Buffer, format: str, limit: int) -> Tree:
     if format == "jsonl":
-        return _parse_line(bytes(record), 0)
+        return parse_line(bytes(record), 0)
     return Walker(record, limit).read(0)[0]
 
 
@@ -341,69 +351,11 @@ def _is_json(raw: bytes | bytearray) -> bool:
     return True
 
 
-def _parse_line(line: bytes, at: int) -> Tree:
-    try:
-        tree = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _json_object(pairs, at, len(line)))
-    except RecursionError as error:
-        raise DamagedShardError("nested too deeply", at) from error
-    except ValueError as error:
-        raise DamagedShardError(f"a line that is not JSON ({error})", at) from error
-    if line.count(b"[") + line.count(b"{") > config.NESTING and _deeper(tree, config.NESTING):
-        raise DamagedShardError(f"nested deeper than {config.NESTING} levels", at)
-    return tree
-
-
-def _deeper(tree: Tree, levels: int) -> bool:
-    """True if lists and dicts are nested in more levels than so many."""
-    if type(tree) is dict:
-        tree = tree.values()
-    elif type(tree) is not list:
-        return False
-    return levels == 0 or any(_deeper(item, levels - 1) for item in tree if type(item) is list or type(item) is dict)
-
-
-def _json_object(pairs: list[tuple[str, Any]], at: int, length: int) -> Any:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise DamagedShardError("a field stands twice in one object", at)
-    if "data" in made and "type" in made and "shape" in made:
-        array = _json_array(made, length)
-        return made if array is None else array
-    return made
-
-
-def _json_array(made: dict[str, Any], length: int) -> np.ndarray[Any, Any] | None:
-    """The array that squirrel-core decodes any object with `data`, `type` and `shape` to; None for a look-alike.
-
-    `length` is that of the line: a type like `<U1000000000` must not make one byte into gigabytes.
-    """
-    if not isinstance(made["type"], str) or not isinstance(made["shape"], list):
-        return None
-    try:
-        dtype = values.safe_dtype(made["type"])
-        # numpy takes the memory before it compares: for what the lists hold, not for what `shape` says
-        if _leaves(made["data"]) * dtype.itemsize > config.JSON_ARRAY_FLOOR + 16 * length:
-            return None
-        array = np.array(made["data"], dtype=dtype)
-        return array.reshape(values.checked_shape(made["shape"], dtype, array.nbytes))
-    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError):
-        return None
-
-
-def _leaves(data: Any) -> int:
-    """Elements of the array that nested lists make, if they make one: numpy refuses lists of different lengths."""
-    count = 1
-    while isinstance(data, list):
-        count *= len(data)
-        data = data[0] if data else None
-    return count
-
-
 def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
     """What a sample counts as. BadSettingError for one that would be written and then be refused when it is read."""
     try:
         if jsonl:
-            _parse_line(record, 0)
+            parse_line(record, 0)
             return _line_cost(len(record))
         walker = Walker(memoryview(record), 1 << 62)
         walker.read(0)

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+import trio
 import zstandard
 
 from shardfs import compression, config, index
@@ -29,6 +30,7 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Key
+from shardfs.shard_cache import ShardCache
 from shardfs.storage.local import TEMPORARY, LocalStorage
 from shardfs.store import open_store
 from shardfs.values import Pickle
@@ -540,6 +542,10 @@ def test_a_large_shard_of_frames_is_opened_and_all_records_are_the_same(frames: 
         opened = driver_of(frames, format=reading).open(entry, shard.size)
         assert opened is not None
         assert (opened.size, opened.computes) == (shard.size, True)
+        table = index.build(shard, "png")
+        for file in range(table.files):
+            if table.slice_of(file) is None:
+                assert table.render(file, opened, "png") == table.render(file, shard, "png")
         for record in shard.records():
             data = opened.fetch(record.start, record.end)
             assert data == shard.part(record.start, record.end)
@@ -648,3 +654,58 @@ def test_a_shard_in_a_mapping_is_read_like_any_other(
         assert isinstance(shard.raw.obj, mmap.mmap)
         assert list(store.get("key")) == samples
         assert shard.size == store.driver.estimate(store.entry("key"))
+
+
+def test_a_known_shard_of_frames_is_opened_by_the_cache_and_what_it_holds_is_counted(frames: Path) -> None:
+    driver = driver_of(frames, compression="zst")
+    for key in ("a", "b"):
+        driver.write(Key(key), framed_samples("squirrel"))
+    first, second = driver.entries()
+    raw = bytes(driver.load(first, lambda _: None).raw)
+
+    async def main() -> None:
+        cache = ShardCache(driver, len(raw) + 1_000, "png")
+        with trio.fail_after(20):
+            async with cache.running():
+                assert not (await cache.shard(first)).partial
+                await cache.shard(second)  # takes the place of the first, whose table stays
+                loaded = await cache.shard(first)
+                assert loaded.partial
+                assert (cache.counts.loads, cache.counts.opened) == (2, 1)
+                assert await cache.fetched(first, loaded, 3_000, 3_100) == raw[3_000:3_100]
+                assert loaded.counted == loaded.shard.held > 2_000
+                assert cache.used <= len(raw) + 1_000
+                assert loaded.shard.part(3_000, 3_100) == raw[3_000:3_100]
+
+    trio.run(main)
+
+
+def test_regression_an_opened_shard_holds_no_more_frames_than_it_may(frames: Path) -> None:
+    """The limit of values had the name of the limit of frames, and took its place."""
+    driver = driver_of(frames, compression="zst")
+    driver.write(Key("key"), framed_samples("squirrel"))
+    with driver._open(driver.entry(Key("key"))) as reader:
+        table = compression.zstd_frames.read_table(reader)
+        assert table is not None
+        opened = squirrel.FramedSquirrel(reader, table, limit=4_000)
+        opened.fetch(0, opened.size)
+        assert 2_000 < opened.held - table.nbytes <= 4_000
+
+
+def test_a_shard_of_forty_megabytes_goes_round_and_is_opened_with_the_limits_as_they_are(tmp_path: Path) -> None:
+    store = open_store(tmp_path, driver="squirrel", compression="zst", level=1)
+    noise = np.random.default_rng(1).integers(0, 256, 4_500_000, np.uint8)
+    samples = [{"id": at, "a": noise[at:] if at % 2 else noise[at : at + 1000]} for at in range(18)]
+    store.set(samples, "key")
+    for got, expected in zip(store.get("key"), samples, strict=True):
+        assert got["id"] == expected["id"]
+        assert np.array_equal(got["a"], expected["a"])
+    entry = store.entry("key")
+    shard = store.driver.load(entry, lambda _: None)
+    assert isinstance(shard.raw.obj, mmap.mmap)
+    opened = store.driver.open(entry, shard.size)
+    assert opened is not None
+    last = list(shard.records())[-1]
+    assert opened.fetch(last.start, last.end) == shard.raw[last.start : last.end]
+    assert opened.held < 8 * config.MIB
+    assert store.driver.estimate(entry) == shard.size
