@@ -1,7 +1,7 @@
 """One sample as squirrel-core writes it, msgpack or a line of JSON; and a line of JSON as a value tree.
 
-Facts of the format: what squirrel-core 0.20.2 writes and reads, found by running it. Knows nothing of shards, nor of how
-msgpack is read.
+Facts of the format: what squirrel-core 0.20.2 writes and reads, found by running it. Knows nothing of shards, nor of
+how msgpack is read.
 """
 
 from __future__ import annotations

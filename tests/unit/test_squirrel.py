@@ -708,4 +708,4 @@ def test_a_shard_of_forty_megabytes_goes_round_and_is_opened_with_the_limits_as_
     last = list(shard.records())[-1]
     assert opened.fetch(last.start, last.end) == shard.raw[last.start : last.end]
     assert opened.held < 8 * config.MIB
-    assert store.driver.estimate(entry) == shard.size
+    assert store.driver.estimate(entry) == entry.stored_bytes > shard.size  # noise takes a little more than it is
