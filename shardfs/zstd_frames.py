@@ -267,17 +267,21 @@ class Frames:
         try:
             pending.data = self._decompressed(frame)
         finally:
-            dropped = []  # freeing megabytes takes longer than the lock may be held
+            dropped: list[bytes] = []  # freeing megabytes takes longer than the lock may be held
             with self._lock:
                 del self._pending[frame]
                 if pending.data is not None:
-                    self._frames[frame] = pending.data
-                    self._frame_bytes += len(pending.data)
-                    while self._frame_bytes > self._limit and len(self._frames) > 1:
-                        dropped.append(self._frames.popitem(last=False)[1])
-                        self._frame_bytes -= len(dropped[-1])
+                    self._keep(frame, pending.data, dropped)
             pending.done.set()
         return pending.data
+
+    def _keep(self, frame: int, data: bytes, dropped: list[bytes]) -> None:
+        # room first: whoever asks for `held` meanwhile must not find more than the limit
+        while self._frames and self._frame_bytes + len(data) > self._limit:
+            dropped.append(self._frames.popitem(last=False)[1])
+            self._frame_bytes -= len(dropped[-1])
+        self._frames[frame] = data
+        self._frame_bytes += len(data)
 
     def _decompressed(self, frame: int) -> bytes:
         table = self._table
