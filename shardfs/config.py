@@ -222,6 +222,16 @@ NOTICES = 10_000
 PREFILL_FILE = 32 * 1024
 """Files up to this size are given to the kernel when their shard is loaded: above it, a READ costs no more."""
 
+CANARY_FILES = 32
+"""A listing of at least so many files holds one back, by which to see whether who lists wants attributes."""
+
+LISTERS = 256
+"""Processes whose last listing is remembered."""
+
+GIFT = 128 * 1024
+"""Files up to this size are given to the kernel when they are first opened, if they are at hand: above it the request
+that this saves is nothing beside the copying."""
+
 PREFILL_KNOWN = 16
 """Names of a key that the kernel must know before its files are given to it: a lone reader has no use for the rest."""
 

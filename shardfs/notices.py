@@ -94,6 +94,8 @@ class Notices:
         table, shard, unknown = loaded.table, loaded.shard, 0
         if memory_is_short(table.total_size()):
             return
+        if key.given is None:
+            key.given = bytearray(table.files)
         for file in range(table.files):
             run = table.slice_of(file)
             if run is None or run[2] > config.PREFILL_FILE:
@@ -106,6 +108,8 @@ class Notices:
             try:
                 self._store(inodes.file_inode(key.slot, file), data)
                 self.filled += 1
+                if key.given is not None:
+                    key.given[file] = 1
             except OSError as error:
                 unknown += 1
                 if error.errno != errno.ENOENT or unknown > config.PREFILL_UNKNOWN + self.filled:
