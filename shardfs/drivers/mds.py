@@ -24,6 +24,7 @@ import numpy as np
 from shardfs import config, pictures, values
 from shardfs.drivers.base import InMemory, Record
 from shardfs.errors import DamagedShardError
+from shardfs.raw_bytes import Whole
 from shardfs.values import Array, Blob, Buffer, Pickle, Tree
 
 Decode = Callable[[Buffer, int, int], Tree]
@@ -275,7 +276,7 @@ class MdsShard(InMemory):
 
     def __init__(
         self,
-        raw: bytes | bytearray,
+        raw: bytes | Whole,
         columns: Columns,
         samples: int,
         stored: int,

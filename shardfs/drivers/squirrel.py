@@ -6,6 +6,7 @@ no count and no index; a store does not say which serializer made it, so each sh
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -14,11 +15,9 @@ import string
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-import msgpack
-import numpy as np
-
-from shardfs import compression, config, values
+from shardfs import compression, config, values, zstd_frames
 from shardfs.drivers.base import Grow, InMemory, Record, ShardReader
+from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record, parse_line
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -29,6 +28,7 @@ from shardfs.errors import (
 )
 from shardfs.model import Entry, Key, Version
 from shardfs.msgpack_spans import ArrayHead, Walker, light_records, quick_record
+from shardfs.raw_bytes import Whole
 from shardfs.storage.local import TEMPORARY, Listed, LocalReader, LocalStorage
 from shardfs.values import Buffer, Tree
 
@@ -87,8 +87,7 @@ class SquirrelDriver:
     def estimate(self, entry: Entry) -> int:
         codec = self._stored(entry)[1]
         with self._open(entry) as reader:
-            tail = reader.tail(4)
-            return compression.raw_size_hint(codec, reader.size, reader.read(18), tail)
+            return _raw_size(reader, codec)
 
     def mark(self, entry: Entry) -> str:
         return self._storage.mark(self._stored(entry)[0], _file_version(entry))
@@ -96,12 +95,22 @@ class SquirrelDriver:
     def load(self, entry: Entry, grow: Grow) -> SquirrelShard:
         codec = self._stored(entry)[1]
         with self._open(entry) as reader:
-            raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb)
+            expected = _raw_size(reader, codec)
+            raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb, expected=expected)
             stored = reader.size
         return SquirrelShard(raw, stored, self._format)
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
-        return None
+        """A large .zst shard of frames with a seek table; small ones are better loaded whole."""
+        if raw_bytes <= config.LARGE_LOAD or self._stored(entry)[1] != "zstd":
+            return None
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(self._open(entry))
+            table = zstd_frames.read_table(reader)
+            if table is None or table.size != raw_bytes:
+                return None
+            stack.pop_all()  # the frames close it
+            return FramedSquirrel(reader, table, self._format)
 
     def _open(self, entry: Entry) -> LocalReader:
         try:
@@ -129,7 +138,7 @@ class SquirrelDriver:
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         _check_key(key)
         jsonl = self._format == "jsonl"
-        pack = _jsonl_line if jsonl else _msgpack_record
+        pack = jsonl_line if jsonl else msgpack_record
 
         def write(file: BinaryIO) -> None:
             with compression.compressing(CODECS[self._ending], file, self._level) as put:
@@ -194,12 +203,11 @@ class SquirrelShard(InMemory):
     first_sample = 0
     samples_through = None
 
-    def __init__(self, raw: bytes | bytearray, stored: int, format: str = "auto") -> None:
-        self._bytes = raw
+    def __init__(self, raw: bytes | Whole, stored: int, format: str = "auto") -> None:
         self.raw: Buffer = memoryview(raw).toreadonly()
         self._limit = _limit(stored)
         self._heads: dict[str, ArrayHead] = {}
-        self.format = sniff(raw) if format == "auto" else format
+        self.format = sniff(bytes(self.raw[:SNIFFED])) if format == "auto" else format
 
     def records(self) -> Iterator[Record]:
         return self._lines() if self.format == "jsonl" else self._objects()
@@ -221,17 +229,14 @@ class SquirrelShard(InMemory):
                 light = count >= config.LIGHT_RUN
 
     def _lines(self) -> Iterator[Record]:
-        at, end, left = 0, len(self._bytes), self._limit * config.JSON_LINES
-        while at < end:
-            newline = self._bytes.find(b"\n", at)
-            behind = end if newline < 0 else newline + 1
+        left = self._limit * config.JSON_LINES
+        for at, behind in _line_ends(self.raw):
             left -= self._cost(at, behind)
             if left < 0:
                 raise OverfullShardError(at)
             line = bytes(self.raw[at:behind])
             if not line.isspace():
-                yield Record(at, behind, _parse_line(line, at))
-            at = behind
+                yield Record(at, behind, parse_line(line, at))
 
     def _cost(self, at: int, behind: int) -> int:
         """What a line counts as, looked at before it is parsed; OverfullShardError for one that alone is too much.
@@ -240,27 +245,66 @@ class SquirrelShard(InMemory):
         """
         length = behind - at
         if length > self._limit:
-            count = self._bytes.count
-            opened = count(b"[", at, behind) + count(b"{", at, behind)
-            inside = count(b",", at, behind) + count(b'"', at, behind)
+            opened = inside = 0
+            for piece in _pieces(self.raw[at:behind]):
+                opened += piece.count(b"[") + piece.count(b"{")
+                inside += piece.count(b",") + piece.count(b'"')
             if max(opened, inside // 4, length // config.TEXT_PER_TOKEN) > self._limit:
                 raise OverfullShardError(at)
         return _line_cost(length)
 
     def tree(self, start: int, end: int) -> Tree:
         if self.format == "jsonl":
-            return _parse_line(bytes(self.raw[start:end]), start)
+            return parse_line(bytes(self.raw[start:end]), start)
         return Walker(self.raw[:end], self._limit).read(start)[0]
 
     def decode(self, record: Buffer) -> Tree:
-        if self.format == "jsonl":
-            return _parse_line(bytes(record), 0)
-        tree = quick_record(record)
-        return Walker(record, self._limit, self._heads).read(0)[0] if tree is None else tree
+        return _decode(record, self.format, self._limit, self._heads)
 
     def sample(self, tree: Tree) -> Any:
         # squirrel-core unpacks arrays as tuples; JSON has lists only
         return values.to_python(tree, self.raw, list if self.format == "jsonl" else tuple)
+
+
+class FramedSquirrel(zstd_frames.Frames):
+    """A shard of frames, of which only those are decompressed that are asked for; and the first ones before anything
+    else, to tell msgpack from JSON."""
+
+    def __init__(
+        self, reader: LocalReader, table: zstd_frames.SeekTable, format: str = "auto", limit: int = config.FRAMES_HELD
+    ) -> None:
+        super().__init__(reader, table, limit)
+        self._values = _limit(reader.size)
+        self._format = format
+        self._heads: dict[str, ArrayHead] = {}
+
+    @property
+    def format(self) -> str:
+        """`msgpack` or `jsonl`. Until something has been fetched this takes its time, and has the errors of `fetch`."""
+        if self._format == "auto":
+            self._format = sniff(bytes(super().fetch(0, SNIFFED)))
+        return self._format
+
+    def fetch(self, start: int, end: int) -> Buffer:
+        if self._format == "auto":
+            _ = self.format  # now, because `decode` is called on the event loop
+        return super().fetch(start, end)
+
+    def decode(self, record: Buffer) -> Tree:
+        return _decode(record, self.format, self._values, self._heads)
+
+
+def _decode(record: Buffer, format: str, limit: int, heads: dict[str, ArrayHead]) -> Tree:
+    if format == "jsonl":
+        return parse_line(bytes(record), 0)
+    tree = quick_record(record)
+    return Walker(record, limit, heads).read(0)[0] if tree is None else tree
+
+
+def _raw_size(reader: LocalReader, codec: str) -> int:
+    """A hint of the raw bytes in an opened file."""
+    tail = reader.tail(compression.HINT_TAIL[codec])
+    return compression.raw_size_hint(codec, reader.size, reader.read_at(0, min(18, reader.size)), tail)
 
 
 def _limit(stored: int) -> int:
@@ -271,6 +315,29 @@ def _limit(stored: int) -> int:
 def _line_cost(length: int) -> int:
     """What a line of JSON counts as: a value per four bytes, and the sample."""
     return length // 4 + config.JSON_LINES * (1 + config.SAMPLE_TOKENS)
+
+
+def _pieces(raw: Buffer) -> Iterator[bytes]:
+    """Copies to look for single bytes in, which a mapping does a byte at a time."""
+    return (bytes(raw[at : at + config.COPY_SLICE]) for at in range(0, len(raw), config.COPY_SLICE))
+
+
+def _line_ends(raw: Buffer) -> Iterator[tuple[int, int]]:
+    """Where each line begins, and where it ends behind its newline."""
+    at = base = 0
+    for piece in _pieces(raw):
+        found = piece.find(b"\n")
+        while found >= 0:
+            yield at, base + found + 1
+            at = base + found + 1
+            found = piece.find(b"\n", found + 1)
+        base += len(piece)
+    if at < base:
+        yield at, base
+
+
+SNIFFED = config.TOKEN_FLOOR + 2
+"""Raw bytes at a shard's beginning that decide its format; `sniff` says the same of them as of all."""
 
 
 def sniff(raw: bytes | bytearray) -> str:
@@ -296,146 +363,17 @@ def _is_json(raw: bytes | bytearray) -> bool:
     return True
 
 
-def _plain_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs) or ("data" in made and "type" in made and "shape" in made):
-        raise ValueError("not a plain object")
-    return made
-
-
-_plain_decoder = json.JSONDecoder(object_pairs_hook=_plain_object)
-"""Made once, where json.loads with a hook would make one for each line: a fifth of the time for a small line."""
-
-
-def _plain_line(line: bytes) -> Tree:
-    try:
-        text = line.decode("utf-8")
-        tree, end = _plain_decoder.raw_decode(text)
-    except ValueError:
-        return None
-    return None if text[end:].strip(" \t\r\n") else tree
-
-
-def _parse_line(line: bytes, at: int) -> Tree:
-    if b'"shape"' not in line and line.count(b"[") + line.count(b"{") <= config.NESTING:
-        # with so few brackets nothing is nested too deeply; what fails here is an array after all, or damage
-        tree = _plain_line(line)
-        if tree is not None:
-            return tree
-    try:
-        tree = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _json_object(pairs, at, len(line)))
-    except RecursionError as error:
-        raise DamagedShardError("nested too deeply", at) from error
-    except ValueError as error:
-        raise DamagedShardError(f"a line that is not JSON ({error})", at) from error
-    if line.count(b"[") + line.count(b"{") > config.NESTING and _deeper(tree, config.NESTING):
-        raise DamagedShardError(f"nested deeper than {config.NESTING} levels", at)
-    return tree
-
-
-def _deeper(tree: Tree, levels: int) -> bool:
-    """True if lists and dicts are nested in more levels than so many."""
-    if type(tree) is dict:
-        tree = tree.values()
-    elif type(tree) is not list:
-        return False
-    return levels == 0 or any(_deeper(item, levels - 1) for item in tree if type(item) is list or type(item) is dict)
-
-
-def _json_object(pairs: list[tuple[str, Any]], at: int, length: int) -> Any:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise DamagedShardError("a field stands twice in one object", at)
-    if "data" in made and "type" in made and "shape" in made:
-        array = _json_array(made, length)
-        return made if array is None else array
-    return made
-
-
-def _json_array(made: dict[str, Any], length: int) -> np.ndarray[Any, Any] | None:
-    """The array that squirrel-core decodes any object with `data`, `type` and `shape` to; None for a look-alike.
-
-    `length` is that of the line: a type like `<U1000000000` must not make one byte into gigabytes.
-    """
-    if not isinstance(made["type"], str) or not isinstance(made["shape"], list):
-        return None
-    try:
-        dtype = values.safe_dtype(made["type"])
-        # numpy takes the memory before it compares: for what the lists hold, not for what `shape` says
-        if _leaves(made["data"]) * dtype.itemsize > config.JSON_ARRAY_FLOOR + 16 * length:
-            return None
-        array = np.array(made["data"], dtype=dtype)
-        return array.reshape(values.checked_shape(made["shape"], dtype, array.nbytes))
-    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError):
-        return None
-
-
-def _leaves(data: Any) -> int:
-    """Elements of the array that nested lists make, if they make one: numpy refuses lists of different lengths."""
-    count = 1
-    while isinstance(data, list):
-        count *= len(data)
-        data = data[0] if data else None
-    return count
-
-
 def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
     """What a sample counts as. BadSettingError for one that would be written and then be refused when it is read."""
     try:
         if jsonl:
-            _parse_line(record, 0)
+            parse_line(record, 0)
             return _line_cost(len(record))
         walker = Walker(memoryview(record), 1 << 62)
         walker.read(0)
         return (1 << 62) - walker.left
     except DamagedShardError as error:
         raise BadSettingError(f"sample {number} could not be read again: {error.reason}") from error
-
-
-def _msgpack_record(sample: Any, number: int) -> bytes:
-    try:
-        packed = msgpack.packb(sample, use_bin_type=True, default=_numpy_map)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as msgpack: {error}") from error
-    assert isinstance(packed, bytes)
-    return packed
-
-
-def _numpy_map(value: Any) -> Any:
-    """Arrays, numpy scalars and complex numbers as the maps that squirrel-core reads back (msgpack-numpy's form)."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError("an array of Python objects, which only a pickle could hold")
-        structured = value.dtype.kind == "V"
-        return {
-            b"nd": True,
-            b"type": value.dtype.descr if structured else value.dtype.str,
-            b"kind": b"V" if structured else b"",
-            b"shape": value.shape,
-            b"data": value.tobytes("C"),
-        }
-    if isinstance(value, np.bool_ | np.number):
-        return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
-    if isinstance(value, complex):
-        return {b"complex": True, b"data": repr(value)}
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _jsonl_line(sample: Any, number: int) -> bytes:
-    try:
-        return json.dumps(sample, default=_json_numpy).encode("ascii") + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as JSON: {error}") from error
-
-
-def _json_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUmM":
-        return {"data": value.tolist(), "type": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, np.floating):
-        return float(value)
-    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 __all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "random_key", "sniff"]

@@ -35,6 +35,7 @@ from shardfs.errors import (
 )
 from shardfs.model import Entry, Key, Version
 from shardfs.storage.local import Listed, LocalStorage
+from shardfs.values import Buffer
 
 INDEX = "index.json"
 INDEX_MAX = 256 << 20
@@ -51,7 +52,7 @@ HASHES = (
 
 
 class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: Buffer, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
@@ -172,7 +173,7 @@ class StreamingDriver:
             if reader.size != info.size:
                 raise DamagedShardError(f"{info.name} has {reader.size} bytes, its index says {info.size}")
             observe = chosen[1].update if chosen else None
-            raw = compression.decompress(codec, reader, reader.size, bounded, observe)
+            raw = compression.decompress(codec, reader, reader.size, bounded, observe, expected=expected)
         if chosen and chosen[1].hexdigest() != info.hashes[chosen[0]].lower():
             raise DamagedShardError(f"{info.name} is not the file that its index has the {chosen[0]} hash of")
         if len(raw) != expected:

@@ -163,7 +163,7 @@ class LocalReader:
             return None
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
-                raise StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO) from error
+                raise self._failed(error) from error
             self._tells = False
             return None
         if got < count:
@@ -181,11 +181,25 @@ class LocalReader:
         count = min(count, self.size)
         return self._pread(count, self.size - count)
 
+    def readinto(self, view: memoryview) -> int:
+        """Fills the beginning of `view` with the next bytes, as `read`, and returns how many; 0 at the end."""
+        try:
+            count = os.preadv(self._descriptor, [view], self._position)
+        except OSError as error:
+            raise self._failed(error) from error
+        self._position += count
+        if len(view) and not count and self._changed(os.fstat(self._descriptor)):
+            raise StaleShardError(f"{self._name} was changed while it was read")
+        return count
+
     def _pread(self, count: int, offset: int) -> bytes:
         try:
             return os.pread(self._descriptor, count, offset)
         except OSError as error:
-            raise StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> StorageError:
+        return StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO)
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from shardfs import config, index, light_json, msgpack_spans, shapes, values
-from shardfs.drivers import squirrel
+from shardfs.drivers import squirrel_records
 from shardfs.drivers.base import Shard
 from shardfs.drivers.mds import MdsShard, columns
-from shardfs.drivers.squirrel import SquirrelShard, _msgpack_record
+from shardfs.drivers.squirrel import SquirrelShard
+from shardfs.drivers.squirrel_records import msgpack_record
 from shardfs.errors import DamagedShardError
 from shardfs.msgpack_spans import Walker
 from tests.property.test_round_trip_property import arrays, hostile_names, samples
@@ -44,7 +45,7 @@ def full_way(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Walker, "_fields", lambda *_: None)
     patch.setattr(Walker, "_inner", lambda walker, _, at: walker._value(at, 1))
     patch.setattr(msgpack_spans, "_is_flat", lambda *_: False)
-    patch.setattr(squirrel, "_plain_line", lambda _: None)
+    patch.setattr(squirrel_records, "_plain_line", lambda _: None)
     patch.setattr(light_json, "_encode", light_json._encoder.encode)
     patch.setattr(config, "LONG_TEXT", 1 << 60)
     patch.setattr(
@@ -131,7 +132,7 @@ def packed(written: list[Any]) -> bytes:
     records = []
     for sample in written:
         try:
-            records.append(_msgpack_record(sample, 0))
+            records.append(msgpack_record(sample, 0))
         except ValueError:
             continue
     return b"".join(records)

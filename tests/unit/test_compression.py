@@ -222,6 +222,52 @@ def test_the_beginning_of_what_seems_a_bomb_is_shown_once(codec: str, monkeypatc
     assert 0 < used <= 10_000
 
 
+# --- what is expected -------------------------------------------------------------------------------------------
+
+LARGE = NOISE * 400 + bytes(300_000) + NOISE * 400
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd", None])
+@pytest.mark.parametrize("expected", [0, 1, len(LARGE) - 1, len(LARGE), len(LARGE) + 1, 50 * config.MIB, 1 << 62])
+def test_whatever_is_expected_the_bytes_and_what_is_told_are_the_same(
+    codec: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "MAPPED_RAW", 3 * config.MIB)
+    stored = {"gz": gz(LARGE, 1), "zstd": zstd(LARGE, level=1), None: LARGE}[codec]
+    sizes: list[int] = []
+    pieces: list[bytes] = []
+    raw = compression.decompress(
+        codec,
+        io.BytesIO(stored),
+        len(stored),
+        sizes.append,
+        lambda piece: pieces.append(bytes(piece)),
+        expected=expected,
+    )
+    assert memoryview(raw) == LARGE
+    assert b"".join(pieces) == stored
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == len(LARGE)
+    for cut in (1, 4, 100):
+        if codec is not None:
+            with pytest.raises(DamagedShardError):
+                decompressed(codec, stored[:-cut], expected=expected)
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd", None])
+def test_a_bomb_ends_at_the_limit_also_where_it_was_expected(
+    codec: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "MAPPED_RAW", config.MIB)
+    monkeypatch.setattr(config, "BOMB_FLOOR", 2 * config.MIB)
+    zeros = bytes(20 * config.MIB)
+    stored = {"gz": gz(zeros), "zstd": zstd(zeros), None: zeros}[codec]
+    seen: list[int] = []
+    with pytest.raises(DamagedShardError, match="bomb"):
+        compression.decompress(codec, io.BytesIO(stored), 100, seen.append, expected=1 << 40)
+    assert seen[-1] <= 2 * config.MIB
+
+
 # --- sizes and writing ------------------------------------------------------------------------------------------
 
 
