@@ -98,8 +98,16 @@ SMALL_SHARE = 16
 GROW_STEP = 8 * MIB
 """A load that outgrows its estimate asks for room again after each further piece of this size."""
 
-WORKERS_IO = 16
-"""Threads that may wait for storage at once."""
+WORKERS_LENT = 64
+"""Loads at once, of small and of large shards each, when all that go before wait for storage. A load that waits lends its
+place: two shards on a disk that hangs must not stop the first read of every other key."""
+
+LEND_AFTER = 0.05
+LEND_SHARE = 10
+"""A load waits if its thread had the CPU for less than one part in LEND_SHARE of the last LEND_AFTER seconds."""
+
+WORKERS_IO = 64
+"""Threads that may wait for storage at once: they cost nothing but a stack, and what comes behind the last one waits."""
 
 MAX_TASKS = 1024
 """FUSE requests that may wait at once: with few tasks, a dozen blocked readers stop `ls` of other keys."""

@@ -28,7 +28,7 @@ class SlowDirectory(pyfuse3.Operations):
         self._source = source
         self._hold = control / "hold"
         self._fail = control / "fail"
-        self._log = open(control / "log", "a", buffering=1)
+        self._log = open(control / "log", "a", buffering=1)  # noqa: SIM115  (as long as the process)
         self._names: dict[int, str] = {}
         self._opened: dict[int, str] = {}
 
