@@ -27,6 +27,7 @@ from shardfs.daemon import MissingSystemError
 from shardfs.errors import MountError
 from shardfs.fuse import Operations
 from shardfs.indexing import open_database
+from shardfs.kernel_limits import raise_limits
 from shardfs.notices import Notices
 from shardfs.store import Store, local_path
 from shardfs.vfs import Vfs, build_vfs
@@ -236,7 +237,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
 
                     nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, terminate)
                     ready()
-                    threading.Thread(target=raise_read_ahead, args=(path,), name="read-ahead", daemon=True).start()
+                    threading.Thread(target=raise_limits, args=(path,), name="limits", daemon=True).start()
                     try:
                         await pyfuse3.main(MIN_TASKS, config.MAX_TASKS)
                     except BaseException:
@@ -264,16 +265,6 @@ async def _end_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope,
 def prefills() -> bool:
     """SHARDFS_NO_PREFILL=1 in the environment turns prefilling off, for comparing."""
     return os.environ.get("SHARDFS_NO_PREFILL") != "1"
-
-
-def raise_read_ahead(path: str) -> None:
-    """Let the kernel ask for more at a time, where this process may say so. In a thread: it asks the mount."""
-    with contextlib.suppress(OSError):
-        os.statvfs(path)  # the kernel sets its own figure with the first answer
-        mounted = daemon.mounted_at(path)
-        if mounted is not None:
-            with open(f"/sys/class/bdi/{mounted.device}/read_ahead_kb", "w") as file:
-                file.write(str(config.READ_AHEAD_KB))
 
 
 @contextlib.contextmanager

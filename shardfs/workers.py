@@ -1,7 +1,7 @@
 """The one door from the event loop to threads. Knows nothing of what runs in them.
 
 Loads of small and of large shards have separate places, so that a key of a megabyte never queues behind one of half a
-gigabyte. A load that only waits (for a store that is slow) lends its place to the next, so that no key queues behind it.
+gigabyte. A load that only waits (for a store that is slow) lends its place to the next, so that none queues behind it.
 """
 
 from __future__ import annotations

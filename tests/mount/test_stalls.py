@@ -36,25 +36,28 @@ PROMPT = 3.0
 """Seconds in which whatever waits for nothing is answered, on a machine that is busy with other things as well."""
 
 SAMPLES = 20
+SIZE, LARGE = 5_000, 300_000
+"""Of files: small ones fit into one READ, large ones are read ahead by the kernel, which has a limit for such READs."""
+
 CLAIM = 18
 """READs of no more than this many bytes ask for the raw size; larger ones load the shard."""
 
 
-def content(key: str, number: int) -> bytes:
-    return random.Random(f"{key} {number}").randbytes(5_000)
+def content(key: str, number: int, size: int = SIZE) -> bytes:
+    return random.Random(f"{key} {number}").randbytes(size)
 
 
-def write(folder: Path, *keys: str) -> None:
-    """A shard each, put in place at once."""
+def write(folder: Path, *keys: str, size: int = SIZE) -> None:
+    """A shard each, put in place at once; `size` is that of a file in it."""
     for key in keys:
-        packed = b"".join(msgpack.packb({"x": content(key, number)}) for number in range(SAMPLES))
+        packed = b"".join(msgpack.packb({"x": content(key, number, size)}) for number in range(SAMPLES))
         (folder / "new").write_bytes(gzip.compress(packed, 1))
         (folder / "new").rename(folder / f"{key}.gz")
 
 
-def read(mount: Path, key: str, number: int = 7) -> bool:
+def read(mount: Path, key: str, number: int = 7, size: int = SIZE) -> bool:
     """True if a file has the right bytes; OSError as it comes."""
-    return (mount / key / f"{number:06d}.x.bin").read_bytes() == content(key, number)
+    return (mount / key / f"{number:06d}.x.bin").read_bytes() == content(key, number, size)
 
 
 def error_of(work: Callable[..., Any], *arguments: Any) -> int | None:
@@ -137,10 +140,30 @@ def test_a_slow_shard_that_is_known_lists_and_stats_at_once(slow_store: SlowStor
         asked = slow_store.asked("slow.gz")
         wait_for(lambda: slow_store.asked("slow.gz") > asked or waiting.done())
         assert len(promptly(os.listdir, mount / "slow")) == SAMPLES
-        assert promptly(os.stat, mount / "slow/000009.x.bin").st_size == 5_000
+        assert promptly(os.stat, mount / "slow/000009.x.bin").st_size == SIZE
         assert not waiting.done()
         slow_store.go_on("slow.gz")
         assert waiting.result(PROMPT)
+
+
+def test_reads_of_a_loaded_key_are_not_held_up_by_a_dozen_that_wait(slow_store: SlowStore, mounted: Mounted) -> None:
+    """The kernel lets 12 READs through the page cache wait for a whole mount, and then sends no other, also when those
+    who waited were killed. The limit is raised when a mount begins."""
+    write(slow_store.source, "other", "slow", size=LARGE)
+    with mounted(slow_store.path, "--no-index", "--memory", "1") as mount, contextlib.ExitStack() as stack:
+        assert read(mount, "slow", 0, LARGE)
+        assert read(mount, "other", 0, LARGE)  # takes its place
+        slow_store.hold("slow.gz")
+        files = [mount / f"slow/{number:06d}.x.bin" for number in range(1, 17)]
+        readers = [stack.enter_context(reader_of(file)) for file in files]
+        assert promptly(read, mount, "other", 1, LARGE)
+        for reader in readers[1:]:
+            reader.kill()
+            reader.wait(PROMPT)
+        assert promptly(read, mount, "other", 2, LARGE)
+        slow_store.go_on("slow.gz")
+        assert readers[0].wait(PROMPT) == 0
+        assert all(promptly(read, mount, "slow", number, LARGE) for number in range(SAMPLES))
 
 
 def test_a_store_that_goes_away_and_comes_back(slow_store: SlowStore, mounted: Mounted, tmp_path: Path) -> None:
@@ -259,11 +282,11 @@ def threads_and_descriptors(pid: int) -> tuple[int, int]:
 
 def test_killed_readers_leave_nothing_and_take_nothing_from_the_others(slow_store: SlowStore, mounted: Mounted) -> None:
     """Killed in a READ: they are gone at once, the load goes on for who is left, and nothing adds up."""
-    write(slow_store.source, "other", "slow")
+    write(slow_store.source, "other", "slow", size=LARGE)
     size = (slow_store.source / "slow.gz").stat().st_size
     with mounted(slow_store.path, "--no-index", "--memory", "1") as mount:
-        assert read(mount, "slow", 0)
-        assert read(mount, "other")  # takes its place: the names are known, the bytes are not
+        assert read(mount, "slow", 0, LARGE)
+        assert read(mount, "other", 0, LARGE)  # takes its place: the names are known, the bytes are not
         pid, before = serving_pid(mount), slow_store.bytes_asked("slow.gz")
         slow_store.hold("slow.gz")
         with reader_of(mount / "slow/000001.x.bin") as staying:
@@ -275,11 +298,11 @@ def test_killed_readers_leave_nothing_and_take_nothing_from_the_others(slow_stor
             now = threads_and_descriptors(pid)
             assert now[0] <= threads + config.WORKERS_IO, "threads add up"
             assert now[1] <= descriptors + 2, "descriptors add up"
-            assert promptly(read, mount, "other", 3)
+            assert promptly(read, mount, "other", 3, LARGE)
             assert staying.poll() is None
             slow_store.go_on("slow.gz")
             assert staying.wait(PROMPT) == 0
-        assert all(promptly(read, mount, "slow", number) for number in range(SAMPLES))
+        assert all(promptly(read, mount, "slow", number, LARGE) for number in range(SAMPLES))
         assert slow_store.bytes_asked("slow.gz") - before < 1.5 * size, "it was loaded once"
         wait_for(lambda: threads_and_descriptors(pid)[1] <= descriptors)
 
