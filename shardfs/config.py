@@ -108,7 +108,7 @@ LEND_SHARE = 10
 computes gets more of it on any machine that is not hopelessly busy."""
 
 WORKERS_IO = 64
-"""Threads that may wait for storage at once: they cost nothing but a stack, and what comes behind the last one waits."""
+"""Threads that may wait for storage at once: they cost nothing but a stack, and who comes behind the last waits."""
 
 MAX_TASKS = 1024
 """FUSE requests that may wait at once: with few tasks, a dozen blocked readers stop `ls` of other keys."""

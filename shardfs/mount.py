@@ -215,6 +215,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         descriptor = init(Operations(vfs), path, options)
+        device = _device(path)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
@@ -226,7 +227,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
             vfs.loaded = notices.loaded
         unmount = True
         try:
-            with daemon.recorded(path, source_name(url)), _hanging_ends(path) as ending, notices.running():
+            with daemon.recorded(path, source_name(url)), _hanging_ends(path, device) as ending, notices.running():
                 async with vfs.running(), trio.open_nursery() as nursery:
 
                     def terminate() -> None:
@@ -248,8 +249,17 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
                     ending()
                     nursery.cancel_scope.cancel()
         finally:
-            pyfuse3.close(unmount=unmount)
+            # once it was detached, another may be mounted there, and libfuse would unmount that
+            pyfuse3.close(unmount=unmount and _device(path) == device)
+    if _device(path) == device is not None:
+        raise MountError(f"the kernel's connection of {path} was aborted; take the mount away: shardfs umount {path}")
     log.info("unmounted %s", path)
+
+
+def _device(path: str) -> str | None:
+    """The device of what is mounted at `path`: no two mounts have the same at a time."""
+    mounted = daemon.mounted_at(path)
+    return None if mounted is None else mounted.device
 
 
 async def _end_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope, terminate: Callable[[], None]) -> None:
@@ -268,7 +278,7 @@ def prefills() -> bool:
 
 
 @contextlib.contextmanager
-def _hanging_ends(path: str) -> Iterator[Callable[[], None]]:
+def _hanging_ends(path: str, device: str | None) -> Iterator[Callable[[], None]]:
     """Bounds the end: from the call of what this gives, the block may take END_SECONDS before the process is ended.
 
     Threads cannot be cancelled, and one may hang in a dead network mount for ever.
@@ -277,8 +287,7 @@ def _hanging_ends(path: str) -> Iterator[Callable[[], None]]:
     def give_up() -> None:
         log.error("a request to the store still hangs %.0f s after the end was asked for: giving it up", END_SECONDS)
         with contextlib.suppress(MountError):
-            mounted = daemon.mounted_at(path)
-            if mounted is not None and mounted.fstype == daemon.FSTYPE:
+            if _device(path) == device is not None:
                 daemon.unmount(path, lazy=True)
         logging.shutdown()
         os._exit(1)
