@@ -217,6 +217,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
         descriptor = init(Operations(vfs), path, options)
         device = _device(path)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
+        log.debug("request loop: %s", "stock" if loop is None else "ours")
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
             lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),

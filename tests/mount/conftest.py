@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -195,10 +196,15 @@ def slow_store(tmp_path: Path) -> Iterator[SlowStore]:
         folder.mkdir(parents=True)
     with mount_point(made=True) as path:
         store = SlowStore(source, path, control)
+        # whoever waits for it in a system call hears of no time limit: the end of the store frees them all
+        limit = threading.Timer(SECONDS - 10, store.kill)
+        limit.daemon = True
+        limit.start()
         try:
             store.serve()
             yield store
         finally:
+            limit.cancel()
             store.kill()
 
 
