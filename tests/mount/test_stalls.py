@@ -146,6 +146,13 @@ def test_a_slow_shard_that_is_known_lists_and_stats_at_once(slow_store: SlowStor
         assert waiting.result(PROMPT)
 
 
+needs_fusectl = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.path.exists("/sys/fs/fuse/connections"),
+    reason="the kernel's limit cannot be raised here: fusectl is not mounted, and only root reaches it all the same",
+)
+
+
+@needs_fusectl
 def test_reads_of_a_loaded_key_are_not_held_up_by_a_dozen_that_wait(slow_store: SlowStore, mounted: Mounted) -> None:
     """The kernel lets 12 READs through the page cache wait for a whole mount, and then sends no other, also when those
     who waited were killed. The limit is raised when a mount begins."""
@@ -280,6 +287,7 @@ def threads_and_descriptors(pid: int) -> tuple[int, int]:
     return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
 
 
+@needs_fusectl
 def test_killed_readers_leave_nothing_and_take_nothing_from_the_others(slow_store: SlowStore, mounted: Mounted) -> None:
     """Killed in a READ: they are gone at once, the load goes on for who is left, and nothing adds up."""
     write(slow_store.source, "other", "slow", size=LARGE)
