@@ -13,6 +13,23 @@ COPY_SLICE = MIB
 READ_SLICE = MIB
 """Stored bytes are fetched from a local file in pieces of this size."""
 
+SCRATCH_FLOOR = 16 * 1024
+SCRATCH = MIB
+SCRATCHES = 4
+"""Reads from the page cache between these sizes go into buffers that are kept, this many at most: one is in use at a
+time, and the kernel asks for READ_AHEAD_KB at most."""
+
+ADVISE_STEP = MIB
+"""The kernel reads about this much for one piece of advice, whatever it was asked for."""
+
+ADVISE_AFTER = 8
+ADVISE_LIMIT = 128 * MIB
+"""After so many pieces of a shard of at most this size that had to be waited for, all of it is read ahead: it is being
+used as a whole."""
+
+READERS = 256
+"""Shards that may be open for reading parts of them: each holds a descriptor."""
+
 BOMB_FLOOR = 128 * MIB
 """Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds. A damaged shard
 may take 256 MiB in all; the other half is for what is made of the raw bytes before the damage shows."""
@@ -191,6 +208,16 @@ NOTICES = 10_000
 
 PREFILL_FILE = 32 * 1024
 """Files up to this size are given to the kernel when their shard is loaded: above it, a READ costs no more."""
+
+CANARY_FILES = 32
+"""A listing of at least so many files holds one back, by which to see whether who lists wants attributes."""
+
+LISTERS = 256
+"""Processes whose last listing is remembered."""
+
+GIFT = 128 * 1024
+"""Files up to this size are given to the kernel when they are first opened, if they are at hand: above it the request
+that this saves is nothing beside the copying."""
 
 PREFILL_KNOWN = 16
 """Names of a key that the kernel must know before its files are given to it: a lone reader has no use for the rest."""

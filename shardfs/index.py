@@ -111,8 +111,8 @@ class ShardTable:
         self._offset = columns["offset"].data
         self._length = columns["length"].data
         self._number = b"%%0%dd" % digits
-        self._prefix_sizes = np.diff(prefixes.starts)
-        self._prefix_size = self._prefix_sizes.data
+        self.prefix_sizes = np.diff(prefixes.starts)
+        self._prefix_size = self.prefix_sizes.data
         self._by_stem = None if stems is None else sorted_numbers(stems).data
         self.notes = notes
         self.samples = len(self._record_start)
@@ -142,7 +142,7 @@ class ShardTable:
 
     def total_size(self) -> int:
         """Size of all files together in bytes."""
-        return int(self.columns["length"].sum()) + int(self._prefix_sizes[self.columns["prefix"]].sum())
+        return int(self.columns["length"].sum()) + int(self.prefix_sizes[self.columns["prefix"]].sum())
 
     def listing(self, start: int) -> Iterator[tuple[bytes, int, int]]:
         """(name, size, number) of each file from number `start` on."""
@@ -152,7 +152,7 @@ class ShardTable:
             numbers = range(first, last)
             columns = self.columns
             samples = np.searchsorted(columns["file_start"], np.arange(first, last), "right") - 1
-            sizes = columns["length"][first:last] + self._prefix_sizes[columns["prefix"][first:last]]
+            sizes = columns["length"][first:last] + self.prefix_sizes[columns["prefix"][first:last]]
             before, stem = -1, b""
             for sample, suffix, size, file in zip(
                 samples.tolist(), self._suffix[first:last].tolist(), sizes.tolist(), numbers, strict=True

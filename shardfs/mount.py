@@ -100,6 +100,7 @@ def tune() -> None:
     # Nothing here makes cycles by the thousand, and a listing of a million files makes objects by the million: the
     # collector would take a tenth of its time.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 50, 100)
     with contextlib.suppress(AttributeError, OSError):  # musl has no mallopt
         libc = ctypes.CDLL(None)
@@ -214,7 +215,7 @@ def _percent(character: str) -> str:
 async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callable[[], None]) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        descriptor = init(Operations(vfs), path, options)
+        descriptor = init(Operations(vfs, prefills()), path, options)
         device = _device(path)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
         log.debug("request loop: %s", "stock" if loop is None else "ours")

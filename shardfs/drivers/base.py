@@ -52,6 +52,9 @@ class ShardReader(Protocol):
     def decode(self, record: Buffer) -> Tree:
         """The value tree of one whole record; its positions count from the record's beginning."""
 
+    def expect(self) -> None:
+        """Told that the shard may be wanted soon. In a worker; returns before anything is there."""
+
 
 class Shard(ShardReader, Protocol):
     """A fetched and decompressed shard: one buffer of raw bytes and the rules to read it. Immutable."""
@@ -96,6 +99,9 @@ class InMemory:
 
     def fetch(self, start: int, end: int) -> Buffer:
         return self.raw[start:end]
+
+    def expect(self) -> None:
+        """It is there."""
 
 
 class Driver(Protocol):

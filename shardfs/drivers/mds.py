@@ -239,6 +239,10 @@ class Columns:
             at += length
         return tree
 
+    def decode(self, record: Buffer) -> Tree:
+        """The tree of one whole record."""
+        return self.split(record, 0, len(record))
+
 
 @lru_cache(maxsize=256)  # the shards of a split nearly always share one
 def columns(names: tuple[str, ...], encodings: tuple[str, ...], sizes: tuple[int | None, ...]) -> Columns:
@@ -301,7 +305,7 @@ class MdsShard(InMemory):
         return self.columns.split(self.raw, start, end)
 
     def decode(self, record: Buffer) -> Tree:
-        return self.columns.split(record, 0, len(record))
+        return self.columns.decode(record)
 
     def sample(self, tree: Tree) -> Any:
         """A dict of columns as the library gives it, but jpeg and png files stay bytes, and pickles are not run."""

@@ -13,6 +13,8 @@ import hashlib
 import os
 import secrets
 import stat
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,6 +81,33 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+class _Idle(threading.local):
+    """A thread's buffers for reads above SCRATCH_FLOOR, used again and again: fresh memory of that size costs as much
+    as the read."""
+
+    def __init__(self) -> None:
+        self.buffers: list[bytearray] = []
+
+
+_idle = _Idle()
+_UNUSED = 3
+"""References to a buffer without a view on it: the list's, the loop's and the call's own."""
+
+
+def _scratch(count: int) -> memoryview:
+    """Memory that nobody else looks at, for as long as a view on it lives."""
+    if count <= config.SCRATCH_FLOOR or count > config.SCRATCH:
+        return memoryview(bytearray(count))
+    buffers = _idle.buffers
+    for buffer in buffers:
+        if sys.getrefcount(buffer) == _UNUSED:
+            return memoryview(buffer)[:count]
+    buffer = bytearray(config.SCRATCH)
+    if len(buffers) < config.SCRATCHES:
+        buffers.append(buffer)
+    return memoryview(buffer)[:count]
+
+
 class LocalReader:
     """A regular file held open. Reads with pread: a mapping would die by SIGBUS when somebody truncates the file.
 
@@ -92,6 +121,7 @@ class LocalReader:
         self._position = 0
         self._status = status
         self.size = status.st_size
+        self._tells = True
 
     def read(self, count: int) -> bytes:
         data = self._pread(count, self._position)
@@ -107,6 +137,46 @@ class LocalReader:
         # one that was replaced meanwhile has another ctime because it lost its name, and is still whole
         return now.st_nlink > 0 and now.st_ctime_ns != before.st_ctime_ns
 
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Exactly `count` bytes from `offset`, whatever was read before. For any number of threads at once.
+
+        StaleShardError where the file was written to since it was opened, StorageError.
+        """
+        data = self._pread(count, offset)
+        while len(data) < count:
+            more = self._pread(count - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        if self._changed(os.fstat(self._descriptor)) or len(data) < count:
+            raise StaleShardError(f"{self._name} was changed while it was read")
+        return data
+
+    def cached_at(self, offset: int, count: int) -> memoryview | None:
+        """The same where all of it is in the page cache; None where it is not, or the file system cannot tell."""
+        if not self._tells:
+            return None
+        buffer = _scratch(count)
+        try:
+            got = os.preadv(self._descriptor, [buffer], offset, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO) from error
+            self._tells = False
+            return None
+        if got < count:
+            return None
+        if self._changed(os.fstat(self._descriptor)):
+            raise StaleShardError(f"{self._name} was changed while it was read")
+        return buffer
+
+    def advise(self) -> None:
+        """Have the kernel read the whole file into the page cache; returns before it is there."""
+        for offset in range(0, self.size, config.ADVISE_STEP):
+            os.posix_fadvise(self._descriptor, offset, config.ADVISE_STEP, os.POSIX_FADV_WILLNEED)
+
     def tail(self, count: int) -> bytes:
         count = min(count, self.size)
         return self._pread(count, self.size - count)
@@ -121,6 +191,9 @@ class LocalReader:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> LocalReader:
         return self
