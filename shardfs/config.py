@@ -166,8 +166,17 @@ SMALL_SHARE = 16
 GROW_STEP = 8 * MIB
 """A load that outgrows its estimate asks for room again after each further piece of this size."""
 
-WORKERS_IO = 16
-"""Threads that may wait for storage at once."""
+WORKERS_LENT = 64
+"""Loads at once, of small and of large shards each, when all that go before wait for storage. A load that waits lends
+its place: two shards on a disk that hangs must not stop the first read of every other key."""
+
+LEND_AFTER = 0.05
+LEND_SHARE = 10
+"""A load waits if its thread had the CPU for less than one part in LEND_SHARE of the last LEND_AFTER seconds: one that
+computes gets more of it on any machine that is not hopelessly busy."""
+
+WORKERS_IO = 64
+"""Threads that may wait for storage at once: they cost nothing but a stack, and who comes behind the last waits."""
 
 MAX_TASKS = 1024
 """FUSE requests that may wait at once: with few tasks, a dozen blocked readers stop `ls` of other keys."""
@@ -275,6 +284,11 @@ PREFILL_SPARE = 256 * MIB
 
 NOTICE_WAIT = 1.0
 """Seconds to wait at the end for the thread that tells it."""
+
+BACKGROUND = 256
+"""Reads through the page cache that may wait at once. The kernel's own figure is 12 for a whole mount: with so many
+waiting for one slow shard, even those of loaded keys were not sent. On a machine of 1 GiB an ordinary user may set
+334."""
 
 READ_AHEAD_KB = 1024
 """The kernel asks for 128 KiB at a time unless told otherwise, which root may do; 1 MiB a request is a fifth faster."""
