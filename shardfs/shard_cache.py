@@ -95,6 +95,7 @@ class ShardCache:
         self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
         self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
         self._loads: dict[Identity, _Load] = {}
+        self._questions: dict[Identity, trio.Event] = {}
         self._told: OrderedDict[Identity, None] = OrderedDict()
         self._table_bytes = 0
         self._partial = 0
@@ -186,15 +187,31 @@ class ShardCache:
         return table if table is not None else (await self.shard(entry, indexed=False)).table
 
     async def _kept_table(self, database: IndexDb, entry: Entry) -> ShardTable | None:
-        """The table that the persistent index has."""
+        """The table that the persistent index has: asked once however many wait, as that may mean reading all that is
+        stored, and by the cache's own task, so that a reader who goes away does not take the answer from the others."""
         identity = (entry.key, entry.version)
-        if identity in self._loads or self._workers is None:
+        if identity in self._loads or self._nursery is None:
             return None
-        table = await self._workers.io(lambda: self._look_up(database, entry))
-        if table is not None:
-            self.counts.indexed += 1
-            self._keep_table(identity, table)
-        return table
+        question = self._questions.get(identity)
+        if question is None:
+            question = self._questions[identity] = trio.Event()
+            self._nursery.start_soon(self._ask, database, entry, question)
+        await question.wait()
+        return self.known_table(entry)
+
+    async def _ask(self, database: IndexDb, entry: Entry, question: trio.Event) -> None:
+        identity = (entry.key, entry.version)
+        assert self._workers is not None
+        try:
+            table = await self._workers.io(lambda: self._look_up(database, entry))
+            if table is not None:
+                self.counts.indexed += 1
+                self._keep_table(identity, table)
+        except Exception:  # a question that fails is a load, and no end of the mount
+            log.exception("asking the index for %s", entry.key)
+        finally:
+            del self._questions[identity]
+            question.set()
 
     def drop(self, entry: Entry) -> None:
         """Forget a shard that the store no longer has: its bytes, its table, what was rendered of it."""
@@ -305,6 +322,10 @@ class ShardCache:
     async def _load(self, load: _Load) -> Loaded:
         assert self._workers is not None
         workers, driver, entry = self._workers, self._driver, load.entry
+        question = self._questions.get((entry.key, entry.version))
+        if question is not None:
+            await question.wait()
+            load.indexed = False
         table, reader, estimate = await workers.io(lambda: self._look(load, self.known_table(entry)))
         if reader is not None and table is not None:
             self.counts.opened += 1

@@ -26,7 +26,7 @@ import pytest
 
 from shardfs import config, daemon
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import SlowStore
+from tests.mount.conftest import SlowStore, run
 
 Mounted = Callable[..., AbstractContextManager[Path]]
 
@@ -385,3 +385,24 @@ def test_interrupted_readers_go_on_waiting(slow_store: SlowStore, mounted: Mount
                 reader.kill()
                 reader.communicate()
         assert all(promptly(read, mount, "slow", number) for number in range(SAMPLES))
+
+
+def test_regression_a_published_index_is_asked_once_however_many_list_a_key(
+    slow_store: SlowStore, mounted: Mounted, tmp_path: Path
+) -> None:
+    """Its rows are believed for a hash of the whole shard, which each of 16 listings made for itself."""
+    write(slow_store.source, "k", size=LARGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "publisher"))
+        done = run("index", slow_store.path, "--export", tmp_path / "exported")
+        assert done.returncode == 0, done.stderr
+        (tmp_path / "exported").rename(slow_store.source / ".shardfs-index.sqlite")
+        before = slow_store.bytes_asked("k.gz")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "reader"))
+        with mounted(slow_store.path) as mount:
+            slow_store.hold("k.gz")
+            lists = [start(os.listdir, mount / "k") for _ in range(16)]
+            wait_for(lambda: slow_store.bytes_asked("k.gz") > before)
+            slow_store.go_on("k.gz")
+            assert [len(listing.result(PROMPT * 5)) for listing in lists] == [SAMPLES] * 16
+    assert slow_store.bytes_asked("k.gz") - before < 1.5 * (slow_store.source / "k.gz").stat().st_size
