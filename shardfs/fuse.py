@@ -17,9 +17,10 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from shardfs.attributes import Attributes, FileRun
 from shardfs.bulk_listing import Bulk
 from shardfs.errors import MissingKeyError, ShardfsError
-from shardfs.vfs import Attributes, FileRun, Vfs
+from shardfs.vfs import Vfs
 
 log = logging.getLogger("shardfs")
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shardfs import config, inodes
+from shardfs.gifts import take
 from shardfs.shard_cache import Loaded
 from shardfs.tree import KeyDirectory
 
@@ -94,8 +95,6 @@ class Notices:
         table, shard, unknown = loaded.table, loaded.shard, 0
         if memory_is_short(table.total_size()):
             return
-        if key.given is None:
-            key.given = bytearray(table.files)
         for file in range(table.files):
             run = table.slice_of(file)
             if run is None or run[2] > config.PREFILL_FILE:
@@ -108,8 +107,7 @@ class Notices:
             try:
                 self._store(inodes.file_inode(key.slot, file), data)
                 self.filled += 1
-                if key.given is not None:
-                    key.given[file] = 1
+                take(key, file, table.files)
             except OSError as error:
                 unknown += 1
                 if error.errno != errno.ENOENT or unknown > config.PREFILL_UNKNOWN + self.filled:

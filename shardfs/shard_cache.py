@@ -19,14 +19,13 @@ from shardfs.drivers.base import Driver, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
-from shardfs.model import Entry, Key, Version
+from shardfs.model import Entry, Key
 from shardfs.room import Claim, Room
+from shardfs.tables import Identity, Tables
 from shardfs.values import Buffer
 from shardfs.workers import Workers
 
 log = logging.getLogger("shardfs")
-
-Identity = tuple[Key, Version]
 
 
 @dataclass(slots=True)
@@ -67,8 +66,6 @@ class CacheCounts:
     loads: int = 0
     opened: int = 0
     """Shards that were opened for reading parts, in place of a load."""
-    indexed: int = 0
-    """Tables that came out of the persistent index."""
     failures: int = 0
     evictions: int = 0
 
@@ -87,17 +84,13 @@ class ShardCache:
 
     def __init__(self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None) -> None:
         self._driver = driver
-        self._database = database
         self._room = Room(budget, self._make_room)
         self._arrays = arrays
-        self._table_budget = max(config.TABLE_FLOOR, budget // config.TABLE_SHARE)
+        self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
         self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
-        self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
         self._loads: dict[Identity, _Load] = {}
-        self._questions: dict[Identity, trio.Event] = {}
         self._told: OrderedDict[Identity, None] = OrderedDict()
-        self._table_bytes = 0
         self._partial = 0
         self._workers: Workers | None = None
         self._nursery: trio.Nursery | None = None
@@ -125,10 +118,12 @@ class ShardCache:
             self._room.start()
             self._workers = Workers()
             self._nursery = nursery
+            self.tables.start(nursery, self._workers)
             try:
                 yield
             finally:
                 self._nursery = None
+                self.tables.end()
                 nursery.cancel_scope.cancel()
 
     def peek(self, entry: Entry) -> Loaded | None:
@@ -181,37 +176,9 @@ class ShardCache:
 
     async def table(self, entry: Entry) -> ShardTable:
         """What the shard holds; the shard itself is loaded only if that is not known. Errors as `shard`."""
-        table = self.known_table(entry)
-        if table is None and self._database is not None:
-            table = await self._kept_table(self._database, entry)
+        loading = (entry.key, entry.version) in self._loads
+        table = self.tables.known(entry) if loading else await self.tables.kept(entry)
         return table if table is not None else (await self.shard(entry, indexed=False)).table
-
-    async def _kept_table(self, database: IndexDb, entry: Entry) -> ShardTable | None:
-        """The table that the persistent index has: asked once however many wait, as that may mean reading all that is
-        stored, and by the cache's own task, so that a reader who goes away does not take the answer from the others."""
-        identity = (entry.key, entry.version)
-        if identity in self._loads or self._nursery is None:
-            return None
-        question = self._questions.get(identity)
-        if question is None:
-            question = self._questions[identity] = trio.Event()
-            self._nursery.start_soon(self._ask, database, entry, question)
-        await question.wait()
-        return self.known_table(entry)
-
-    async def _ask(self, database: IndexDb, entry: Entry, question: trio.Event) -> None:
-        identity = (entry.key, entry.version)
-        assert self._workers is not None
-        try:
-            table = await self._workers.io(lambda: self._look_up(database, entry))
-            if table is not None:
-                self.counts.indexed += 1
-                self._keep_table(identity, table)
-        except Exception:  # a question that fails is a load, and no end of the mount
-            log.exception("asking the index for %s", entry.key)
-        finally:
-            del self._questions[identity]
-            question.set()
 
     def drop(self, entry: Entry) -> None:
         """Forget a shard that the store no longer has: its bytes, its table, what was rendered of it."""
@@ -219,9 +186,7 @@ class ShardCache:
         self._ahead.discard(identity)
         if identity in self._shards:
             self._forget(identity)
-        table = self._tables.pop(identity, None)
-        if table is not None:
-            self._table_bytes -= table.nbytes
+        self.tables.drop(entry)
         for rendered in [name for name in self._rendered if name[0] == identity]:
             self._room.held -= len(self._rendered.pop(rendered))
 
@@ -230,14 +195,6 @@ class ShardCache:
         if self._workers is None:
             raise StorageError("the mount is being ended")
         return await self._workers.io(lambda: self._driver.entry(key))
-
-    def known_table(self, entry: Entry) -> ShardTable | None:
-        """What the shard holds, if that is known. Never waits."""
-        identity = (entry.key, entry.version)
-        table = self._tables.get(identity)
-        if table is not None:
-            self._tables.move_to_end(identity)
-        return table
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
@@ -311,7 +268,7 @@ class ShardCache:
             self._room.release(load.claim)
             del self._loads[identity]
             if load.loaded is not None:
-                self._keep(identity, load.loaded)
+                self._keep(load.entry, load.loaded)
             else:
                 self._ahead.discard(identity)
             self._room.signal()
@@ -322,11 +279,9 @@ class ShardCache:
     async def _load(self, load: _Load) -> Loaded:
         assert self._workers is not None
         workers, driver, entry = self._workers, self._driver, load.entry
-        question = self._questions.get((entry.key, entry.version))
-        if question is not None:
-            await question.wait()
+        if await self.tables.answered(entry):
             load.indexed = False
-        table, reader, estimate = await workers.io(lambda: self._look(load, self.known_table(entry)))
+        table, reader, estimate = await workers.io(lambda: self._look(load, self.tables.known(entry)))
         if reader is not None and table is not None:
             self.counts.opened += 1
             return Loaded(reader, table, partial=True)
@@ -352,16 +307,16 @@ class ShardCache:
             return Loaded(in_place, built, partial=True), True
 
         loaded, built = await workers.cpu(work, estimate)
-        if built and self._database is not None and self._nursery is not None:
-            self._nursery.start_soon(self._put, self._database, entry, loaded.table)
+        if built:
+            self.tables.publish(entry, loaded.table)
         return loaded
 
     def _look(self, load: _Load, table: ShardTable | None) -> tuple[ShardTable | None, ShardReader | None, int]:
         """In a worker: what is known of a shard's content, a reader if none of it need be loaded, and else the raw
         bytes that loading will hold."""
         entry = load.entry
-        if table is None and load.indexed and self._database is not None:
-            table = self._look_up(self._database, entry)
+        if table is None and load.indexed:
+            table = self.tables.looked_up(entry)
         reader = None if table is None else self._driver.open(entry, table.raw_bytes)
         if reader is None:
             return table, None, self._driver.estimate(entry)
@@ -369,41 +324,19 @@ class ShardCache:
             reader.expect()
         return table, reader, 0
 
-    async def _put(self, database: IndexDb, entry: Entry, table: ShardTable) -> None:
-        def put() -> None:
-            try:
-                database.put(entry, table, "")  # a mark costs another reading: `shardfs index` makes them
-            except (ShardfsError, OSError) as error:
-                log.debug("%s was not put into the index: %s", entry.key, error)
-
-        if self._workers is not None:
-            await self._workers.io(put)
-
-    def _look_up(self, database: IndexDb, entry: Entry) -> ShardTable | None:
-        return database.get(entry, lambda: self._driver.mark(entry))
-
-    def _keep(self, identity: Identity, loaded: Loaded) -> None:
+    def _keep(self, entry: Entry, loaded: Loaded) -> None:
+        identity = (entry.key, entry.version)
         self._make_room(loaded.shard.held)
         self._shards[identity] = loaded
         self._partial += loaded.partial
         self._count(loaded)
         self._close_some()
-        self._keep_table(identity, loaded.table)
+        self.tables.keep(entry, loaded.table)
         if identity not in self._told:
             for note in loaded.table.notes[: config.NOTES_LOGGED]:
                 log.warning("%s/%s: shown as bytes: %s", identity[0], note.file, note.reason)
             if loaded.table.notes:
                 self._remember(identity)
-
-    def _keep_table(self, identity: Identity, table: ShardTable) -> None:
-        before = self._tables.pop(identity, None)
-        if before is not None:
-            self._table_bytes -= before.nbytes
-        self._tables[identity] = table
-        self._table_bytes += table.nbytes
-        while self._table_bytes > self._table_budget and len(self._tables) > 1:
-            _, oldest = self._tables.popitem(last=False)
-            self._table_bytes -= oldest.nbytes
 
     def _make_room(self, size: int, spared: Identity | None = None) -> None:
         """Evict until `size` more bytes fit: rendered files first, then the oldest shards that nobody works on."""

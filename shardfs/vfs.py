@@ -11,45 +11,24 @@ import errno
 import itertools
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from shardfs import config, inodes
+from shardfs.attributes import Attributes, FileRun, StatFs
 from shardfs.drivers.base import Driver
 from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
+from shardfs.gifts import Gifts
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
+from shardfs.listers import Listers, has_canary
 from shardfs.model import Entry
 from shardfs.read_ahead import ReadAhead
 from shardfs.refresh import Refresh
-from shardfs.shard_cache import Identity, Loaded, ShardCache
+from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
+from shardfs.tables import Identity
 from shardfs.tree import Directory, KeyDirectory, KeyTree
-
-
-class Attributes(NamedTuple):
-    """What stat says of one file or directory, and for how many seconds the kernel may believe it."""
-
-    inode: int
-    mode: int
-    size: int
-    mtime_ns: int
-    nlink: int
-    entry_timeout: float
-    attr_timeout: float
-
-
-@dataclass(frozen=True, slots=True)
-class StatFs:
-    """What df says. Sizes in blocks of `block_size` bytes."""
-
-    block_size: int
-    blocks: int
-    files: int
-    name_max: int
-
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
@@ -63,19 +42,6 @@ class _OpenDirectory:
     """Whether attributes are handed out with the names of a key's files."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileRun:
-    """The files of a key, for listing them without an object per file."""
-
-    shared: Attributes
-    """What all of them have in common; the inode number is the first file's."""
-    table: ShardTable
-    plus: bool
-    """False if names alone are to be handed out."""
-    canary: bool
-    """True if the first file is to be handed out without its attributes all the same."""
-
-
 def _run(table: ShardTable, file: int, offset: int, size: int) -> tuple[bytes, int, int] | None:
     """What a read of `size` bytes at `offset` wants: the part of the file's prefix, and start and end of a run of raw
     bytes (empty where end <= start); None for a file that must be rendered."""
@@ -87,16 +53,6 @@ def _run(table: ShardTable, file: int, offset: int, size: int) -> tuple[bytes, i
         return prefix, start + offset, start + min(offset + size, length)
     head = len(prefix)
     return prefix[offset : offset + size], start + max(offset - head, 0), start + min(offset + size - head, length)
-
-
-def _take(key: KeyDirectory, file: int, files: int) -> bool:
-    """Mark a file's content as given to the kernel; False if it was marked before."""
-    if key.given is None:
-        key.given = bytearray(files)
-    if key.given[file]:
-        return False
-    key.given[file] = 1
-    return True
 
 
 def _failure(text: str, code: int) -> StorageError:
@@ -123,8 +79,8 @@ class Vfs:
             self.cache.on_evict = self._on_evict
         self._refresh = Refresh(driver, self.tree, self._supersede)
         self._handles: dict[int, _OpenDirectory] = {}
-        self._opened: dict[int, int] = {}
-        self._listers: OrderedDict[int, KeyDirectory] = OrderedDict()
+        self._gifts = Gifts()
+        self._listers = Listers()
         self._numbers = itertools.count(1)
 
     @contextlib.asynccontextmanager
@@ -146,7 +102,7 @@ class Vfs:
             guess = self.tree.slot(slot)
             if guess is None or guess.superseded:
                 continue
-            table = self.cache.known_table(guess.entry)
+            table = self.cache.tables.known(guess.entry)
             size = table.raw_bytes if table is not None else guess.entry.raw_bytes or 4 * guess.entry.stored_bytes
             if self.cache.load_ahead(guess.entry, size):
                 self._read_ahead.guessed(slot)
@@ -157,7 +113,7 @@ class Vfs:
             self._read_ahead.evicted(key.slot)
 
     def _supersede(self, key: KeyDirectory) -> None:
-        table = self.cache.known_table(key.entry)
+        table = self.cache.tables.known(key.entry)
         self.cache.drop(key.entry)
         self.superseded(key, 0 if table is None else table.files)
 
@@ -169,7 +125,7 @@ class Vfs:
         key = self.tree.directory(parent)
         if type(key) is not KeyDirectory or key.superseded or self._refresh.due(key):
             return None
-        table = self.cache.known_table(key.entry)
+        table = self.cache.tables.known(key.entry)
         file = None if table is None else table.find(name)
         if table is None or file is None:
             return None
@@ -299,25 +255,9 @@ class Vfs:
         if isinstance(directory, KeyDirectory):
             await self._current(directory)
             table = await self._table(directory)
-            return self._handle(_OpenDirectory(directory, table, (), self._plus(directory, table, process)))
+            return self._handle(_OpenDirectory(directory, table, (), self._listers.plus(process, directory, table)))
         await self._refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
-
-    def _plus(self, key: KeyDirectory, table: ShardTable, process: int) -> bool:
-        """Whether a listing hands out attributes: what `ls -l` and `cp -r` want, and `find` has no use for.
-
-        A process that asked for none in the directory it listed last gets names alone from then on. It shows by the
-        one file whose attributes no listing holds (the canary), or in a listing of names by any file.
-        """
-        if not process or table.files < config.CANARY_FILES:
-            return True
-        before = self._listers.pop(process, None)
-        plus = before is None or before.asked
-        self._listers[process] = key
-        if len(self._listers) > config.LISTERS:
-            self._listers.popitem(last=False)
-        key.asked = False
-        return plus
 
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on, each with its attributes and the offset behind it."""
@@ -332,8 +272,7 @@ class Vfs:
         if opened is None or opened.table is None:
             return None
         assert isinstance(opened.directory, KeyDirectory)
-        canary = opened.table.files >= config.CANARY_FILES
-        return FileRun(self._shared(opened.directory), opened.table, opened.plus, canary)
+        return FileRun(self._shared(opened.directory), opened.table, opened.plus, has_canary(opened.table))
 
     def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         directory = opened.directory
@@ -357,23 +296,18 @@ class Vfs:
         key = self.tree.slot(inode >> inodes.BITS)
         if key is None or key.superseded or flags & _WRITING or self._refresh.due(key):
             return None
-        self._opened[inode] = self._opened.get(inode, 0) + 1
+        self._gifts.opened(inode)
         return inode
 
     def gift(self, inode: int) -> bytes | memoryview | None:
         """The whole content of a file that is being opened, for giving it to the kernel before it asks; None unless it
-        is small and at hand, was never given or asked for, and nobody else has it open.
-
-        With no other handle there is no READ under way, which the gift would wait for while the loop cannot answer it.
-        """
+        is small and at hand, and may be given (see gifts.py)."""
         key = self.tree.slot(inode >> inodes.BITS)
-        if key is None or self._opened.get(inode) != 1:
+        loaded = None if key is None else self.cache.peek(key.entry)
+        if key is None or loaded is None:
             return None
-        file = inode & inodes.FILE_MASK
-        loaded = self.cache.peek(key.entry)
-        if loaded is None or not _take(key, file, loaded.table.files):
-            return None
-        if not 0 < loaded.table.size(file) <= config.GIFT:
+        table, file = loaded.table, inode & inodes.FILE_MASK
+        if not 0 < table.size(file) <= config.GIFT or not self._gifts.due(inode, key, file, table.files):
             return None
         try:
             return self._part(loaded, file, 0, config.GIFT)
@@ -388,7 +322,7 @@ class Vfs:
         if key is None:
             raise _failure("a directory", errno.EISDIR)
         await self._current(key)
-        self._opened[inode] = self._opened.get(inode, 0) + 1
+        self._gifts.opened(inode)
         return inode
 
     def read_now(self, handle: int, offset: int, size: int) -> bytes | memoryview | None:
@@ -445,9 +379,7 @@ class Vfs:
 
     def release(self, handle: int) -> None:
         """A handle was closed for good."""
-        opened = self._opened.pop(handle, 0)
-        if opened > 1:
-            self._opened[handle] = opened - 1
+        self._gifts.released(handle)
 
     def _handle(self, opened: _OpenDirectory) -> int:
         if len(self._handles) >= config.HANDLES:

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import trio
 
+from shardfs.attributes import Attributes
 from shardfs.errors import ShardfsError
 from shardfs.index_db import IndexDb
 from shardfs.store import open_store
-from shardfs.vfs import Attributes, Vfs, build_vfs
+from shardfs.vfs import Vfs, build_vfs
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import trio
 
 pyfuse3 = pytest.importorskip("pyfuse3")
 
+from shardfs.attributes import Attributes, FileRun, StatFs  # noqa: E402
 from shardfs.errors import (  # noqa: E402
     DamagedShardError,
     MissingExtraError,
@@ -25,7 +26,7 @@ from shardfs.errors import (  # noqa: E402
 )
 from shardfs.fuse import Operations, errno_of  # noqa: E402
 from shardfs.index import ShardTable  # noqa: E402
-from shardfs.vfs import Attributes, FileRun, StatFs, Vfs  # noqa: E402
+from shardfs.vfs import Vfs  # noqa: E402
 
 CTX = cast(Any, SimpleNamespace(uid=0, gid=0, pid=0, umask=0))
 FILE = Attributes(

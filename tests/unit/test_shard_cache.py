@@ -290,7 +290,7 @@ def test_versions_of_a_key_are_different_shards() -> None:
         cache.drop(a("key"))
         assert cache.used == 10
         assert cache.peek(a("key")) is None
-        assert cache.known_table(a("key")) is None
+        assert cache.tables.known(a("key")) is None
         assert cache.peek(a("key", "2")) is other
         cache.drop(a("key"))
         assert cache.used == 10
@@ -657,11 +657,11 @@ def test_tables_are_evicted_within_a_budget_of_their_own(monkeypatch: pytest.Mon
     async def test(cache: ShardCache) -> None:
         for at in range(10):
             await cache.table(a(f"key{at}"))
-            cache.known_table(a("key0"))
-        assert [at for at in range(10) if cache.known_table(a(f"key{at}"))] == [0, 8, 9]
+            cache.tables.known(a("key0"))
+        assert [at for at in range(10) if cache.tables.known(a(f"key{at}"))] == [0, 8, 9]
         monkeypatch.setattr(cache, "_table_budget", 0)
         await cache.table(a("key1"))
-        assert [at for at in range(10) if cache.known_table(a(f"key{at}"))] == [1]  # never the newest
+        assert [at for at in range(10) if cache.tables.known(a(f"key{at}"))] == [1]  # never the newest
 
     run(size, driver, 80)
     run(test, driver, 80)

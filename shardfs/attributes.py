@@ -1,0 +1,43 @@
+"""What stat, df and listings say of what is mounted: nouns for the vfs and the adapter, of which it knows nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from shardfs.index import ShardTable
+
+
+class Attributes(NamedTuple):
+    """What stat says of one file or directory, and for how many seconds the kernel may believe it."""
+
+    inode: int
+    mode: int
+    size: int
+    mtime_ns: int
+    nlink: int
+    entry_timeout: float
+    attr_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class StatFs:
+    """What df says. Sizes in blocks of `block_size` bytes."""
+
+    block_size: int
+    blocks: int
+    files: int
+    name_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRun:
+    """The files of a key, for listing them without an object per file."""
+
+    shared: Attributes
+    """What all of them have in common; the inode number is the first file's."""
+    table: ShardTable
+    plus: bool
+    """False if names alone are to be handed out."""
+    canary: bool
+    """True if the first file is to be handed out without its attributes all the same."""
