@@ -659,7 +659,7 @@ def test_tables_are_evicted_within_a_budget_of_their_own(monkeypatch: pytest.Mon
             await cache.table(a(f"key{at}"))
             cache.tables.known(a("key0"))
         assert [at for at in range(10) if cache.tables.known(a(f"key{at}"))] == [0, 8, 9]
-        monkeypatch.setattr(cache, "_table_budget", 0)
+        monkeypatch.setattr(cache.tables, "_budget", 0)
         await cache.table(a("key1"))
         assert [at for at in range(10) if cache.tables.known(a(f"key{at}"))] == [1]  # never the newest
 
