@@ -13,7 +13,6 @@ from collections.abc import Iterable
 
 from shardfs import config
 from shardfs.errors import StagingError
-from shardfs.staging.journal import sync_directory
 from shardfs.staging.ledger import Ledger, failed, fill
 from shardfs.staging.reserve import Reserve
 from shardfs.staging.room import allocate
@@ -163,7 +162,6 @@ class Contents:
             if opened.handles:
                 return
             os.close(opened.descriptor)
-            self.refresh(opened.node)
             del self._open[opened.node.id]
             if not opened.linked and opened.number not in self.pinned:
                 self._ledger.doom(opened.number, opened.node.size)
@@ -206,7 +204,7 @@ class Contents:
             fill(descriptor, (os.pread(opened.descriptor, config.STAGED_COPY, at) for at in pieces))
             # bytes that were promised to be durable must not come to lie in a file that is not
             os.fsync(descriptor)
-            sync_directory(self._ledger.data_path(number).parent)
+            self._ledger.sync_names()
             if opened.linked:
                 self._ledger.record("content", node.id, number, node.size)
         except OSError as error:
@@ -324,7 +322,7 @@ class Contents:
             os.utime(descriptor, ns=(node.atime_ns, node.mtime_ns))
             os.fsync(descriptor)
             with self._lock:
-                sync_directory(self._ledger.data_path(number).parent)
+                self._ledger.sync_names()
                 if node.base is None or node.base != base or node.id not in self._ledger.tree.nodes:
                     # another was faster, or it is gone
                     self._take_back(number, descriptor, size)

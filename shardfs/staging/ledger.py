@@ -44,6 +44,7 @@ class Ledger:
     def __init__(self, path: Path, tree: Tree, journal: Journal | None) -> None:
         """`journal` is None for a directory that may only be looked at."""
         self.path = path
+        self._data = f"{path / DATA}/"
         self.tree = tree
         self.lock = threading.RLock()
         self.room = Room(path / ROOM)
@@ -119,8 +120,7 @@ class Ledger:
                 self.compact(must=True)
             try:
                 if self.new_files:
-                    sync_directory(self.path / DATA)
-                    self.new_files = False
+                    self.sync_names()
                 if not self.unsynced and not self.tree.clean:
                     self.record("clean", relief=True)
                     self.settled, self._dirt_durable = self.tree.next_data, False
@@ -172,12 +172,12 @@ class Ledger:
     def _unlink(self, numbers: list[int]) -> None:
         for number in numbers:
             with contextlib.suppress(OSError):  # found as nobody's, and removed, at the next recovery
-                self.data_path(number).unlink()
+                os.unlink(self.data_path(number))
 
     # --- data files ---------------------------------------------------------------------------------------------
 
-    def data_path(self, number: int) -> Path:
-        return self.path / DATA / str(number)
+    def data_path(self, number: int) -> str:
+        return f"{self._data}{number}"  # a Path costs more than opening the file
 
     def data_numbers(self) -> set[int]:
         """Data files that entries have."""
@@ -207,6 +207,11 @@ class Ledger:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def sync_names(self) -> None:
+        """Make the names of all data files durable. OSError."""
+        sync_directory(self.path / DATA)
+        self.new_files = False
 
     def retried(self, action: Callable[[], T]) -> T:
         """Do what may fail on a full disk, once more if removed files still had space. StagingError."""

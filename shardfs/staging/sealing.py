@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from shardfs.errors import StagingError
@@ -26,9 +25,9 @@ class SnapshotEntry:
     name: bytes
     base: int | None
     """The file of the stored shard that has its bytes."""
-    path: Path | None
-    """The file on disk that has them; never changed, and there until the seal ends. None if `base` has them, or if it
-    was recovered after a crash and has been removed since: such a seal is settled, not made again."""
+    path: str | None
+    """The file on disk that has them: never changed, and there until the seal ends. (After a crash it may be gone: what
+    was recovered is settled by asking the store, and not sealed again.) None if `base` has them."""
     size: int
     """Bytes."""
 
@@ -47,15 +46,13 @@ class Snapshot:
     """Files of the stored shard that are not to be seen any more: removed, or taken over into an entry."""
 
 
-def snapshot_of(seal: SealState, base_version: str | None, path: Callable[[int], Path]) -> Snapshot:
+def snapshot_of(seal: SealState, base_version: str | None, path: Callable[[int], str]) -> Snapshot:
     """What the seal that has begun is of; `path` says where a data file lies."""
-    entries = []
-    for number, place in seal.places.items():
-        found = None if place.data is None else path(place.data)
-        if found is not None and not found.exists():
-            found = None
-        entries.append(SnapshotEntry(number, place.name, place.base, found, place.size))
-    return Snapshot(seal.key, seal.token, base_version, tuple(entries), seal.hidden)
+    entries = tuple(
+        SnapshotEntry(number, place.name, place.base, None if place.data is None else path(place.data), place.size)
+        for number, place in seal.places.items()
+    )
+    return Snapshot(seal.key, seal.token, base_version, entries, seal.hidden)
 
 
 def remaining(
