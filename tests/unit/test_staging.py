@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -63,8 +64,11 @@ def data_files(place: Place, directory: StagedDirectory) -> list[str]:
     return sorted(os.listdir(place.area.path / directory.id / "data"))
 
 
-def refused(code: int) -> pytest.RaisesContext[StagingError]:  # type: ignore[name-defined]
-    return pytest.raises(StagingError, check=lambda error: error.errno == code)
+@contextlib.contextmanager
+def refused(code: int) -> Iterator[None]:
+    with pytest.raises(StagingError) as caught:
+        yield
+    assert errno.errorcode[caught.value.errno] == errno.errorcode[code]
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
