@@ -207,7 +207,7 @@ class StagingArea:
             directory = StagedDirectory(ledger, self._for_shard)
             self._add(directory)
             try:
-                directory.prepare()
+                directory.keep_room()
             except StagingError:
                 self.discard(directory)
                 raise

@@ -126,12 +126,14 @@ class Contents:
     def reattach(self, before: set[int]) -> None:
         """The tree has entries anew, of the same numbers; `before` are the data files they had."""
         nodes = self._ledger.tree.nodes
-        for number, opened in self._open.items():
+        for number, opened in list(self._open.items()):
             node = nodes.get(number)
             if node is not None and node.data == opened.number:
                 opened.node, node.touched = node, True
-            else:
-                opened.linked = False
+                continue
+            opened.linked = False
+            if node is not None:  # its bytes are the stored shard's now: who opens it next gets other ones
+                del self._open[number]
         self.pinned |= before
         self.unpin()
         self.reserve.count()
@@ -162,7 +164,8 @@ class Contents:
             if opened.handles:
                 return
             os.close(opened.descriptor)
-            del self._open[opened.node.id]
+            if self._open.get(opened.node.id) is opened:
+                del self._open[opened.node.id]
             if not opened.linked and opened.number not in self.pinned:
                 self._ledger.doom(opened.number, opened.node.size)
 
@@ -312,9 +315,8 @@ class Contents:
         with self._lock:
             self._ledger.check()
             self.reserve.grow(node.size)
-            self.reserve.data_bytes += node.size
             number, descriptor = self._ledger.new_data()
-        base, size = node.base, node.size
+        size = node.size
         try:
             length = fill(descriptor, pieces)
             if length != size:
@@ -323,23 +325,20 @@ class Contents:
             os.fsync(descriptor)
             with self._lock:
                 self._ledger.sync_names()
-                if node.base is None or node.base != base or node.id not in self._ledger.tree.nodes:
-                    # another was faster, or it is gone
-                    self._take_back(number, descriptor, size)
+                current = self._ledger.tree.nodes.get(node.id)
+                if current is None or current.base is None:  # it is gone, or another was faster
+                    self._ledger.unmake(number, descriptor)
                     return
                 self._ledger.record("content", node.id, number, size)
                 self._ledger.unsynced.discard(number)
+                self.reserve.data_bytes += size
                 os.close(descriptor)
         except BaseException as error:
             with self._lock:
-                self._take_back(number, descriptor, size)
+                self._ledger.unmake(number, descriptor)
             if isinstance(error, OSError) and not isinstance(error, StagingError):
                 raise failed(f"the disk of {self._ledger.path}", error) from error
             raise
-
-    def _take_back(self, number: int, descriptor: int, size: int) -> None:
-        self.reserve.data_bytes -= size
-        self._ledger.unmake(number, descriptor)
 
     def dropped(self, node: Node) -> None:
         """A file is no longer in the directory; its bytes stay as long as it is open, or a seal reads them."""

@@ -179,7 +179,7 @@ class StagedDirectory:
             return self._contents.open(made, True, descriptor)
 
     def mkdir(self, parent: int, name: bytes, mode: int = 0o755, uid: int = 0, gid: int = 0) -> StagedEntry:
-        """Make a directory. EPERM in a key; the rest as `create`."""
+        """Make a directory. EPERM in a key."""
         with self._lock:
             self._check_new(parent, name)
             if self._tree.kind == "key":
@@ -361,8 +361,8 @@ class StagedDirectory:
         """The staged directory whose place it took; to be discarded."""
         return self._tree.replaces
 
-    def prepare(self) -> None:
-        """Keep room for the journal and the stored shard. ENOSPC."""
+    def keep_room(self) -> None:
+        """Reserve what the journal and the stored shard need. ENOSPC."""
         with self._lock:
             self._contents.reserve.grow(0)
 

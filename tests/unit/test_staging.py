@@ -6,7 +6,9 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -500,3 +502,48 @@ def test_room_for_the_shard_is_kept_where_the_store_is_on_the_same_disk(tmp_path
     put(directory, b"f", bytes(2_000_000))
     assert (other.path / directory.id / "room").stat().st_size == config.STAGED_SPARE
     other.close()
+
+
+def test_many_threads_in_one_directory(place: Place) -> None:
+    directory = place.area.create("k")
+    stop = threading.Event()
+
+    def work(worker: int) -> None:
+        for number in range(60):
+            name = b"%d-%d" % (worker, number)
+            with directory.create(ROOT, name) as file:
+                file.pwrite(name * 100, 0)
+                if number % 20 == 0:
+                    file.fsync()
+            if number % 3 == 0:
+                directory.unlink(ROOT, name)
+            elif number % 3 == 1:
+                directory.rename(ROOT, name, ROOT, name + b"!")
+
+    def seal() -> None:
+        while not stop.is_set():
+            try:
+                snapshot = directory.seal.begin("k", "t")
+            except StagingError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                continue
+            for entry in snapshot.entries:
+                assert entry.path is not None
+                assert Path(entry.path).stat().st_size == entry.size
+            directory.seal.failed()
+
+    with ThreadPoolExecutor(5) as pool:
+        sealing = pool.submit(seal)
+        working = [pool.submit(work, worker) for worker in range(4)]
+        try:
+            for future in working:
+                future.result(60)
+        finally:
+            stop.set()
+        sealing.result(60)
+    place.again()
+    found = place["k"]
+    want = {b"%d-%d" % (w, n) + (b"!" if n % 3 == 1 else b"") for w in range(4) for n in range(60) if n % 3}
+    assert set(names(found)) == want
+    assert all(get(found, name) == name.rstrip(b"!") * 100 for name in want)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,40 @@ def test_a_removed_open_file_is_not_changed_for_the_seal(place: Place) -> None:
     directory.sync()
     assert data_files(place, directory) == []
     assert directory.hides(0)
+
+
+def test_a_reader_from_before_a_seal_does_not_stand_in_for_the_file_after_it(place: Place) -> None:
+    """Renamed while the seal ran, so its entry stays, with the stored shard's bytes; the reader has the old data."""
+    directory = place.area.create("k")
+    number = put(directory, b"a", b"old")
+    snapshot = directory.seal.begin("k", "t")
+    reader = directory.open(number, False)
+    directory.rename(ROOT, b"a", ROOT, b"b")
+    assert directory.seal.done("v2", numbered(snapshot), lambda base: None)
+    directory.copy_up(number, [b"old"])
+    with directory.open(number, True) as file:
+        file.pwrite(b"new", 0)
+    assert get(directory, b"b") == b"new"
+    assert reader.pread(9, 0) == b"old"
+    reader.close()
+    assert get(directory, b"b") == b"new"
+    place.again()
+    assert get(place["k"], b"b") == b"new"
+    assert place["k"].data_bytes == 3
+
+
+def test_a_copy_under_way_when_the_file_gets_other_bytes_is_dropped(place: Place) -> None:
+    directory = place.area.create("k", base_version="v1")
+    entry = directory.adopt(b"a", 0, 6, 0o644, 0, 0, 1)
+
+    def pieces() -> Iterator[bytes]:
+        yield b"old"
+        directory.truncate(entry.id, 0)
+        with directory.open(entry.id, True) as file:
+            file.pwrite(b"new", 0)
+        yield b"old"
+
+    directory.copy_up(entry.id, pieces())
+    assert get(directory, b"a") == b"new"
+    assert directory.data_bytes == 3
+    assert len(data_files(place, directory)) == 1
