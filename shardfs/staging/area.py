@@ -131,7 +131,9 @@ class StagingArea:
                 if not self.read_only:
                     shutil.rmtree(path, ignore_errors=True)
             elif name not in (_LOCK, _URL) and path.is_dir():
-                self._add(StagedDirectory(recovery.load(path, not self.read_only), self._for_shard))
+                directory = StagedDirectory(recovery.load(path, not self.read_only), self._for_shard)
+                if not self.read_only or path.is_dir():  # the owner may have removed it meanwhile
+                    self._add(directory)
         if not self.read_only:
             for directory in list(self._directories.values()):
                 if directory.replaces in self._directories and directory.replaces is not None:

@@ -284,7 +284,8 @@ class StagedDirectory:
         with self._lock:
             self._ledger.check()
             _check_name(new_name)
-            node, over = self._named(parent, name), self._children(new_parent).get(new_name)
+            over = self._children(new_parent).get(new_name)
+            node = self._named(parent, name)
             if over is node:
                 return self._view(node)
             if node.children is not None:

@@ -6,6 +6,7 @@ Knows nothing of locks, nor of other staged directories.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -109,11 +110,14 @@ def _replay(tree: Tree, scanned: journal.Scanned) -> str | None:
 
 def _data_files(path: Path) -> dict[int, os.stat_result]:
     """Number -> status, of all data files."""
-    try:
-        with os.scandir(path / DATA) as entries:
-            return {int(entry.name): entry.stat(follow_symlinks=False) for entry in entries if entry.name.isdigit()}
-    except FileNotFoundError:
-        return {}
+    found = {}
+    # who only looks may find things gone that were there a moment ago
+    with contextlib.suppress(FileNotFoundError), os.scandir(path / DATA) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.isdigit():
+                    found[int(entry.name)] = entry.stat(follow_symlinks=False)
+    return found
 
 
 def _take_sizes(tree: Tree, sizes: dict[int, os.stat_result]) -> list[int]:

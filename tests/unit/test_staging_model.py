@@ -106,6 +106,7 @@ class Trees(RuleBasedStateMachine):
             if entry is None:
                 raise FileNotFoundError(2, "no such directory")
             number = entry.id
+        self.directory.children(number)  # ENOTDIR, as the kernel has it before the file system is asked
         return number
 
     def file(self, path: list[bytes]) -> int:
@@ -148,6 +149,8 @@ class Trees(RuleBasedStateMachine):
 
     @rule(path=paths, new=paths)
     def rename(self, path: list[bytes], new: list[bytes]) -> None:
+        if path[: len(new)] == new != path:
+            return  # over a directory that it is in: the kernel refuses that itself, whatever the file system
         self.both(
             lambda: self.directory.rename(self.parent(path), path[-1], self.parent(new), new[-1]),
             lambda: os.rename(self.at(path), self.at(new)),
