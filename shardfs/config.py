@@ -325,3 +325,31 @@ INDEX_LEVEL = 3
 
 INDEX_WAIT = 1.0
 """Seconds to wait for another process that writes into the index, and for one answer of it."""
+
+STAGED_ENTRIES = 1_000_000
+"""Files and directories in one staged directory: each takes about 500 bytes of memory. Above it a new one is ENOSPC."""
+
+STAGED_COPY = MIB
+"""A staged file is copied in pieces of this size."""
+
+STAGED_SPARE = 64 * 1024
+"""Bytes of disk that each staged directory keeps for its journal, so that removing files, sealing and setting aside
+still work on a full disk: 500 records."""
+
+ROOM_STEP = MIB
+ROOM_STEP_MAX = 64 * MIB
+ROOM_SHARE = 8
+"""Room for the encoded shard is reserved one part in ROOM_SHARE of the need ahead, within these bounds: 40 steps for
+the first gigabyte, and a key of one small file takes a megabyte."""
+
+DOOMED_FILES = 1_000
+DOOMED_BYTES = 64 * MIB
+"""Data of removed files waits on disk until the journal's record of the removal is durable; above one of these that is
+not waited for but done."""
+
+JOURNAL_SLACK = 10_000
+JOURNAL_RATIO = 4
+"""A journal is written anew when it has this many records more than this many times the entries it describes."""
+
+JOURNALS_OPEN = 256
+"""Journals with a descriptor held; one more closes the one used longest ago. 1,024 descriptors are the usual limit."""

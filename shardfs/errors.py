@@ -15,6 +15,8 @@ __all__ = [
     "NotWritableError",
     "OverfullShardError",
     "ShardfsError",
+    "StagingError",
+    "StagingLockedError",
     "StaleShardError",
     "StorageError",
 ]
@@ -111,3 +113,14 @@ class OverfullShardError(DamagedShardError):
 
     def __init__(self, offset: int | None = None) -> None:
         super().__init__("more values than stored bytes of this number can hold in earnest", offset)
+
+
+class StagingError(StorageError):
+    """A staged directory does not allow this, or its disk failed; `errno` is what a file system call reports."""
+
+
+class StagingLockedError(StagingError):
+    """Another process has this store's staging area open; the text says which."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, errno.EBUSY)

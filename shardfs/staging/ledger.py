@@ -1,0 +1,267 @@
+"""A staged directory's tree and its journal, changed together: a record is written, and then it is true.
+
+What is durable when is decided here. Data files whose entries are gone wait until the record that says so is on disk:
+else power loss could bring the entry back, and not its bytes. Knows nothing of what operations are allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shardfs import config
+from shardfs.errors import StagingError
+from shardfs.staging.journal import Journal, sync_directory
+from shardfs.staging.room import Room
+from shardfs.staging.tree import Tree, pack
+
+log = logging.getLogger("shardfs")
+
+JOURNAL = "journal"
+DATA = "data"
+ROOM = "room"
+
+
+T = TypeVar("T")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def failed(what: str, error: OSError) -> StagingError:
+    """An error of the operating system as one of ours, with its errno."""
+    return StagingError(f"{what}: {error.strerror or error}", error.errno or errno.EIO)
+
+
+class Ledger:
+    """One staged directory's state on disk. All but `commit` is called with `lock` held."""
+
+    def __init__(self, path: Path, tree: Tree, journal: Journal | None) -> None:
+        """`journal` is None for a directory that may only be looked at."""
+        self.path = path
+        self._data = f"{path / DATA}/"
+        self.tree = tree
+        self.lock = threading.RLock()
+        self.room = Room(path / ROOM)
+        self.refusal: tuple[str, int] | None = None
+        """Why nothing may be changed, with the errno; None if it may."""
+        self.on_append: Callable[[], None] = lambda: None
+        self.unsynced = set() if tree.clean else self.data_numbers()
+        """Data files with bytes that may not be on disk."""
+        self.new_files = False
+        """True if the directory of the data files has names that may not be on disk."""
+        self.settled = tree.next_data
+        """Data files below this number were on disk when the tree was last clean."""
+        self.doomed: list[int] = []
+        self._doomed_bytes = 0
+        self._journal = journal
+        self._dirt_durable = False
+        """True if the journal on disk says that the tree is not clean."""
+        self._compact_at = 0
+        self._plan_compaction()
+
+    @property
+    def journal(self) -> Journal:
+        self.check()
+        assert self._journal is not None
+        return self._journal
+
+    def check(self) -> None:
+        """StagingError where nothing may be changed."""
+        if self.refusal is not None:
+            raise StagingError(*self.refusal)
+
+    # --- records ------------------------------------------------------------------------------------------------
+
+    def record(self, *fields: Any, relief: bool = False) -> None:
+        """Write a record and do what it says, or neither. With `relief` the room set aside is used on a full disk.
+        StagingError."""
+        record = list(fields)
+        payload = pack(record)
+        try:
+            self._append(payload, relief)
+        except OSError as error:
+            raise failed(f"the journal {self.journal.path}", error) from error
+        self.tree.do(record)
+        if self.journal.records >= self._compact_at:
+            self.compact()
+        self.on_append()
+
+    def _append(self, payload: bytes, relief: bool) -> None:
+        try:
+            self.journal.append(payload)
+        except OSError as error:
+            if error.errno not in _FULL or not relief or not self.room.size:
+                raise
+            self.room.shrink(max(0, self.room.size - config.STAGED_SPARE))
+            self.journal.append(payload)
+
+    def before_change(self, number: int) -> None:
+        """To be called before bytes of a data file change in place: what is on disk then no longer says that all of
+        it is as it should be. StagingError."""
+        if number < self.settled and not self._dirt_durable:
+            if self.tree.clean:
+                self.record("dirty")
+            self._sync_journal()
+            self._dirt_durable = True
+
+    # --- durability ---------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make all records so far durable, and remove the data of removed files. StagingError."""
+        with self.lock:
+            journal = self.journal
+            if journal.untrusted:
+                self.compact(must=True)
+            try:
+                if self.new_files:
+                    self.sync_names()
+                if not self.unsynced and not self.tree.clean:
+                    self.record("clean", relief=True)
+                    self.settled, self._dirt_durable = self.tree.next_data, False
+                doomed, self.doomed, self._doomed_bytes = self.doomed, [], 0
+                descriptor = os.dup(journal.descriptor())
+            except OSError as error:
+                raise failed(f"the disk of {self.path}", error) from error
+        try:
+            os.fsync(descriptor)  # not under the lock: others need not wait for the disk
+        except OSError as error:
+            with self.lock:
+                journal.untrusted = True
+                self.doomed += doomed
+            raise failed(f"the disk of {self.path}", error) from error
+        finally:
+            os.close(descriptor)
+        self._unlink(doomed)
+
+    def _sync_journal(self) -> None:
+        try:
+            os.fsync(self.journal.descriptor())
+        except OSError as error:
+            self.journal.untrusted = True
+            raise failed(f"the disk of {self.path}", error) from error
+
+    def doom(self, number: int, size: int) -> None:
+        """A data file is needed no more, by the records so far."""
+        if self.refusal is not None:
+            return
+        self.unsynced.discard(number)
+        self.doomed.append(number)
+        self._doomed_bytes += size
+        if len(self.doomed) > config.DOOMED_FILES or self._doomed_bytes > config.DOOMED_BYTES:
+            self.reap()
+
+    def reap(self) -> bool:
+        """Free the space of removed files now; True if there was any. A failure is left for the next time."""
+        if not self.doomed:
+            return False
+        try:
+            self._sync_journal()
+        except StagingError as error:
+            log.warning("removed files keep their space for now: %s", error)
+            return False
+        doomed, self.doomed, self._doomed_bytes = self.doomed, [], 0
+        self._unlink(doomed)
+        return True
+
+    def _unlink(self, numbers: list[int]) -> None:
+        for number in numbers:
+            with contextlib.suppress(OSError):  # found as nobody's, and removed, at the next recovery
+                os.unlink(self.data_path(number))
+
+    # --- data files ---------------------------------------------------------------------------------------------
+
+    def data_path(self, number: int) -> str:
+        return f"{self._data}{number}"  # a Path costs more than opening the file
+
+    def data_numbers(self) -> set[int]:
+        """Data files that entries have."""
+        return {node.data for node in self.tree.nodes.values() if node.data is not None}
+
+    def new_data(self) -> tuple[int, int]:
+        """(number, descriptor) of a new, empty data file. StagingError."""
+        self.check()
+        number = self.tree.next_data
+        path, flags = self.data_path(number), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        descriptor = self.retried(lambda: os.open(path, flags, 0o600))
+        self.tree.next_data += 1
+        self.new_files = True
+        self.unsynced.add(number)
+        return number, descriptor
+
+    def unmake(self, number: int, descriptor: int) -> None:
+        """Take back a data file that no record speaks of."""
+        os.close(descriptor)
+        self.unsynced.discard(number)
+        self._unlink([number])
+
+    def sync_data(self, number: int) -> None:
+        """Make the bytes of one data file durable. OSError."""
+        descriptor = os.open(self.data_path(number), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def sync_names(self) -> None:
+        """Make the names of all data files durable. OSError."""
+        sync_directory(self.path / DATA)
+        self.new_files = False
+
+    def retried(self, action: Callable[[], T]) -> T:
+        """Do what may fail on a full disk, once more if removed files still had space. StagingError."""
+        try:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno not in _FULL or not self.reap():
+                    raise
+                return action()
+        except StagingError:
+            raise
+        except OSError as error:
+            raise failed(f"the disk of {self.path}", error) from error
+
+    # --- compaction ---------------------------------------------------------------------------------------------
+
+    def _plan_compaction(self) -> None:
+        described = len(self.tree.nodes) + len(self.tree.hidden)
+        written = 0 if self._journal is None else self._journal.records
+        self._compact_at = max(config.JOURNAL_RATIO * described + config.JOURNAL_SLACK, written + config.JOURNAL_SLACK)
+
+    def compact(self, must: bool = False) -> None:
+        """Write the journal anew, as short as it can be. Put off while a seal runs, and where the disk does not allow
+        it; with `must`, StagingError."""
+        if self.tree.seal is not None:
+            if must:
+                raise StagingError(f"{self.path} could not be written to its disk", errno.EIO)
+            return
+        try:
+            self.journal.rewrite(self.tree.records())
+        except OSError as error:
+            if must:
+                raise failed(f"the journal {self.journal.path}", error) from error
+            log.warning("the journal %s stays long: %s", self.journal.path, error)
+        self._plan_compaction()
+
+    def close(self) -> None:
+        """Give descriptors back."""
+        if self._journal is not None:
+            self._journal.close()
+
+
+def fill(descriptor: int, pieces: Iterable[bytes | memoryview]) -> int:
+    """Write pieces one after the other from a file's beginning; the number of bytes. OSError."""
+    at = 0
+    for piece in pieces:
+        view = memoryview(piece).cast("B")
+        while view:
+            written = os.pwrite(descriptor, view, at)
+            at += written
+            view = view[written:]
+    return at

@@ -1,0 +1,202 @@
+"""What a seal takes from a staged directory, and what is left when it is done.
+
+The journal says "begun" before the store is touched and "done" after it, so that after a crash it is known what to ask
+the store. Knows nothing of how a shard is encoded.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shardfs.errors import StagingError
+from shardfs.staging.contents import Contents
+from shardfs.staging.ledger import Ledger
+from shardfs.staging.tree import Node, SealState, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEntry:
+    """One file as it was when the seal began."""
+
+    id: int
+    name: bytes
+    base: int | None
+    """The file of the stored shard that has its bytes."""
+    path: str | None
+    """The file on disk that has them: never changed, and there until the seal ends. (After a crash it may be gone: what
+    was recovered is settled by asking the store, and not sealed again.) None if `base` has them."""
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A staged directory as it was when a seal began. With the stored shard's files that are not in `hidden`, its
+    entries are the whole of the new shard."""
+
+    key: str
+    """The key the seal writes to."""
+    token: str
+    base_version: str | None
+    entries: tuple[SnapshotEntry, ...]
+    hidden: frozenset[int]
+    """Files of the stored shard that are not to be seen any more: removed, or taken over into an entry."""
+
+
+def snapshot_of(seal: SealState, base_version: str | None, path: Callable[[int], str]) -> Snapshot:
+    """What the seal that has begun is of; `path` says where a data file lies."""
+    entries = tuple(
+        SnapshotEntry(number, place.name, place.base, None if place.data is None else path(place.data), place.size)
+        for number, place in seal.places.items()
+    )
+    return Snapshot(seal.key, seal.token, base_version, entries, seal.hidden)
+
+
+def remaining(
+    tree: Tree,
+    has_writers: Callable[[Node], bool],
+    numbers: Mapping[int, int],
+    base_number: Callable[[int], int | None],
+) -> tuple[list[list[Any]], list[int]]:
+    """Entries (as fields of records) and hidden files that are left over the version a seal has made.
+
+    `numbers` says which file of the new version an entry of the snapshot became, `base_number` which one a file of the
+    old version did. StagingError for an entry whose bytes would be nowhere.
+    """
+    seal = tree.seal
+    assert seal is not None
+    hidden = {new for old in tree.hidden - seal.hidden if (new := base_number(old)) is not None}
+    entries: list[list[Any]] = []
+    for node in tree.nodes.values():
+        place, number = seal.places.get(node.id), numbers.get(node.id)
+        if place is None or number is None:
+            # came since, or is nothing that a shard holds
+            _keep(entries, node, None if node.base is None else base_number(node.base))
+        elif (node.data, node.base) != (place.data, place.base) or has_writers(node):
+            hidden.add(number)
+            _keep(entries, node, number)
+        elif (node.parent, node.name) != (place.parent, place.name):
+            hidden.add(number)
+            _keep(entries, node, number, stored=True)
+    hidden.update(numbers[gone] for gone in seal.places.keys() - tree.nodes.keys() if gone in numbers)
+    return entries, sorted(hidden)
+
+
+def _keep(entries: list[list[Any]], node: Node, number: int | None, stored: bool = False) -> None:
+    kept = Node.from_fields(node.fields())
+    if stored:
+        kept.data = None
+    if kept.data is None and kept.children is None:
+        if number is None:
+            raise StagingError(f"{node.name!r} would have no bytes in the new version", errno.EINVAL)
+        kept.base = number
+    entries.append(kept.fields())
+
+
+class Seal:
+    """The seal of one staged directory. Thread-safe; its methods raise StagingError."""
+
+    def __init__(self, ledger: Ledger, contents: Contents) -> None:
+        self._ledger = ledger
+        self._tree = ledger.tree
+        self._lock = ledger.lock
+        self._contents = contents
+        self._snapshot: Snapshot | None = None
+        if self._tree.seal is not None:
+            # what it read before the crash tells what was changed since, so it must not be changed in place
+            places = self._tree.seal.places.values()
+            contents.pinned = frozenset(place.data for place in places if place.data is not None)
+            self._snapshot = self._take()
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """What the seal is of that has begun and not ended, also before a crash; None if there is none."""
+        return self._snapshot
+
+    def _take(self) -> Snapshot:
+        assert self._tree.seal is not None
+        return snapshot_of(self._tree.seal, self._tree.base_version, self._ledger.data_path)
+
+    def begin(self, key: str, token: str) -> Snapshot:
+        """Begin to seal what is there now, to be stored under `key`; durable when this returns.
+
+        What the snapshot names does not change until `done` or `failed`; what is done to the directory meanwhile stays
+        for the next seal. `token` (a random text, or a hash of what will be stored) is for telling after a crash
+        whether the store has this seal's work. The room kept for the shard is free from now on. EBUSY while a file is
+        open for writing or another seal runs; EINVAL for a plain or parked directory; EIO for one in doubt.
+        """
+        tree = self._tree
+        with self._lock:
+            self._ledger.check()
+            if tree.seal is not None or self._contents.writers:
+                raise StagingError(f"{tree.key}: a seal runs, or a file is open for writing", errno.EBUSY)
+            if tree.kind != "key" or tree.parked is not None:
+                raise StagingError(f"{tree.key} is not to be sealed", errno.EINVAL)
+            if tree.doubt is not None:
+                raise StagingError(f"{tree.key}: {tree.doubt}", errno.EIO)
+            self._ledger.record("seal", key, token, relief=True)
+            self._contents.pinned = frozenset(self._ledger.data_numbers())
+            self._snapshot = snapshot = self._take()
+        try:
+            self._ledger.commit()
+            self._contents.reserve.lend()
+        except StagingError:
+            self.failed()
+            raise
+        return snapshot
+
+    def set_token(self, token: str) -> Snapshot:
+        """Take another token, durably: where it is known only once the shard is encoded, before the store is touched.
+        The snapshot with it, in place of the one before."""
+        with self._lock:
+            self._check_running()
+            self._ledger.record("token", token, relief=True)
+            self._snapshot = snapshot = self._take()
+        self._ledger.commit()
+        return snapshot
+
+    def done(
+        self,
+        version: str,
+        numbers: Mapping[int, int],
+        base_number: Callable[[int], int | None],
+        base_bytes: int = 0,
+    ) -> bool:
+        """The store has the snapshot, as `version`: drop what it held, keep what was changed since as an overlay over
+        the new version, all or nothing, durably. True if anything is left, for the next seal to take.
+
+        `numbers` says which file of the new version each entry of the snapshot (by its id) became; one that is not in
+        it is no part of a shard, and stays. `base_number` says where a file of the old version is in the new one. Times
+        and owners set since are dropped: a store does not keep them. `base_bytes` as in StagingArea.create. EINVAL if
+        no seal runs, or an entry's bytes would be nowhere: then nothing has changed.
+        """
+        with self._lock:
+            self._check_running()
+            for node in self._tree.nodes.values():
+                self._contents.refresh(node)
+            entries, hidden = remaining(self._tree, self._contents.has_writers, numbers, base_number)
+            before = self._ledger.data_numbers()
+            self._ledger.record("sealed", version, base_bytes, entries, hidden, relief=True)
+            self._snapshot = None
+            self._contents.reattach(before)
+            self._contents.reserve.take_back()
+            self._contents.reserve.fit()
+        self._ledger.commit()
+        return not self._tree.finished
+
+    def failed(self) -> None:
+        """The store does not have the snapshot: all is as if the seal had not begun."""
+        with self._lock:
+            self._check_running()
+            self._ledger.record("unseal", relief=True)
+            self._snapshot = None
+            self._contents.unpin()
+            self._contents.reserve.take_back()
+
+    def _check_running(self) -> None:
+        self._ledger.check()
+        if self._tree.seal is None:
+            raise StagingError(f"{self._tree.key}: no seal has begun", errno.EINVAL)
