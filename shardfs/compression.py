@@ -99,7 +99,11 @@ def decompress(
     raise. DamagedShardError for anything but complete streams.
     """
     raw = _Raw(raw_limit(codec, stored), grow, inspect)
-    observed = _Observed(source, observe)
+    _decompress(codec, _Observed(source, observe), raw)
+    return raw.data
+
+
+def _decompress(codec: str | None, observed: _Observed, raw: _Raw) -> None:
     if codec is None:
         while piece := observed.read(config.READ_SLICE):
             raw.add(piece, observed.count)
@@ -109,7 +113,6 @@ def decompress(
         _unzstd(observed, raw)
     else:
         raise BadSettingError(f"compression {codec!r} is not known here")
-    return raw.data
 
 
 _GZIP_BEGINS = (b"\x1f\x8b", b"\x1f")
@@ -207,6 +210,23 @@ def _unzstd(source: _Observed, raw: _Raw) -> None:
         raise DamagedShardError("the zstd stream is cut off", len(raw.data))
 
 
+class _EnoughError(Exception):
+    """As many raw bytes as were wanted."""
+
+
+def beginning(codec: str | None, source: Source, count: int) -> bytes:
+    """The first `count` raw bytes at most, a megabyte more decompressed for them at most. DamagedShardError."""
+
+    def stop(held: int) -> None:
+        if held >= count:
+            raise _EnoughError
+
+    raw = _Raw(1 << 62, stop, None)
+    with contextlib.suppress(_EnoughError):
+        _decompress(codec, _Observed(source, None), raw)
+    return bytes(raw.data[:count])
+
+
 def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> int:
     """About how many raw bytes will come out: from the first 18 and the last 4 stored bytes. A hint, and bounded."""
     limit = raw_limit(codec, stored)
@@ -223,7 +243,7 @@ def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> i
 
 
 @contextlib.contextmanager
-def compressing(codec: str | None, file: BinaryIO, level: int | None = None) -> Iterator[Callable[[bytes], object]]:
+def compressing(codec: str | None, file: BinaryIO, level: int | None = None) -> Iterator[Callable[[bytes | memoryview], object]]:
     """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
 
     Levels default to 6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.

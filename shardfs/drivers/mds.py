@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -217,6 +217,17 @@ class Columns:
     fixed: int
     """Bytes of a record besides its cells of variable size: these sizes themselves, and all fixed cells."""
 
+    def cells(self, record: Buffer) -> dict[str, Buffer]:
+        """The bytes of each column in a record that `split` takes."""
+        sizes, at = iter(self.lengths.unpack_from(record)), self.lengths.size
+        found = {}
+        for name, _, length, _ in self.plan:
+            if length < 0:
+                length = next(sizes)
+            found[name] = record[at : at + length]
+            at += length
+        return found
+
     def split(self, raw: Buffer, start: int, end: int) -> dict[str, Tree]:
         """The tree of the record from `start` to `end`. DamagedShardError if its parts do not fill exactly that."""
         lengths = self.lengths
@@ -302,6 +313,9 @@ class MdsShard(InMemory):
 
     def decode(self, record: Buffer) -> Tree:
         return self.columns.split(record, 0, len(record))
+
+    def cells(self, record: Buffer) -> Mapping[Any, Buffer]:
+        return self.columns.cells(record)
 
     def sample(self, tree: Tree) -> Any:
         """A dict of columns as the library gives it, but jpeg and png files stay bytes, and pickles are not run."""

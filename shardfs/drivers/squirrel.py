@@ -11,17 +11,18 @@ import json
 import os
 import secrets
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-import msgpack
 import numpy as np
 
 from shardfs import compression, config, values
-from shardfs.drivers.base import Grow, InMemory, Record, ShardReader
+from shardfs.drivers.base import Grow, InMemory, NewRecord, Record, ShardReader
+from shardfs.drivers.squirrel_writing import _jsonl_line, _msgpack_record, cells, packed
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
+    KeyExistsError,
     MissingKeyError,
     OverfullShardError,
     StaleShardError,
@@ -128,22 +129,65 @@ class SquirrelDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         _check_key(key)
-        jsonl = self._format == "jsonl"
-        pack = _jsonl_line if jsonl else _msgpack_record
+        pack = _jsonl_line if self._format == "jsonl" else _msgpack_record
+        records = (pack(sample, number) for number, sample in enumerate(samples))
+        self._storage.put(key + self._ending, self._writer(records, self._format == "jsonl", self._ending))
+        self._remove_others(key, self._ending)
+
+    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+        """See Driver. What replaces a shard has its format (`format_of`) and compression; a new one the driver's."""
+        _check_key(key)
+        jsonl = (self._format if base is None else self.format_of(base)) == "jsonl"
+        ending = self._ending if base is None else "." + base.version.rpartition(".")[2]
+        write = self._writer(packed(records, jsonl), jsonl, ending)
+        try:
+            listed = self._storage.put(
+                key + ending, write, check=lambda: self._check_current(key, base), replace=base is not None
+            )
+        except StorageError as error:
+            if base is None and error.errno == errno.EEXIST:
+                raise KeyExistsError(f"{key} is in {self._storage.root} already") from error
+            raise
+        self._remove_others(key, ending)
+        return _entry(listed)
+
+    def format_of(self, entry: Entry) -> str:
+        """`jsonl` or `msgpack`: what a shard is made of. Looks at its beginning only. Errors as `load`."""
+        if self._format != "auto":
+            return self._format
+        with self._open(entry) as reader:
+            return sniff(compression.beginning(self._stored(entry)[1], reader, config.TOKEN_FLOOR + 1))
+
+    def _check_current(self, key: Key, base: Entry | None) -> None:
+        try:
+            now = self.entry(key)
+        except MissingKeyError:
+            if base is None:
+                return
+            raise StaleShardError(f"{key} has been removed since it was changed here") from None
+        if base is None:
+            raise KeyExistsError(f"{key} is in {self._storage.root} already")
+        if now.version != base.version:
+            raise StaleShardError(f"{key} was replaced in the store since it was changed here")
+
+    def _writer(self, records: Iterable[bytes | Buffer], jsonl: bool, ending: str) -> Callable[[BinaryIO], None]:
+        """What puts records into a file. BadSettingError for what could not be read again."""
 
         def write(file: BinaryIO) -> None:
-            with compression.compressing(CODECS[self._ending], file, self._level) as put:
+            with compression.compressing(CODECS[ending], file, self._level) as put:
                 spent = 0
-                for number, sample in enumerate(samples):
-                    record = pack(sample, number)
+                for number, record in enumerate(records):
                     spent += _check_readable(record, number, jsonl)
                     put(record)
             if spent > _limit(file.tell()) * (config.JSON_LINES if jsonl else 1):
                 raise BadSettingError("too many samples so much alike for one key: they could not be read again")
 
-        self._storage.put(key + self._ending, write)
-        for other in CODECS:  # the key's older form in the other compression, if it had one
-            if other != self._ending:
+        return write
+
+    def _remove_others(self, key: Key, ending: str) -> None:
+        """The key's older form in the other compression, if it had one."""
+        for other in CODECS:
+            if other != ending:
                 self._remove_quietly(key + other)
 
     def _remove_quietly(self, name: str) -> None:
@@ -247,6 +291,9 @@ class SquirrelShard(InMemory):
             return _parse_line(bytes(record), 0)
         return Walker(record, self._limit).read(0)[0]
 
+    def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
+        return None if self.format == "jsonl" else cells(record, self._limit)
+
     def sample(self, tree: Tree) -> Any:
         # squirrel-core unpacks arrays as tuples; JSON has lists only
         return values.to_python(tree, self.raw, list if self.format == "jsonl" else tuple)
@@ -343,11 +390,11 @@ def _leaves(data: Any) -> int:
     return count
 
 
-def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
+def _check_readable(record: bytes | Buffer, number: int, jsonl: bool) -> int:
     """What a sample counts as. BadSettingError for one that would be written and then be refused when it is read."""
     try:
         if jsonl:
-            _parse_line(record, 0)
+            _parse_line(bytes(record), 0)
             return _line_cost(len(record))
         walker = Walker(memoryview(record), 1 << 62)
         walker.read(0)
@@ -356,50 +403,4 @@ def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
         raise BadSettingError(f"sample {number} could not be read again: {error.reason}") from error
 
 
-def _msgpack_record(sample: Any, number: int) -> bytes:
-    try:
-        packed = msgpack.packb(sample, use_bin_type=True, default=_numpy_map)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as msgpack: {error}") from error
-    assert isinstance(packed, bytes)
-    return packed
-
-
-def _numpy_map(value: Any) -> Any:
-    """Arrays, numpy scalars and complex numbers as the maps that squirrel-core reads back (msgpack-numpy's form)."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError("an array of Python objects, which only a pickle could hold")
-        structured = value.dtype.kind == "V"
-        return {
-            b"nd": True,
-            b"type": value.dtype.descr if structured else value.dtype.str,
-            b"kind": b"V" if structured else b"",
-            b"shape": value.shape,
-            b"data": value.tobytes("C"),
-        }
-    if isinstance(value, np.bool_ | np.number):
-        return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
-    if isinstance(value, complex):
-        return {b"complex": True, b"data": repr(value)}
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _jsonl_line(sample: Any, number: int) -> bytes:
-    try:
-        return json.dumps(sample, default=_json_numpy).encode("ascii") + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as JSON: {error}") from error
-
-
-def _json_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUmM":
-        return {"data": value.tolist(), "type": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, np.floating):
-        return float(value)
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-__all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "random_key", "sniff"]
+__all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "_jsonl_line", "_msgpack_record", "random_key", "sniff"]
