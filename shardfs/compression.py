@@ -243,7 +243,9 @@ def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> i
 
 
 @contextlib.contextmanager
-def compressing(codec: str | None, file: BinaryIO, level: int | None = None) -> Iterator[Callable[[bytes | memoryview], object]]:
+def compressing(
+    codec: str | None, file: BinaryIO, level: int | None = None
+) -> Iterator[Callable[[bytes | memoryview], object]]:
     """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
 
     Levels default to 6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.

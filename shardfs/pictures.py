@@ -113,8 +113,8 @@ def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def record(data: bytes) -> bytes:
     """The record that `parse` reads, of a file of a picture; such a record itself stays what it is.
 
-    Files that Picture makes give exactly what they were made from; of others Pillow tells the pixels (a palette has no
-    place in the record). ValueError for what is no picture, MissingExtraError where Pillow is needed and missing.
+    Files that Picture makes give exactly what they were made from; of others Pillow tells the pixels (in full
+    colour where they have a palette, which has no place in the record). ValueError for what is no picture, MissingExtraError where Pillow is needed and missing.
     """
     if isinstance(parse(memoryview(data), 0, len(data)), Picture):
         return data
@@ -156,6 +156,8 @@ def _decoded(data: bytes) -> tuple[str, int, int, bytes]:
     try:
         with pillow.open(io.BytesIO(data)) as image:
             image.load()
+            if image.mode == "P":  # the pixels alone would be numbers of colours that are told nowhere
+                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             return image.mode, image.width, image.height, image.tobytes()
     except (OSError, ValueError, SyntaxError, ArithmeticError, struct.error, pillow.DecompressionBombError) as error:
         raise ValueError(f"no picture that Pillow can read ({error})") from error

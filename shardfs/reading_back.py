@@ -261,12 +261,13 @@ def _fitted_scalar(new: Any, old: np.generic) -> Any:
             return _fitted_scalar(int(new), old)
         return new
     try:
-        made = np.array(new, old.dtype)[()]
+        with np.errstate(over="ignore"):
+            made = np.array(new, old.dtype)[()]
     except (OverflowError, ValueError, TypeError):
         return new
     if old.dtype.kind == "f" and np.isinf(made) and abs(new) != float("inf"):
         return new
-    return made
+    return new if type(new) is int and made != new else made  # a float that would round it
 
 
 def same(one: Any, other: Any) -> bool:
