@@ -113,8 +113,9 @@ def pixels(data: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
 def record(data: bytes) -> bytes:
     """The record that `parse` reads, of a file of a picture; such a record itself stays what it is.
 
-    Files that Picture makes give exactly what they were made from; of others Pillow tells the pixels (in full
-    colour where they have a palette, which has no place in the record). ValueError for what is no picture, MissingExtraError where Pillow is needed and missing.
+    Files that Picture makes give exactly what they were made from; of others Pillow tells the pixels, in full colour
+    where they have a palette, which has no place in the record. ValueError for what is no picture, MissingExtraError
+    where Pillow is needed and missing.
     """
     if isinstance(parse(memoryview(data), 0, len(data)), Picture):
         return data

@@ -100,7 +100,7 @@ def _pickle(raw: Buffer, at: int, length: int) -> Pickle:
     return Pickle(at, length)
 
 
-def _picture_file(kind: str, raw: Buffer, at: int, length: int) -> Blob:
+def picture_file(kind: str, raw: Buffer, at: int, length: int) -> Blob:
     """A file of a picture as stored. Another kind than the column's is fine: the library opens what Pillow can."""
     ext = values.extension_of(bytes(raw[at : at + min(length, 32)]), length)
     if ext not in _PICTURES:
@@ -129,23 +129,23 @@ def _list_of(item: Decode, reserved: bool, raw: Buffer, at: int, length: int) ->
     return items
 
 
-_DTYPE_CODES: dict[int, np.dtype[Any]] = {
+DTYPE_CODES: dict[int, np.dtype[Any]] = {
     code: np.dtype(name).newbyteorder("<")
     for code, name in (
         *((8, "uint8"), (9, "int8"), (16, "uint16"), (17, "int16"), (18, "float16"), (32, "uint32"), (33, "int32")),
         *((34, "float32"), (64, "uint64"), (65, "int64"), (66, "float64")),
     )
 }
-_DTYPES = {dtype.name: dtype for dtype in _DTYPE_CODES.values()}
+DTYPES = {dtype.name: dtype for dtype in DTYPE_CODES.values()}
 
 
 def _array(dtype: np.dtype[Any] | None, shape: tuple[int, ...] | None, raw: Buffer, at: int, length: int) -> Array:
     """`[u8 dtype] [u8 ndim << 2 | w, ndim numbers of 1 << w bytes] values`, without what the encoding fixes (1.5)."""
     end = at + length
     if dtype is None:
-        if at >= end or raw[at] not in _DTYPE_CODES:
+        if at >= end or raw[at] not in DTYPE_CODES:
             raise ValueError("no type of an array")
-        dtype = _DTYPE_CODES[raw[at]]
+        dtype = DTYPE_CODES[raw[at]]
         at += 1
     if shape is None:
         if at >= end:
@@ -172,15 +172,15 @@ _FIXED: dict[str, Decode] = {
     "json": _json,
     "pkl": _pickle,
     "pil": pictures.parse,
-    "jpeg": partial(_picture_file, "jpeg"),
-    "png": partial(_picture_file, "png"),
+    "jpeg": partial(picture_file, "jpeg"),
+    "png": partial(picture_file, "png"),
     "ndarray": partial(_array, None, None),
-    "jpeg_array": partial(_list_of, partial(_picture_file, "jpeg"), False),
-    "jpegarray": partial(_list_of, partial(_picture_file, "jpeg"), False),
+    "jpeg_array": partial(_list_of, partial(picture_file, "jpeg"), False),
+    "jpegarray": partial(_list_of, partial(picture_file, "jpeg"), False),
     "list[pil]": partial(_list_of, pictures.parse, True),
-    "list[jpeg]": partial(_list_of, partial(_picture_file, "jpeg"), True),
-    "list[png]": partial(_list_of, partial(_picture_file, "png"), True),
-    **{name: partial(_scalar, dtype) for name, dtype in _DTYPES.items()},
+    "list[jpeg]": partial(_list_of, partial(picture_file, "jpeg"), True),
+    "list[png]": partial(_list_of, partial(picture_file, "png"), True),
+    **{name: partial(_scalar, dtype) for name, dtype in DTYPES.items()},
 }
 
 
@@ -193,8 +193,8 @@ def _decoder(encoding: str) -> Decode:
     dtype, _, dims = rest.partition(":")
     shape = tuple(int(dim) for dim in dims.split(",") if dim.isdecimal() and len(dim) < 20)
     fits = not dims or (len(shape) == dims.count(",") + 1 and math.prod(shape) > 0 and len(shape) <= config.NDIM)
-    if name == "ndarray" and dtype in _DTYPES and fits and (":" not in rest or dims):
-        return partial(_array, _DTYPES[dtype], shape if dims else None)
+    if name == "ndarray" and dtype in DTYPES and fits and (":" not in rest or dims):
+        return partial(_array, DTYPES[dtype], shape if dims else None)
     return partial(_refuse, encoding)
 
 

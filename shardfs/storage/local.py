@@ -241,6 +241,14 @@ class LocalStorage:
                 pieces.append(piece)
             return b"".join(pieces)
 
+    def make_directory(self, path: str) -> None:
+        """Make a directory below the root (nothing: the root itself), durably, unless it is there. StorageError."""
+        try:
+            self._make_root()
+        except OSError as error:
+            raise self._error(f"making {path or 'the directory'}", error) from error
+        os.close(self._open_directory(path.rstrip("/"), make=True))
+
     def put(
         self,
         name: str,
