@@ -63,6 +63,9 @@ with how many there are."""
 MDS_SHARD = (1 << 32) - 1
 """Largest MDS shard: positions in it have 32 bits."""
 
+LOCK_WAIT = 10.0
+"""Seconds to wait for others who replace a file in the same directory; each of them takes milliseconds."""
+
 INDEX_RACES = 8
 """An index.json that changes while it is being replaced is read and edited again this often."""
 

@@ -26,8 +26,10 @@ from shardfs import compression, config
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
+from shardfs.drivers.streaming_index import BadIndexError, parse_index
 from shardfs.errors import (
     BadSettingError,
+    BadStoreError,
     KeyExistsError,
     MissingExtraError,
     ShardfsError,
@@ -73,7 +75,8 @@ class Publication:
     files: list[str] = field(default_factory=list)
 
     def read_index(self, limit: int) -> tuple[Listed | None, Described]:
-        """The index and what the listing says of it; an empty one where there is none."""
+        """The index and what the listing says of it; an empty one where there is none.
+        BadStoreError for a doubtful one."""
         name = self.split + INDEX
         try:
             listed = self.storage.stat(name)
@@ -81,10 +84,12 @@ class Publication:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
             return None, {"shards": [], "version": 2}
-        index = json.loads(self.storage.read(name, limit))
-        if type(index) is not dict or type(index.get("shards")) is not list:
-            raise StorageError(f"{name} is no index any more")
-        return listed, index
+        data = self.storage.read(name, limit)
+        try:
+            parse_index(data, self.split)
+        except BadIndexError as error:
+            raise BadStoreError(f"{name}: {error}, so nothing is added to it") from error
+        return listed, json.loads(data)
 
     def write_shards(
         self, records: Iterable[NewRecord], template: Described | None, limit: int | None, stems: Iterator[str]

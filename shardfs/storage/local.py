@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -24,6 +23,7 @@ from typing import BinaryIO, Protocol
 from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
+from shardfs.storage import renaming
 
 TEMPORARY = ".shardfs-tmp-"
 """Names that begin so are unfinished writes; no listing shows them."""
@@ -271,13 +271,16 @@ class LocalStorage:
         with self._parent(name, make=True) as (directory, last):
             temporary = TEMPORARY + secrets.token_hex(8)
             try:
-                inode = self._write_durably(directory, temporary, write)
-                with _locked(directory):
+                written = self._write_durably(directory, temporary, write)
+                with renaming.locked(directory):
                     check()
-                    _rename(directory, temporary, last, replace)
+                    renaming.rename(directory, temporary, last, replace)
                     status = os.stat(last, dir_fd=directory, follow_symlinks=False)
                 os.fsync(directory)
-                if status.st_ino != inode:
+                if status.st_ino != written.st_ino and (status.st_size, status.st_mtime_ns) != (
+                    written.st_size,
+                    written.st_mtime_ns,
+                ):
                     raise StaleShardError(f"{name} was replaced as soon as it was written")
                 return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
             except BaseException as error:
@@ -288,13 +291,13 @@ class LocalStorage:
                 raise
 
     @staticmethod
-    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> int:
+    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> os.stat_result:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(temporary, flags, 0o666, dir_fd=directory), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-            return os.fstat(file.fileno()).st_ino
+            return os.fstat(file.fileno())
 
     def remove(self, name: str) -> None:
         """Remove one file, durably. StorageError, ENOENT where there is none."""
@@ -381,43 +384,6 @@ def _check_name(root: Path, name: str) -> None:
         known = False
     if not known:
         raise StorageError(f"not a name in {root}: {name!r}", errno.EINVAL)
-
-
-@contextlib.contextmanager
-def _locked(directory: int) -> Iterator[None]:
-    """Keeps other writers of this kind out of a directory. Where it cannot be locked (NFS wants it open for writing,
-    and nothing opens a directory so) they are only as far apart as a check and a rename."""
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        fcntl.flock(directory, fcntl.LOCK_UN)
-
-
-_NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV))
-"""What making a hard link says on a file system that has none."""
-
-
-def _rename(directory: int, old: str, new: str, replace: bool) -> None:
-    """Give a file its name. Without `replace` FileExistsError where there is one of that name already; os.rename
-    cannot say that, a link can."""
-    if not replace:
-        try:
-            os.link(old, new, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with contextlib.suppress(FileNotFoundError):
-                os.stat(new, dir_fd=directory, follow_symlinks=False)
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new) from error
-        else:
-            os.unlink(old, dir_fd=directory)
-            return
-    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def _make_directory(name: str, above: int) -> None:

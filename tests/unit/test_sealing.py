@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import errno
+import fcntl
 import io
 import json
 import os
@@ -21,7 +22,7 @@ import PIL.Image
 import pytest
 import webdataset
 
-from shardfs import images, index, reading_back, values
+from shardfs import config, images, index, reading_back, values
 from shardfs.drivers.base import Cell, Value, Verbatim
 from shardfs.drivers.squirrel import SquirrelDriver, SquirrelShard
 from shardfs.errors import BadSampleError, BadSettingError, KeyExistsError, StaleShardError, StorageError
@@ -485,3 +486,22 @@ def test_a_pickle_in_a_file_is_stored_as_bytes(tmp_path: Path) -> None:
     driver = SquirrelDriver(LocalStorage(tmp_path))
     driver.write_records(Key("k"), seal(new(**{"000000.a.pkl": b"cos\nsystem\n."})).records(), base=None)
     assert contents(driver, "k") == [{"a": b"cos\nsystem\n."}]
+
+
+def test_a_directory_that_stays_locked_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "LOCK_WAIT", 0.01)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(StorageError) as caught:
+            SquirrelDriver(LocalStorage(tmp_path)).write_records(Key("k"), [Value({}, "x")], base=None)
+    finally:
+        os.close(descriptor)
+    assert caught.value.errno == errno.EBUSY
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_marked_png_that_is_none_of_ours_any_more_is_bytes() -> None:
+    """Editing the sample's other fields would otherwise be refused because of it."""
+    odd = images.png(4, 2, "RGB", bytes(24), "ndarray")[:-12]
+    assert read({"000000.a.png": odd}) == [{"a": odd}]
