@@ -476,3 +476,14 @@ def test_an_index_that_never_holds_still_is_given_up(tmp_path: Path) -> None:
     with pytest.raises(StaleShardError, match="keeps changing"):
         publication.publish(edit, 1 << 20)
     assert sorted(found.name for found in tmp_path.iterdir()) == ["a.mds", "index.json"]
+
+
+def test_a_shard_that_the_library_decompressed_meanwhile_is_still_the_same(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "mds_zstd_hash_splits" / "data", tmp_path, dirs_exist_ok=True)
+    driver = opened(tmp_path)
+    entry = driver.entries()[0]
+    shard, base, files = laid_out(driver, entry)
+    (tmp_path / f"{entry.key}.mds").write_bytes(shard.raw)
+    assert driver.entry(entry.key).version != entry.version
+    driver.write_records(entry.key, seal(files, base).records(), base=entry)
+    assert bytes(driver.load(driver.entry(entry.key), quiet).raw) == bytes(shard.raw)
