@@ -47,18 +47,21 @@ class Sample:
     """The file of each field that is a file of its own."""
 
 
-def read(files: Mapping[str, bytes], stem: str) -> Sample:
+def read(files: Mapping[str, bytes], stem: str, unchanged: frozenset[str] = frozenset()) -> Sample:
     """The sample of these files, given as what follows `<stem>.` -> content.
 
-    BadSampleError, which names the file, for what does not parse and for a field that two files claim.
+    Of two files that claim one field the one that was written wins over one of the `unchanged`: so a folder can be
+    copied again over what a seal made of it, which shows its `cat.jpg` as `cat.jpg.jpg` and its `cat.cls` in the json.
+    BadSampleError, which names the file, for what does not parse and for a field that two written files claim.
     """
-    return _Reading(files, stem).sample()
+    return _Reading(files, stem, unchanged).sample()
 
 
 class _Reading:
-    def __init__(self, files: Mapping[str, bytes], stem: str) -> None:
+    def __init__(self, files: Mapping[str, bytes], stem: str, unchanged: frozenset[str]) -> None:
         self._files = files
         self._stem = stem
+        self._unchanged = unchanged
         self._used = {layout.JSON}
 
     def sample(self) -> Sample:
@@ -122,8 +125,11 @@ class _Reading:
             own = suffix not in explained
             key = field_name(field or suffix) if own else _key(explained[suffix], self._lifted)
             if key in sample:
-                other = f"{self._stem}.{files.get(key, layout.JSON)}"
-                raise self._bad(suffix, f"{other} has the field {str(key)[:80]!r} already")
+                other = files.get(key, layout.JSON)
+                if (suffix in self._unchanged) == (other in self._unchanged):
+                    raise self._bad(suffix, f"{self._stem}.{other} has the field {str(key)[:80]!r} already")
+                if suffix in self._unchanged:
+                    continue
             sample[key] = self._file(suffix)
             files[key] = suffix
         return Sample(sample, files)

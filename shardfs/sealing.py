@@ -158,7 +158,8 @@ class Seal:
             else bytes(self._content(source))
             for suffix, source in group.files
         }
-        sample = self._with_key(reading_back.read(contents, group.stem), group)
+        kept_files = frozenset(suffix for suffix, source in group.files if isinstance(source, Stored))
+        sample = self._with_key(reading_back.read(contents, group.stem, kept_files), group)
         stem = base.table.stem(origin).decode("utf-8")
         cells = base.reader.cells(record) if base.verbatim else None
         stored = reading_back.Stored(base.reader.decode(record), record, before, stem, cells)
