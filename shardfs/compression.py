@@ -15,8 +15,10 @@ from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
-from shardfs import config
+from shardfs import config, zstd_frames
 from shardfs.errors import BadSettingError, DamagedShardError
+from shardfs.raw_bytes import RawBytes, Whole
+from shardfs.values import Buffer
 
 
 def _fastest_inflate() -> Any:
@@ -40,34 +42,36 @@ class Source(Protocol):
         """The next `count` bytes at most; empty at the end."""
 
 
-class _Raw:
+class _Raw(RawBytes):
     """Raw bytes as they grow, with their limit."""
 
-    def __init__(self, limit: int, grow: Callable[[int], None], inspect: Inspect | None) -> None:
-        self.data = bytearray()
+    def __init__(self, limit: int, grow: Callable[[int], None], inspect: Inspect | None, expected: int) -> None:
+        super().__init__(min(expected, limit))
         self._limit = limit
         self._grow = grow
         self._inspect = inspect
 
-    def add(self, piece: bytes, used: int) -> None:
-        """More raw bytes; `used` stored bytes were needed so far."""
-        self.data += piece
-        if self._inspect is not None and len(self.data) >= config.SUSPECT_SIZE:
+    def check(self, used: int, behind: int = 0) -> None:
+        """To be called after each piece; `used` stored bytes were needed so far, and the last `behind` raw bytes are
+        not to be counted."""
+        size = max(self.size - behind, 0)
+        if self._inspect is not None and size >= config.SUSPECT_SIZE:
             inspect, self._inspect = self._inspect, None
-            if len(self.data) > used * config.SUSPECT_RATIO:
-                inspect(bytes(self.data), used)
-        if len(self.data) > self._limit:
+            if size > used * config.SUSPECT_RATIO:
+                inspect(self.piece(0, size), used)
+        if size > self._limit:
             raise DamagedShardError(
-                f"a decompression bomb: over {self._limit >> 20} MiB come out of so few stored bytes", len(self.data)
+                f"a decompression bomb: over {self._limit >> 20} MiB come out of so few stored bytes", size
             )
-        self._grow(len(self.data))
+        self._grow(size)
 
 
 class _Observed:
     """A source that shows each stored piece to somebody else, for hashing."""
 
-    def __init__(self, source: Source, observe: Callable[[bytes], None] | None) -> None:
+    def __init__(self, source: Source, observe: Callable[[Buffer], object] | None) -> None:
         self._source = source
+        self._readinto: Callable[[memoryview], int] | None = getattr(source, "readinto", None)
         self._observe = observe
         self.count = 0
 
@@ -75,8 +79,21 @@ class _Observed:
         data = self._source.read(min(count, config.READ_SLICE) if count >= 0 else config.READ_SLICE)
         self.count += len(data)
         if self._observe is not None and data:
-            self._observe(data)
+            self._observe(memoryview(data))
         return data
+
+    def readinto(self, view: memoryview) -> int:
+        """The next bytes right into `view`, where the source can do that."""
+        if self._readinto is None:
+            data = self.read(len(view))
+            view[: len(data)] = data
+            return len(data)
+        count = self._readinto(view[: config.READ_SLICE])
+        self.count += count
+        if self._observe is not None and count:
+            with view[:count] as piece:
+                self._observe(piece)
+        return count
 
 
 def raw_limit(codec: str | None, stored: int) -> int:
@@ -89,30 +106,34 @@ def decompress(
     source: Source,
     stored: int,
     grow: Callable[[int], None] = lambda _: None,
-    observe: Callable[[bytes], None] | None = None,
+    observe: Callable[[Buffer], object] | None = None,
     inspect: Inspect | None = None,
-) -> bytearray:
+    expected: int = 0,
+) -> Whole:
     """All raw bytes of a shard.
 
     `codec` is None, `gz` or `zstd`; `stored` the number of stored bytes; `grow` is told the raw size so far after
-    each piece; `observe` sees the stored bytes in order; `inspect` may look at the beginning of what seems a bomb, and
-    raise. DamagedShardError for anything but complete streams.
+    each piece; `observe` sees the stored bytes in order, each piece only while it is called; `inspect` may look at the
+    beginning of what seems a bomb, and raise; `expected` is a hint of how many raw bytes there will be, 0 for none.
+    DamagedShardError for anything but complete streams.
     """
-    raw = _Raw(raw_limit(codec, stored), grow, inspect)
-    _decompress(codec, _Observed(source, observe), raw)
-    return raw.data
+    raw = _Raw(raw_limit(codec, stored), grow, inspect, expected)
+    return raw.whole(_decompress(codec, _Observed(source, observe), raw))
 
 
-def _decompress(codec: str | None, observed: _Observed, raw: _Raw) -> None:
+def _decompress(codec: str | None, observed: _Observed, raw: _Raw) -> int:
+    """Puts all into `raw`. Returns how many bytes at its end are none of the shard's."""
+    behind = 0
     if codec is None:
-        while piece := observed.read(config.READ_SLICE):
-            raw.add(piece, observed.count)
+        while raw.fill(observed.readinto):
+            raw.check(observed.count)
     elif codec == "gz":
         _gunzip(observed, raw)
     elif codec == "zstd":
-        _unzstd(observed, raw)
+        behind = _unzstd(observed, raw)
     else:
         raise BadSettingError(f"compression {codec!r} is not known here")
+    return behind
 
 
 _GZIP_BEGINS = (b"\x1f\x8b", b"\x1f")
@@ -126,19 +147,20 @@ def _gunzip(source: _Observed, raw: _Raw) -> None:
     while pending:
         if bytes(pending[:2]) not in _GZIP_BEGINS:
             text = "not gzip" if first else "the gzip stream is broken: what stands behind it is none"
-            raise DamagedShardError(text, len(raw.data))
+            raise DamagedShardError(text, raw.size)
         stream = inflate.decompressobj(wbits=31)
         while not stream.eof:
             if not pending and not (pending := memoryview(source.read(config.READ_SLICE))):
-                raise DamagedShardError("the gzip stream is cut off", len(raw.data))
+                raise DamagedShardError("the gzip stream is cut off", raw.size)
             given = pending[: config.GZIP_FEED]
             try:
                 piece = stream.decompress(given, config.COPY_SLICE)
             except inflate.error as error:
-                raise DamagedShardError(f"the gzip stream is broken ({error})", len(raw.data)) from error
+                raise DamagedShardError(f"the gzip stream is broken ({error})", raw.size) from error
             left = len(stream.unused_data) if stream.eof else len(stream.unconsumed_tail)
             pending = pending[len(given) - left :]
-            raw.add(piece, source.count - len(pending))
+            raw.add(piece)
+            raw.check(source.count - len(pending))
         first = False
         pending = _behind_padding(pending, source)
 
@@ -191,23 +213,24 @@ class _WithSentinel:
         return b""
 
 
-def _unzstd(source: _Observed, raw: _Raw) -> None:
-    """Any number of zstd frames. No bytes at all are no frames."""
+def _unzstd(source: _Observed, raw: _Raw) -> int:
+    """Any number of zstd frames. No bytes at all are no frames. Returns the number of bytes that the sentinel made."""
     feed = _WithSentinel(source)
     decompressor = zstandard.ZstdDecompressor(max_window_size=config.ZSTD_WINDOW)
-    piece = bytearray(config.COPY_SLICE)
-    view = memoryview(piece)
-    held = b""
+    behind = len(_SENTINEL)
     try:
         with decompressor.stream_reader(feed, read_size=config.READ_SLICE, read_across_frames=True) as stream:  # type: ignore[arg-type]
-            while count := stream.readinto(piece):
-                held += view[:count]
-                raw.add(held[: -len(_SENTINEL)], source.count)
-                held = held[-len(_SENTINEL) :]
+            while raw.fill(stream.readinto):
+                raw.check(source.count, behind)
     except zstandard.ZstdError as error:
-        raise DamagedShardError(f"the zstd stream is broken ({error})", len(raw.data)) from error
-    if held != _SENTINEL:
-        raise DamagedShardError("the zstd stream is cut off", len(raw.data))
+        raise DamagedShardError(f"the zstd stream is broken ({error})", max(raw.size - behind, 0)) from error
+    if raw.size < behind or raw.piece(raw.size - behind, raw.size) != _SENTINEL:
+        raise DamagedShardError("the zstd stream is cut off", max(raw.size - behind, 0))
+    return behind
+
+
+HINT_TAIL = {"gz": 4, "zstd": config.FRAME_HINT}
+"""Bytes at a file's end that say something of its raw size, by codec."""
 
 
 class _EnoughError(Exception):
@@ -221,21 +244,23 @@ def beginning(codec: str | None, source: Source, count: int) -> bytes:
         if held >= count:
             raise _EnoughError
 
-    raw = _Raw(1 << 62, stop, None)
+    raw = _Raw(1 << 62, stop, None, count)
+    behind = 0
     with contextlib.suppress(_EnoughError):
-        _decompress(codec, _Observed(source, None), raw)
-    return bytes(raw.data[:count])
+        behind = _decompress(codec, _Observed(source, None), raw)
+    return raw.piece(0, min(count, raw.size - behind))
 
 
 def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> int:
-    """About how many raw bytes will come out: from the first 18 and the last 4 stored bytes. A hint, and bounded."""
+    """About how many raw bytes will come out: from the first 18 and the last stored bytes, which should be `HINT_TAIL`
+    of that codec. A hint, and bounded."""
     limit = raw_limit(codec, stored)
     if codec is None:
         return stored
     claimed = 0
-    if codec == "gz" and len(tail) == 4:
-        claimed = int.from_bytes(tail, "little")
-    elif codec == "zstd" and head:
+    if codec == "gz" and len(tail) >= 4:
+        claimed = int.from_bytes(tail[-4:], "little")
+    elif codec == "zstd" and (claimed := zstd_frames.raw_size_hint(stored, tail)) == 0 and head:
         with contextlib.suppress(zstandard.ZstdError):
             size = zstandard.get_frame_parameters(head).content_size
             claimed = size if size < 1 << 62 else 0
@@ -248,15 +273,16 @@ def compressing(
 ) -> Iterator[Callable[[bytes | memoryview], object]]:
     """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
 
-    Levels default to 6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.
+    One call a record: zstd shards are made of frames at whose ends no record is cut (see zstd_frames). Levels default
+    to 6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.
     """
     if codec == "gz":
         with gzip.GzipFile("", "wb", 6 if level is None else level, file, mtime=0) as stream:
             yield stream.write
     elif codec == "zstd":
-        compressor = zstandard.ZstdCompressor(level=3 if level is None else level, write_checksum=True)
-        with compressor.stream_writer(file, closefd=False) as writer:
-            yield writer.write
+        writer = zstd_frames.FrameWriter(file, 3 if level is None else level)
+        yield writer.put
+        writer.finish()
     elif codec is None:
         yield file.write
     else:

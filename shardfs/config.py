@@ -13,6 +13,23 @@ COPY_SLICE = MIB
 READ_SLICE = MIB
 """Stored bytes are fetched from a local file in pieces of this size."""
 
+SCRATCH_FLOOR = 16 * 1024
+SCRATCH = MIB
+SCRATCHES = 4
+"""Reads from the page cache between these sizes go into buffers that are kept, this many at most: one is in use at a
+time, and the kernel asks for READ_AHEAD_KB at most."""
+
+ADVISE_STEP = MIB
+"""The kernel reads about this much for one piece of advice, whatever it was asked for."""
+
+ADVISE_AFTER = 8
+ADVISE_LIMIT = 128 * MIB
+"""After so many pieces of a shard of at most this size that had to be waited for, all of it is read ahead: it is being
+used as a whole."""
+
+READERS = 256
+"""Shards that may be open for reading parts of them: each holds a descriptor."""
+
 BOMB_FLOOR = 128 * MIB
 """Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds. A damaged shard
 may take 256 MiB in all; the other half is for what is made of the raw bytes before the damage shows."""
@@ -33,6 +50,28 @@ GZIP_FEED = 64 * 1024
 ZSTD_WINDOW = 128 * MIB
 """Largest zstd window accepted (levels up to 19 use 8 MiB, --ultra --long=27 this): a frame may ask for 3.75 TiB."""
 
+FRAME_TARGET = MIB
+"""Raw bytes in one frame of a .zst shard written here: one sample of a large shard costs a millisecond. Text takes 3 %
+more than in one frame; 9 % with frames of a quarter of this, and 1 % with 4 times it, which take 4 ms."""
+
+FRAME_MAX = 64 * MIB
+"""Largest frame, stored or raw, that is decompressed for the sake of one sample; a shard with a larger one is loaded
+whole."""
+
+FRAME_TABLE = 32 * MIB
+"""Largest seek table: 4 million frames, 4 TiB of what is written here. It takes twice that in memory."""
+
+FRAME_HINT = 64 * 1024
+"""Stored bytes at a shard's end that are looked at for how large it will be: the seek table of 8 GiB of shard."""
+
+FRAMES_HELD = 256 * MIB
+"""Decompressed frames kept of one opened shard, a quarter of a second's work: all of a shard that has just been worth
+opening, and of a huge one what a few readers are at. A random order over much more finds little of it in any case."""
+
+MAPPED_RAW = 16 * MIB
+"""Raw bytes above this lie in a mapping of their own with huge pages: page faults take a fifth of their time, and all
+goes back to the system when the shard is dropped. For fewer, rounding up to 2 MiB would cost too much."""
+
 TOKEN_FLOOR = 1_000_000
 TOKENS_PER_STORED_BYTE = 16
 """Values a shard may hold: the floor, plus this many per stored byte. A run of zero bytes is one value per raw byte
@@ -43,6 +82,9 @@ FILE_TOKENS = 4
 """A sample, and a value with a file of its own, count as this many values more: a file costs 10 microseconds, and half
 a kilobyte while its sample is laid out."""
 
+TOKENS_PER_RAW_BYTE = 4
+"""No raw byte counts as more: a sample that is an empty run of bytes takes two and counts as seven."""
+
 TEXT_PER_TOKEN = 16
 """Bytes of text that count as one value more: text takes up to four bytes of memory for one, and is copied."""
 
@@ -52,6 +94,32 @@ JSON_LINES = 8
 JSON_ARRAY_FLOOR = 32 * MIB
 """An array out of a JSON line may take this much memory, and 16 bytes per byte of the line: `<U1000000` makes megabytes
 out of each empty text."""
+
+QUICK_RECORD = 1024
+"""A record up to this size is read as a whole by the msgpack library where one of its light fields is wanted: it copies
+what is heavy, which above this costs more than walking around it."""
+
+LIGHT_PIECE = 64 * 1024
+LIGHT_RUN = 16
+"""Samples of light fields only are read by the msgpack library from pieces of this size, for as long as so many or more
+follow one another: to begin costs as much as to walk a few."""
+
+ARRAY_HEAD = 256
+ARRAY_HEADS = 64
+"""Heads of arrays that are remembered, by field: of how many bytes, and how many of them."""
+
+SHAPES = 256
+SHAPE_FIELDS = 64
+SHAPE_NAMES = 4096
+"""Shapes of samples that are remembered, and fields and characters of their names in one at most: some megabytes.
+The samples of a shard have one shape or a few; each field that may be null doubles them."""
+
+LONG_TEXT = 2048
+"""From this many characters on, a text's JSON is made by whole-text operations, which have a fixed cost of
+microseconds; below it, character by character."""
+
+TEXT_PER_ESCAPE = 64
+"""Characters of a long text for one that must be escaped, below which json's own encoder is faster."""
 
 PICKLE_OPS = 1_000_000
 """Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""
@@ -111,8 +179,17 @@ SMALL_SHARE = 16
 GROW_STEP = 8 * MIB
 """A load that outgrows its estimate asks for room again after each further piece of this size."""
 
-WORKERS_IO = 16
-"""Threads that may wait for storage at once."""
+WORKERS_LENT = 64
+"""Loads at once, of small and of large shards each, when all that go before wait for storage. A load that waits lends
+its place: two shards on a disk that hangs must not stop the first read of every other key."""
+
+LEND_AFTER = 0.05
+LEND_SHARE = 10
+"""A load waits if its thread had the CPU for less than one part in LEND_SHARE of the last LEND_AFTER seconds: one that
+computes gets more of it on any machine that is not hopelessly busy."""
+
+WORKERS_IO = 64
+"""Threads that may wait for storage at once: they cost nothing but a stack, and who comes behind the last waits."""
 
 MAX_TASKS = 1024
 """FUSE requests that may wait at once: with few tasks, a dozen blocked readers stop `ls` of other keys."""
@@ -196,6 +273,16 @@ NOTICES = 10_000
 PREFILL_FILE = 32 * 1024
 """Files up to this size are given to the kernel when their shard is loaded: above it, a READ costs no more."""
 
+CANARY_FILES = 32
+"""A listing of at least so many files holds one back, by which to see whether who lists wants attributes."""
+
+LISTERS = 256
+"""Processes whose last listing is remembered."""
+
+GIFT = 128 * 1024
+"""Files up to this size are given to the kernel when they are first opened, if they are at hand: above it the request
+that this saves is nothing beside the copying."""
+
 PREFILL_KNOWN = 16
 """Names of a key that the kernel must know before its files are given to it: a lone reader has no use for the rest."""
 
@@ -210,6 +297,11 @@ PREFILL_SPARE = 256 * MIB
 
 NOTICE_WAIT = 1.0
 """Seconds to wait at the end for the thread that tells it."""
+
+BACKGROUND = 256
+"""Reads through the page cache that may wait at once. The kernel's own figure is 12 for a whole mount: with so many
+waiting for one slow shard, even those of loaded keys were not sent. On a machine of 1 GiB an ordinary user may set
+334."""
 
 READ_AHEAD_KB = 1024
 """The kernel asks for 128 KiB at a time unless told otherwise, which root may do; 1 MiB a request is a fifth faster."""

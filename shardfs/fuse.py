@@ -7,17 +7,19 @@ ENOSYS by accident.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
+from shardfs.bulk_listing import Bulk
 from shardfs.errors import MissingKeyError, ShardfsError
-from shardfs.vfs import Attributes, Vfs
+from shardfs.vfs import Attributes, FileRun, Vfs
 
 log = logging.getLogger("shardfs")
 
@@ -93,16 +95,19 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, vfs: Vfs) -> None:
+    def __init__(self, vfs: Vfs, gifts: bool = True) -> None:
+        """With `gifts` small files are given to the kernel when they are first opened."""
         super().__init__()
         self._vfs = vfs
+        self._gifts = gifts
+        self._bulk = Bulk()
         self._entry = EntryAttributes()
         self._entry.st_uid = vfs.uid
         self._entry.st_gid = vfs.gid
         self._entry.st_blksize = PREFERRED_READ
         # keep_cache: an inode number never means other bytes, so its pages stay good; no direct_io: it breaks mmap
         self._info = FileInfo(keep_cache=True, direct_io=False)
-        self._mtime_ns = 0
+        self._filled: Attributes | None = None
         self._missing = EntryAttributes()
         self._missing.st_ino = 0  # with a timeout: "there is no such name, and you may remember it"
         self._told: set[tuple[str, int]] = set()
@@ -116,10 +121,19 @@ class Operations(pyfuse3.Operations):
         entry.st_blocks = -(-attributes.size // BLOCK)
         entry.entry_timeout = attributes.entry_timeout
         entry.attr_timeout = attributes.attr_timeout
-        mtime_ns = attributes.mtime_ns
-        if mtime_ns != self._mtime_ns:  # the same for all files of a shard, and three divisions otherwise
-            entry.st_mtime_ns = entry.st_atime_ns = entry.st_ctime_ns = mtime_ns
-            self._mtime_ns = mtime_ns
+        entry.st_mtime_ns = entry.st_atime_ns = entry.st_ctime_ns = attributes.mtime_ns
+        self._filled = None
+        return entry
+
+    def _fill_file(self, shared: Attributes, inode: int, size: int) -> EntryAttributes:
+        """The same for a file of a key, whose files differ in number and size only: nothing else is set for each."""
+        entry = self._entry
+        if self._filled is not shared:
+            self._fill(shared)
+            self._filled = shared
+        entry.st_ino = inode
+        entry.st_size = size
+        entry.st_blocks = (size + BLOCK - 1) // BLOCK
         return entry
 
     def log_unexpected(self, name: str, error: Exception) -> None:
@@ -152,6 +166,9 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        found = self._vfs.lookup_now(parent_inode, name)
+        if found is not None:
+            return self._fill_file(*found)
         try:
             return self._fill(await self._vfs.lookup(parent_inode, name))
         except (ShardfsError, OSError) as error:
@@ -192,13 +209,13 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        return await self._vfs.opendir(inode)
+        return await self._vfs.opendir(inode, ctx.pid)
 
     @handler
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        run = self._vfs.files(fh, start_id)
+        run = self._vfs.files(fh)
         if run is not None:
-            self._reply_files(token, *run)
+            self._reply_files(token, run, start_id)
             return
         accepted: list[int] = []
         for name, attributes, after in await self._vfs.readdir(fh, start_id):
@@ -209,22 +226,29 @@ class Operations(pyfuse3.Operations):
         for inode in accepted:
             self._vfs.looked_up(inode)
 
-    def _reply_files(
-        self, token: pyfuse3.ReaddirToken, shared: Attributes, files: Iterator[tuple[bytes, int, int]]
-    ) -> None:
+    def _reply_files(self, token: pyfuse3.ReaddirToken, run: FileRun, start: int) -> None:
         """Files of one key differ in name, number and size only: a million of them are listed, so nothing else is set
-        for each."""
-        entry = self._fill(shared)
-        first, reply, accepted = shared.inode, pyfuse3.readdir_reply, 0
-        for name, size, number in files:
-            entry.st_ino = first + number
-            entry.st_size = size
-            entry.st_blocks = (size + BLOCK - 1) // BLOCK
-            if not reply(token, name, entry, number + 1):
+        for each, and all but the first are made in bulk where that can be done."""
+        bulk = self._bulk.begin(token)
+        first, reply, counted = run.shared.inode, pyfuse3.readdir_reply, 0
+        for name, size, number in run.table.listing(start):
+            if not reply(token, name, self._fill_file(run.shared, first + number, size), number + 1):
                 break
-            accepted += 1
-        if accepted:
-            self._vfs.looked_up(first, accepted)
+            counted += 1
+            if bulk is None:
+                continue
+            if not bulk.check(name, first + number, number + 1):
+                self._bulk.sound = False
+                bulk = None
+                continue
+            if not run.plus or (number == 0 and run.canary):
+                bulk.withhold()
+                counted -= 1
+            more = bulk.extend(run.table, number + 1, first, run.plus)
+            counted += more if run.plus else 0
+            break
+        if counted:
+            self._vfs.looked_up(first, counted)
 
     @handler
     async def releasedir(self, fh: int) -> None:
@@ -240,6 +264,11 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         fh = self._vfs.open_now(inode, flags)
         self._info.fh = await self._vfs.open(inode, flags) if fh is None else fh
+        if self._gifts:
+            data = self._vfs.gift(inode)
+            if data is not None:
+                with contextlib.suppress(OSError):  # then it asks
+                    pyfuse3.notify_store(inode, 0, data)  # type: ignore[arg-type]
         return self._info
 
     # pyfuse3 takes any contiguous buffer, though it declares bytes; a copy of each read is what this saves

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from shardfs import config, layout, names
+from shardfs import config, layout, names, shapes
 from shardfs.drivers.base import Record, Shard, ShardReader
 from shardfs.errors import DamagedShardError
+from shardfs.shapes import File
 from shardfs.values import Buffer
 
 KEY_FIELD = "__key__"
@@ -41,15 +42,16 @@ class _Packed:
     """Many short byte strings in one, each known by its number."""
 
     def __init__(self) -> None:
-        self._numbers: dict[bytes, int] = {}
+        self._numbers: dict[str | bytes, int] = {}
         self._data = bytearray()
         self._starts = array("Q", [0])
 
-    def number(self, text: bytes) -> int:
+    def number(self, text: str | bytes) -> int:
+        """One and the same kind of text each time: the number goes by what is given, not by its bytes."""
         known = self._numbers.get(text)
         if known is None:
             known = self._numbers[text] = len(self._numbers)
-            self._data += text
+            self._data += text if isinstance(text, bytes) else text.encode("utf-8")
             self._starts.append(len(self._data))
         return known
 
@@ -110,9 +112,9 @@ class ShardTable:
         self._kind = columns["kind"].data
         self._offset = columns["offset"].data
         self._length = columns["length"].data
-        self._number = b"%%0%dd" % digits
-        self._prefix_sizes = np.diff(prefixes.starts)
-        self._prefix_size = self._prefix_sizes.data
+        self._number = _number(digits)
+        self.prefix_sizes = np.diff(prefixes.starts)
+        self._prefix_size = self.prefix_sizes.data
         self._by_stem = None if stems is None else sorted_numbers(stems).data
         self.notes = notes
         self.samples = len(self._record_start)
@@ -131,7 +133,11 @@ class ShardTable:
         return self._number % (self.first_sample + sample)
 
     def sample_of(self, file: int) -> int:
-        return bisect_right(self._file_start, file) - 1
+        starts = self._file_start
+        guess = file * self.samples // max(1, self.files)  # right where all samples have equally many files
+        if starts[guess] <= file < starts[guess + 1]:
+            return guess
+        return bisect_right(starts, file) - 1
 
     def name(self, file: int) -> bytes:
         return self.stem(self.sample_of(file)) + b"." + self.suffixes[self._suffix[file]]
@@ -142,7 +148,7 @@ class ShardTable:
 
     def total_size(self) -> int:
         """Size of all files together in bytes."""
-        return int(self.columns["length"].sum()) + int(self._prefix_sizes[self.columns["prefix"]].sum())
+        return int(self.columns["length"].sum()) + int(self.prefix_sizes[self.columns["prefix"]].sum())
 
     def listing(self, start: int) -> Iterator[tuple[bytes, int, int]]:
         """(name, size, number) of each file from number `start` on."""
@@ -152,7 +158,7 @@ class ShardTable:
             numbers = range(first, last)
             columns = self.columns
             samples = np.searchsorted(columns["file_start"], np.arange(first, last), "right") - 1
-            sizes = columns["length"][first:last] + self._prefix_sizes[columns["prefix"][first:last]]
+            sizes = columns["length"][first:last] + self.prefix_sizes[columns["prefix"][first:last]]
             before, stem = -1, b""
             for sample, suffix, size, file in zip(
                 samples.tolist(), self._suffix[first:last].tolist(), sizes.tolist(), numbers, strict=True
@@ -202,7 +208,9 @@ class ShardTable:
 
     def renders_fast(self, file: int) -> bool:
         """True if rendering the file takes so little that it may be done on the event loop."""
-        sample = self.sample_of(file)
+        return self._renders_fast(file, self.sample_of(file))
+
+    def _renders_fast(self, file: int, sample: int) -> bool:
         return (
             self.size(file) <= config.INLINE_RENDER
             and self._record_end[sample] - self._record_start[sample] <= config.INLINE_RECORD
@@ -212,22 +220,31 @@ class ShardTable:
     def render(self, file: int, reader: ShardReader, arrays: str) -> bytes:
         """The content of a file that is no run of raw bytes; takes its time. DamagedShardError if the shard is not this
         table's, and the errors of `ShardReader.fetch`."""
-        return self._render(file, reader, arrays, reader.fetch(*self.record_of(file)))
+        return self._render(file, self.sample_of(file), arrays, reader, reader.fetch(*self.record_of(file)))
 
     def render_now(self, file: int, reader: ShardReader, arrays: str) -> bytes | None:
         """The same where that is quickly done, and the raw bytes are at hand; None otherwise."""
-        record = reader.part(*self.record_of(file)) if self.renders_fast(file) else None
-        return None if record is None else self._render(file, reader, arrays, record)
-
-    def _render(self, file: int, reader: ShardReader, arrays: str, record: Buffer) -> bytes:
         sample = self.sample_of(file)
-        start = self._record_start[sample]
-        plans = layout.lay_out(reader.decode(record), record, arrays, len(self.stem(sample)))
-        content = plans[file - self._file_start[sample]].content
-        data = content.render() if content.render is not None else b""
+        if not self._renders_fast(file, sample):
+            return None
+        record = reader.part(self._record_start[sample], self._record_end[sample])
+        return None if record is None else self._render(file, sample, arrays, reader, record)
+
+    def _render(self, file: int, sample: int, arrays: str, reader: ShardReader, record: Buffer) -> bytes:
+        tree, stem_bytes, number = reader.decode(record), len(self.stem(sample)), file - self._file_start[sample]
+        data = shapes.shapes_for(arrays).json(tree, stem_bytes, number)
+        if data is None:
+            content = layout.lay_out(tree, record, arrays, stem_bytes)[number].content
+            data = content.render() if content.render is not None else b""
         if len(data) != self.size(file):
+            start = self._record_start[sample]
             raise DamagedShardError("a file came out with another size than the index says", start)
         return data
+
+
+def _number(digits: int) -> bytes:
+    """The format of samples' numbers."""
+    return b"%%0%dd" % digits
 
 
 def sorted_numbers(strings: Strings) -> np.ndarray[Any, np.dtype[np.uint32]]:
@@ -239,6 +256,7 @@ class _Builder:
 
     def __init__(self, arrays: str) -> None:
         self._arrays = arrays
+        self._shapes = shapes.shapes_for(arrays)
         self._file_start = array("I", [0])
         self._record_start = array("Q")
         self._record_end = array("Q")
@@ -252,24 +270,31 @@ class _Builder:
         self._prefixes.number(b"")
         self.notes: list[Note] = []
 
-    def add(self, record: Record, stem: str, shard: Shard) -> None:
-        try:
-            plans = layout.lay_out(record.tree, shard.raw, self._arrays, len(stem.encode("utf-8")))
-        except (RecursionError, ValueError, OverflowError) as error:
-            raise DamagedShardError(f"a sample that no files can show: {error}", record.start) from error
-        for plan in plans:
-            content = plan.content
-            rendered = content.render is not None
-            self._suffix.append(self._suffixes.number(plan.suffix.encode("utf-8")))
-            self._prefix.append(self._prefixes.number(content.prefix))
+    def add(self, record: Record, stem: bytes, shard: Shard) -> None:
+        files = self._shapes.files(record.tree, shard.raw, len(stem))
+        if files is None:
+            files = self._laid_out(record, stem, shard)
+        for suffix, prefix, rendered, offset, length in files:
+            self._suffix.append(self._suffixes.number(suffix))
+            self._prefix.append(self._prefixes.number(prefix) if prefix else 0)
             self._kind.append(RENDER if rendered else SLICE)
-            self._offset.append(content.offset)
-            self._length.append(content.size - len(content.prefix))
-            if content.note is not None and len(self.notes) < config.ERRORS_KEPT:
-                self.notes.append(Note(f"{stem}.{plan.suffix}", content.note))
+            self._offset.append(offset)
+            self._length.append(length)
         self._record_start.append(record.start)
         self._record_end.append(record.end)
         self._file_start.append(len(self._suffix))
+
+    def _laid_out(self, record: Record, stem: bytes, shard: Shard) -> list[File]:
+        """The files of any sample, and its notes."""
+        try:
+            plans = layout.lay_out(record.tree, shard.raw, self._arrays, len(stem))
+        except (RecursionError, ValueError, OverflowError) as error:
+            raise DamagedShardError(f"a sample that no files can show: {error}", record.start) from error
+        for plan in plans:
+            note = plan.content.note
+            if note is not None and len(self.notes) < config.ERRORS_KEPT:
+                self.notes.append(Note(f"{stem.decode('utf-8')}.{plan.suffix}", note))
+        return [shapes.file_of(plan.suffix, plan.content) for plan in plans]
 
     def table(self, shard: Shard, stems: Strings | None, first_sample: int, digits: int) -> ShardTable:
         columns: dict[str, np.ndarray[Any, Any]] = {
@@ -300,7 +325,7 @@ def build(shard: Shard, arrays: str) -> ShardTable:
     if own is not None:
         builder = _Builder(arrays)
         for at, record in enumerate(shard.records()):
-            builder.add(record, own[at].decode("utf-8"), shard)
+            builder.add(record, own[at], shard)
         return builder.table(shard, own, 0, 0)
     digits = names.digits_for(shard.samples_through or 0)
     builder, count = _numbered(shard, arrays, digits)
@@ -312,9 +337,10 @@ def build(shard: Shard, arrays: str) -> ShardTable:
 
 def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
     builder = _Builder(arrays)
+    number = _number(digits)
     count = 0
     for record in shard.records():
-        builder.add(record, names.sample_number(shard.first_sample + count, digits), shard)
+        builder.add(record, number % (shard.first_sample + count), shard)
         count += 1
     return builder, count
 

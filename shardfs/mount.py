@@ -27,6 +27,7 @@ from shardfs.daemon import MissingSystemError
 from shardfs.errors import MountError
 from shardfs.fuse import Operations
 from shardfs.indexing import open_database
+from shardfs.kernel_limits import raise_limits
 from shardfs.notices import Notices
 from shardfs.store import Store, local_path
 from shardfs.vfs import Vfs, build_vfs
@@ -99,6 +100,7 @@ def tune() -> None:
     # Nothing here makes cycles by the thousand, and a listing of a million files makes objects by the million: the
     # collector would take a tenth of its time.
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 50, 100)
     with contextlib.suppress(AttributeError, OSError):  # musl has no mallopt
         libc = ctypes.CDLL(None)
@@ -213,8 +215,10 @@ def _percent(character: str) -> str:
 async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callable[[], None]) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        descriptor = init(Operations(vfs), path, options)
+        descriptor = init(Operations(vfs, prefills()), path, options)
+        device = _device(path)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
+        log.debug("request loop: %s", "stock" if loop is None else "ours")
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
             lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
@@ -225,7 +229,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
             vfs.loaded = notices.loaded
         unmount = True
         try:
-            with daemon.recorded(path, source_name(url)), _hanging_ends(path) as ending, notices.running():
+            with daemon.recorded(path, source_name(url)), _hanging_ends(path, device) as ending, notices.running():
                 async with vfs.running(), trio.open_nursery() as nursery:
 
                     def terminate() -> None:
@@ -236,7 +240,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
 
                     nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, terminate)
                     ready()
-                    threading.Thread(target=raise_read_ahead, args=(path,), name="read-ahead", daemon=True).start()
+                    threading.Thread(target=raise_limits, args=(path,), name="limits", daemon=True).start()
                     try:
                         await pyfuse3.main(MIN_TASKS, config.MAX_TASKS)
                     except BaseException:
@@ -247,8 +251,17 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
                     ending()
                     nursery.cancel_scope.cancel()
         finally:
-            pyfuse3.close(unmount=unmount)
+            # once it was detached, another may be mounted there, and libfuse would unmount that
+            pyfuse3.close(unmount=unmount and _device(path) == device)
+    if _device(path) == device is not None:
+        raise MountError(f"the kernel's connection of {path} was aborted; take the mount away: shardfs umount {path}")
     log.info("unmounted %s", path)
+
+
+def _device(path: str) -> str | None:
+    """The device of what is mounted at `path`: no two mounts have the same at a time."""
+    mounted = daemon.mounted_at(path)
+    return None if mounted is None else mounted.device
 
 
 async def _end_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope, terminate: Callable[[], None]) -> None:
@@ -266,18 +279,8 @@ def prefills() -> bool:
     return os.environ.get("SHARDFS_NO_PREFILL") != "1"
 
 
-def raise_read_ahead(path: str) -> None:
-    """Let the kernel ask for more at a time, where this process may say so. In a thread: it asks the mount."""
-    with contextlib.suppress(OSError):
-        os.statvfs(path)  # the kernel sets its own figure with the first answer
-        mounted = daemon.mounted_at(path)
-        if mounted is not None:
-            with open(f"/sys/class/bdi/{mounted.device}/read_ahead_kb", "w") as file:
-                file.write(str(config.READ_AHEAD_KB))
-
-
 @contextlib.contextmanager
-def _hanging_ends(path: str) -> Iterator[Callable[[], None]]:
+def _hanging_ends(path: str, device: str | None) -> Iterator[Callable[[], None]]:
     """Bounds the end: from the call of what this gives, the block may take END_SECONDS before the process is ended.
 
     Threads cannot be cancelled, and one may hang in a dead network mount for ever.
@@ -286,8 +289,7 @@ def _hanging_ends(path: str) -> Iterator[Callable[[], None]]:
     def give_up() -> None:
         log.error("a request to the store still hangs %.0f s after the end was asked for: giving it up", END_SECONDS)
         with contextlib.suppress(MountError):
-            mounted = daemon.mounted_at(path)
-            if mounted is not None and mounted.fstype == daemon.FSTYPE:
+            if _device(path) == device is not None:
                 daemon.unmount(path, lazy=True)
         logging.shutdown()
         os._exit(1)

@@ -1,17 +1,16 @@
 """msgpack read in place: value trees whose bytes stay where they are in the shard.
 
-The msgpack library is used for writing; for reading it would copy each shard once more into its own buffer, hold the
-GIL for whole samples, and cannot say where in the buffer a value stands, which is what a file served by slicing needs.
-Source of the format: the msgpack specification (github.com/msgpack/msgpack, spec.md); of the maps that stand for
-arrays: what msgpack-numpy 0.4.8 writes, run and read. Knows nothing of shards, files or compression.
+The msgpack library, which is used for writing, would copy each shard once more into a buffer of its own and hold the
+GIL for whole samples; and it cannot say where a value stands, which is what a file served by slicing needs.
+What is small and plain, and is not served as a slice, is left to the library nevertheless. Source of the format: the
+msgpack specification (github.com/msgpack/msgpack, spec.md). Knows nothing of shards, files or compression.
 """
 
 from __future__ import annotations
 
-import pickletools
-import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -19,6 +18,7 @@ import numpy as np
 
 from shardfs import config, values
 from shardfs.errors import DamagedShardError, OverfullShardError
+from shardfs.numpy_maps import numpy_value
 from shardfs.values import Array, Blob, Extension, Pickle, Tree
 
 _FIXED: dict[int, tuple[Callable[..., tuple[Any, ...]], int]] = {
@@ -41,25 +41,177 @@ _FIXEXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _ARRAY = {0xDC: 2, 0xDD: 4}
 _MAP = {0xDE: 2, 0xDF: 4}
 _TIMESTAMP = -1
+_BIN_LENGTH: dict[int, tuple[Callable[..., tuple[Any, ...]], int]] = {
+    code: (struct.Struct(form).unpack_from, size)
+    for (code, size), form in zip(_BIN.items(), (">B", ">H", ">I"), strict=True)
+}
+_LIGHT = frozenset((type(None), bool, int, float, str))
+_QUICK = _LIGHT | {bytes}
+_STR_ONLY = frozenset((str,))
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayHead:
+    """What stands before an array's own bytes: where the same bytes stand again, the same array follows."""
+
+    raw: bytes
+    cost: int
+    """Values that the array counts as."""
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    length: int
+    """Bytes of the array."""
+
+
+def quick_record(record: values.Buffer) -> dict[str, Tree] | None:
+    """The tree of a small record that is a map of plain values and bytes, the bytes copied; None for any other.
+
+    By the msgpack library, five times as fast as Walker for so few bytes. It takes the last of several fields of one
+    name, so fields are counted; its other failings are in larger records and other types.
+    """
+    if not 0 < len(record) <= config.QUICK_RECORD or record[0] & 0xF0 != 0x80:
+        return None
+    try:
+        made = msgpack.unpackb(record)
+    except (ValueError, TypeError):  # Walker says what is wrong
+        return None
+    return made if _is_flat(made, record[0], _QUICK) else None
+
+
+def light_records(raw: values.Buffer, at: int) -> Iterator[tuple[dict[str, Tree], int]]:
+    """Samples from `at` on, each with the position behind it, for as long as they are maps of plain light values.
+
+    By the msgpack library, which takes a sixth of Walker's time. It ends at whatever else there is, damage included,
+    and counts nothing: only for raw bytes too few to hold too many values (config.TOKENS_PER_RAW_BYTE).
+    """
+    while True:
+        begin = at
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(raw[begin : begin + config.LIGHT_PIECE])
+        try:
+            while True:
+                made = unpacker.unpack()
+                if not _is_flat(made, raw[at], _LIGHT):
+                    return
+                at = begin + unpacker.tell()
+                yield made, at
+        except msgpack.OutOfData:
+            if at == begin:
+                return
+        except (ValueError, TypeError):  # Walker says what is wrong
+            return
+
+
+def _is_flat(made: Any, code: int, kinds: frozenset[type]) -> bool:
+    """True for what the library made of a short map of texts to values of `kinds`, if no field stood twice in it."""
+    return (
+        code & 0xF0 == 0x80
+        and len(made) == code & 0x0F
+        and kinds.issuperset(map(type, made.values()))
+        and _STR_ONLY.issuperset(map(type, made))
+    )
 
 
 class Walker:
     """Reads msgpack objects out of `raw` one after the other. Raises DamagedShardError with the offset.
 
     `limit` bounds the number of values, keys included, that are made in all; samples, files and long texts count as
-    several (config.py says how many).
+    several (config.py says how many). `heads` are those of arrays in the samples before, by field; several walkers may
+    share them, in several threads.
     """
 
-    def __init__(self, raw: values.Buffer, limit: int) -> None:
+    def __init__(self, raw: values.Buffer, limit: int, heads: dict[str, ArrayHead] | None = None) -> None:
         self._raw = raw
         self._end = len(raw)
+        self._heads: dict[str, ArrayHead] = {} if heads is None else heads
         self.left = limit
         """What is left of it."""
 
     def read(self, position: int) -> tuple[Tree, int]:
         """The object at `position` and the position behind it."""
-        self._spend(config.SAMPLE_TOKENS, position)
+        self.left = left = self.left - config.SAMPLE_TOKENS
+        if left < 0:
+            raise OverfullShardError(position)
+        quick = self._fields(position)
+        if quick is not None:
+            return quick
+        self.left = left
         return self._value(position, 0)
+
+    def _fields(self, at: int) -> tuple[Tree, int] | None:
+        """The map that nearly every sample is, in one loop over its fields; None for whatever is not so simple:
+        `_value` then reads it from its beginning, and says what is wrong with it.
+
+        Spends what `_value` would, so that a value inside that is too much is found at the same place.
+        """
+        raw = self._raw
+        made: dict[Any, Tree] = {}
+        spent, per_token = 1, config.TEXT_PER_TOKEN
+        try:
+            if raw[at] & 0xF0 != 0x80:
+                return None
+            count = raw[at] & 0x0F
+            at += 1
+            for done in range(count):
+                code = raw[at]
+                if not 0xA0 <= code < 0xC0:
+                    return None
+                start = at + 1
+                at = start + (code & 0x1F)
+                key = str(raw[start:at], "utf-8")
+                spent += 2 + (code & 0x1F) // per_token
+                code = raw[at]  # and so all of the name was there
+                at += 1
+                if code < 0x80:
+                    made[key] = code
+                elif 0xA0 <= code < 0xC0:
+                    start, at = at, at + (code & 0x1F)
+                    made[key] = str(raw[start:at], "utf-8")
+                    spent += (code & 0x1F) // per_token
+                elif code in _FIXED:
+                    unpack, size = _FIXED[code]
+                    made[key] = unpack(raw, at)[0]
+                    at += size
+                elif code in _BIN_LENGTH:
+                    unpack, size = _BIN_LENGTH[code]
+                    start = at + size
+                    at = start + unpack(raw, at)[0]
+                    made[key] = Blob(start, at - start)
+                    spent += config.FILE_TOKENS
+                elif code in _CONSTANT:
+                    made[key] = _CONSTANT[code]
+                else:
+                    if len(made) != done or key in made:
+                        return None
+                    self.left -= spent - 1
+                    if self.left < 0:
+                        return None
+                    spent = 0
+                    made[key], at = self._inner(key, at - 1)
+        except (IndexError, struct.error, UnicodeDecodeError):
+            return None
+        self.left -= spent
+        # what stands behind the end is missed by the slices above; a field that stands twice by the map
+        return None if at > self._end or len(made) != count or self.left < 0 else (made, at)
+
+    def _inner(self, field: str, at: int) -> tuple[Tree, int]:
+        """The value of a sample's field by `_value`, but for an array with the very head that the one before had."""
+        heads = self._heads
+        known = heads.get(field)
+        if known is not None:
+            start = at + len(known.raw)
+            end = start + known.length
+            if end <= self._end and known.cost <= self.left and bytes(self._raw[at:start]) == known.raw:
+                self.left -= known.cost
+                return Array(start, known.dtype, known.shape), end
+        left = self.left
+        value, end = self._value(at, 1)
+        if type(value) is Array and value.offset + value.length == end and value.offset - at <= config.ARRAY_HEAD:
+            if len(heads) >= config.ARRAY_HEADS:
+                heads.clear()
+            head = bytes(self._raw[at : value.offset])
+            heads[field] = ArrayHead(head, left - self.left, value.dtype, value.shape, value.length)
+        return value, end
 
     def _spend(self, tokens: int, at: int) -> None:
         self.left -= tokens
@@ -156,7 +308,7 @@ class Walker:
             if key in made:
                 raise DamagedShardError(f"the field {str(key)[:80]!r} stands twice in one map", at)
             made[key], at = self._value(behind, depth + 1)
-        return (_numpy_value(made, self._raw, start) if special else made), at
+        return (numpy_value(made, self._raw, start) if special else made), at
 
     def _plain_key(self, key: Any, at: int) -> Any:
         """A map key as a hashable plain value: bytes instead of a reference, tuples instead of lists."""
@@ -186,119 +338,3 @@ class Walker:
             raise DamagedShardError(f"extension type {code}, which msgpack keeps for itself", at)
         self._spend(config.FILE_TOKENS, at)
         return Extension(code, at, length), at + length
-
-
-def _numpy_value(made: dict[Any, Tree], raw: values.Buffer, at: int) -> Tree:
-    """What a map with bytes keys stands for: an array, a numpy scalar or a complex number as msgpack-numpy writes
-    them; the map itself where parts are missing."""
-    try:
-        if b"nd" in made:
-            data = made[b"data"]
-            if made[b"nd"] is True:
-                return _array(made, data, raw, at)
-            dtype = values.safe_dtype(_plain_text(made[b"type"], raw))
-            if not isinstance(data, Blob) or dtype.kind not in "biufcmM" or data.length < dtype.itemsize:
-                # numbers only: numpy fails within over texts that hold no characters
-                raise DamagedShardError("a numpy scalar that is no number, or without its bytes", at)
-            return np.frombuffer(raw[data.offset : data.offset + dtype.itemsize], dtype)[0]
-        if b"complex" in made:
-            return complex(_plain_text(made[b"data"], raw))
-    except KeyError:
-        return made
-    except (ValueError, TypeError) as error:
-        raise DamagedShardError(f"an array or number that cannot be: {error}", at) from error
-    return made
-
-
-def _array(made: dict[Any, Tree], data: Tree, raw: values.Buffer, at: int) -> Tree:
-    kind = made.get(b"kind", b"")
-    kind = kind.value(raw) if isinstance(kind, Blob) else kind
-    shape = made[b"shape"]
-    if kind in (b"O", "O"):
-        if not isinstance(data, Blob):
-            raise DamagedShardError("an object array without its bytes", at)
-        _refuse_foreign_pickle(data.value(raw), data.offset)
-        return Pickle(data.offset, data.length)
-    spec = made[b"type"]
-    dtype = values.safe_dtype(_descr(spec, raw) if isinstance(spec, list) else _plain_text(spec, raw))
-    if not isinstance(data, Blob):
-        raise DamagedShardError("an array without its bytes", at)
-    return Array(data.offset, dtype, values.checked_shape(shape, dtype, data.length))
-
-
-def _plain_text(value: Tree, raw: values.Buffer) -> str:
-    if isinstance(value, Blob):
-        value = value.value(raw).decode("ascii")
-    if not isinstance(value, str) or len(value) > 1024:
-        raise ValueError("no text where the name of a type is due")
-    return value
-
-
-def _descr(spec: list[Tree], raw: values.Buffer) -> tuple[Any, ...]:
-    """The fields of a structured dtype, `[name, type(, shape)]` each, as the hashable tuples numpy takes."""
-    fields = []
-    for field in spec:
-        if not isinstance(field, list) or len(field) not in (2, 3):
-            raise ValueError("a field of a structured type that is none")
-        kind = _descr_list(field[1], raw) if isinstance(field[1], list) else _plain_text(field[1], raw)
-        fields.append((_plain_text(field[0], raw), kind, *(tuple(dim) for dim in field[2:])))
-    return tuple(fields)
-
-
-def _descr_list(spec: list[Tree], raw: values.Buffer) -> Any:
-    # numpy wants lists of tuples below; made hashable by going through a dtype of its own
-    return values.safe_dtype(_descr(spec, raw))
-
-
-_PLAIN_NAME = re.compile(
-    r"""numpy(\._?core\.(multiarray|numeric))?\ (
-            _reconstruct | ndarray | dtype | scalar | _frombuffer | bool_? | str_ | bytes_ | u?int(8|16|32|64)
-            | u?longlong | float(16|32|64|128) | complex(64|128|256) | c?longdouble | datetime64 | timedelta64 | void )
-        | (builtins|__builtin__)\ (
-            bool | bytearray | bytes | complex | dict | float | frozenset | int | list | object | range | set | slice
-            | str | tuple )
-        | copy_?reg\ (_reconstructor|__newobj__)
-        | _codecs\ encode
-        | collections\ (OrderedDict|defaultdict|deque|Counter)
-        | datetime\ (date|datetime|time|timedelta|timezone)
-        | decimal\ Decimal
-        | uuid\ (UUID|SafeUUID)""",
-    re.VERBOSE,
-)
-"""`module name` of what may stand in the pickle of an array of plain values."""
-
-_FOREIGN_OPCODES = frozenset(("EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"))
-
-
-def _refuse_foreign_pickle(data: bytes, at: int) -> None:
-    """An object array's pickle is shown as bytes and never run; one that names anything beyond data types was made
-    to attack whoever does run it, and damns the shard. Only looks at the opcodes."""
-    names: list[str] = []  # pushed by the opcodes just before this one
-    memo: dict[Any, str] = {}
-    try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if count >= config.PICKLE_OPS:
-                raise OverfullShardError(at)
-            if opcode.name in ("GLOBAL", "INST"):
-                _refuse_foreign_name(str(argument), at)
-            elif opcode.name == "STACK_GLOBAL":
-                _refuse_foreign_name(" ".join(names[-2:]), at)
-            elif opcode.name in _FOREIGN_OPCODES:
-                raise DamagedShardError(f"a pickle with {opcode.name}, which is no data", at)
-            if "UNICODE" in opcode.name:
-                names.append(str(argument))
-            elif "GET" in opcode.name:
-                names.append(memo.get(argument, ""))
-            elif opcode.name == "MEMOIZE" or "PUT" in opcode.name:
-                memo[len(memo) if argument is None else argument] = names[-1] if names else ""
-            else:
-                names.clear()
-    except DamagedShardError:
-        raise
-    except Exception as error:  # pickletools raises whatever its parsers raise
-        raise DamagedShardError(f"an object array whose pickle cannot be read ({type(error).__name__})", at) from error
-
-
-def _refuse_foreign_name(name: str, at: int) -> None:
-    if not _PLAIN_NAME.fullmatch(name):
-        raise DamagedShardError(f"a pickle that calls {name[:80].replace(' ', '.')}, which is no data", at)

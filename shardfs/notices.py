@@ -91,18 +91,25 @@ class Notices:
 
     def _fill(self, key: KeyDirectory, loaded: Loaded) -> None:
         self._fills -= 1
-        table, raw, unknown = loaded.table, loaded.shard.raw, 0
+        table, shard, unknown = loaded.table, loaded.shard, 0
         if memory_is_short(table.total_size()):
             return
+        if key.given is None:
+            key.given = bytearray(table.files)
         for file in range(table.files):
             run = table.slice_of(file)
             if run is None or run[2] > config.PREFILL_FILE:
                 continue
             prefix, start, length = run
-            data = prefix + raw[start : start + length] if prefix else raw[start : start + length]
+            part = shard.part(start, start + length)
+            if part is None:
+                continue  # not worth waiting for
+            data = b"".join((prefix, part)) if prefix else part
             try:
                 self._store(inodes.file_inode(key.slot, file), data)
                 self.filled += 1
+                if key.given is not None:
+                    key.given[file] = 1
             except OSError as error:
                 unknown += 1
                 if error.errno != errno.ENOENT or unknown > config.PREFILL_UNKNOWN + self.filled:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import trio
 
 from shardfs import config, index
-from shardfs.drivers.base import Driver, Shard
+from shardfs.drivers.base import Driver, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.model import Entry, Key, Version
+from shardfs.room import Claim, Room
+from shardfs.values import Buffer
 from shardfs.workers import Workers
 
 log = logging.getLogger("shardfs")
@@ -29,16 +31,16 @@ Identity = tuple[Key, Version]
 
 @dataclass(slots=True)
 class Loaded:
-    """A shard in memory, and its table."""
+    """A shard that can be read, and its table."""
 
-    shard: Shard
+    shard: ShardReader
     table: ShardTable
+    partial: bool = False
+    """True for one that was opened for reading parts, and not loaded."""
     pins: int = 0
-    """Renderings under way; a pinned shard is not evicted."""
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.shard.raw)
+    """Renderings and fetches under way; a pinned shard is not evicted."""
+    counted: int = 0
+    """Bytes of memory that the cache counts for it."""
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class _Load:
     """False while it is only a guess that somebody will ask for it."""
     indexed: bool = True
     """False once the persistent index is known not to have its table."""
-    reserved: int = 0
+    claim: Claim = field(default_factory=Claim)
     done: trio.Event = field(default_factory=trio.Event)
     loaded: Loaded | None = None
     error: ShardfsError | None = None
@@ -63,6 +65,8 @@ class CacheCounts:
     hits: int = 0
     misses: int = 0
     loads: int = 0
+    opened: int = 0
+    """Shards that were opened for reading parts, in place of a load."""
     indexed: int = 0
     """Tables that came out of the persistent index."""
     failures: int = 0
@@ -84,7 +88,7 @@ class ShardCache:
     def __init__(self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None) -> None:
         self._driver = driver
         self._database = database
-        self._budget = budget
+        self._room = Room(budget, self._make_room)
         self._arrays = arrays
         self._table_budget = max(config.TABLE_FLOOR, budget // config.TABLE_SHARE)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
@@ -92,12 +96,8 @@ class ShardCache:
         self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
         self._loads: dict[Identity, _Load] = {}
         self._told: OrderedDict[Identity, None] = OrderedDict()
-        self._held = 0
-        self._reserved = 0
-        self._waiting = 0
         self._table_bytes = 0
-        self._turns: dict[bool, trio.Lock] = {}
-        self._changed: trio.Event | None = None
+        self._partial = 0
         self._workers: Workers | None = None
         self._nursery: trio.Nursery | None = None
         self.counts = CacheCounts()
@@ -115,14 +115,13 @@ class ShardCache:
     @property
     def used(self) -> int:
         """Bytes held, or reserved for loads under way."""
-        return self._held + self._reserved
+        return self._room.used
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The cache loads only inside this block. Its end waits for the threads of loads under way."""
         async with trio.open_nursery() as nursery:
-            self._turns = {True: trio.Lock(), False: trio.Lock()}
-            self._changed = trio.Event()
+            self._room.start()
             self._workers = Workers()
             self._nursery = nursery
             try:
@@ -172,7 +171,7 @@ class ShardCache:
         identity = (entry.key, entry.version)
         if self._nursery is None or identity in self._shards or identity in self._loads:
             return False
-        if len(self._loads) >= config.READ_AHEAD or size * config.READ_AHEAD_SHARE > self._budget:
+        if len(self._loads) >= config.READ_AHEAD or size * config.READ_AHEAD_SHARE > self._room.budget:
             return False
         self._ahead.add(identity)
         load = self._loads[identity] = _Load(entry, wanted=False)
@@ -201,14 +200,13 @@ class ShardCache:
         """Forget a shard that the store no longer has: its bytes, its table, what was rendered of it."""
         identity = (entry.key, entry.version)
         self._ahead.discard(identity)
-        loaded = self._shards.pop(identity, None)
-        if loaded is not None:
-            self._held -= loaded.nbytes
+        if identity in self._shards:
+            self._forget(identity)
         table = self._tables.pop(identity, None)
         if table is not None:
             self._table_bytes -= table.nbytes
         for rendered in [name for name in self._rendered if name[0] == identity]:
-            self._held -= len(self._rendered.pop(rendered))
+            self._room.held -= len(self._rendered.pop(rendered))
 
     async def fresh_entry(self, key: Key) -> Entry:
         """What the store says of a key now. MissingKeyError, StorageError."""
@@ -227,6 +225,26 @@ class ShardCache:
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
         return loaded.table.render_now(file, loaded.shard, self._arrays)
+
+    async def fetched(self, entry: Entry, loaded: Loaded, start: int, end: int) -> Buffer:
+        """Raw bytes that are not at hand: in a worker, and kept within the budget where they are kept. Errors as
+        `shard`."""
+        identity = (entry.key, entry.version)
+        assert self._workers is not None
+        workers, reader = self._workers, loaded.shard
+        loaded.pins += 1
+        try:
+            if reader.computes:
+                return await workers.cpu(lambda: reader.fetch(start, end), end - start)
+            return await workers.io(lambda: reader.fetch(start, end))
+        except ShardfsError as error:
+            self._tell(identity, error)
+            raise
+        finally:
+            loaded.pins -= 1
+            if self._shards.get(identity) is loaded:
+                self._make_room(max(0, reader.held - loaded.counted), identity)
+                self._count(loaded)
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
@@ -249,10 +267,10 @@ class ShardCache:
     def _keep_rendered(self, identity: Identity, file: int, data: bytes) -> None:
         """Keep it for the next read; but not in place of its shard, which that read would load again in place of it."""
         shard = self._shards.get(identity)
-        if self._reserved + (0 if shard is None else shard.nbytes) + len(data) <= self._budget:
+        if self._room.reserved + (0 if shard is None else shard.counted) + len(data) <= self._room.budget:
             self._make_room(len(data), identity)
             self._rendered[identity, file] = data
-            self._held += len(data)
+            self._room.held += len(data)
 
     async def _run(self, load: _Load) -> None:
         identity = (load.entry.key, load.entry.version)
@@ -273,13 +291,13 @@ class ShardCache:
                 log.exception("loading %s", load.entry.key)
             load.error = StorageError(f"loading {load.entry.key}: {type(error).__name__}: {error}")
         finally:
-            self._reserved -= load.reserved
+            self._room.release(load.claim)
             del self._loads[identity]
             if load.loaded is not None:
                 self._keep(identity, load.loaded)
             else:
                 self._ahead.discard(identity)
-            self._signal()
+            self._room.signal()
             load.done.set()
         if load.loaded is not None:
             self.on_load(load.entry, load.loaded)
@@ -287,33 +305,48 @@ class ShardCache:
     async def _load(self, load: _Load) -> Loaded:
         assert self._workers is not None
         workers, driver, entry = self._workers, self._driver, load.entry
-        estimate = await workers.io(lambda: driver.estimate(entry))
-        if not load.wanted and estimate * config.READ_AHEAD_SHARE > self._budget:
+        table, reader, estimate = await workers.io(lambda: self._look(load, self.known_table(entry)))
+        if reader is not None and table is not None:
+            self.counts.opened += 1
+            return Loaded(reader, table, partial=True)
+        if not load.wanted and estimate * config.READ_AHEAD_SHARE > self._room.budget:
             raise _NotWorthItError
         self.counts.loads += 1
-        await self._reserve(load, estimate)
+        await self._room.reserve(load.claim, estimate)
         asked = [estimate]
 
         def grow(size: int) -> None:  # in the worker
             if size > asked[0]:
                 asked[0] = size + config.GROW_STEP
-                workers.from_thread(lambda reached: self._grow(load, reached), asked[0])
-
-        known = self.known_table(entry)
+                workers.from_thread(lambda reached: self._room.grow(load.claim, reached), asked[0])
 
         def work() -> tuple[Loaded, bool]:
             shard = driver.load(entry, grow)
-            table = known
-            if table is None and load.indexed and self._database is not None:
-                table = self._look_up(self._database, entry)
-            if table is not None and table.raw_bytes == len(shard.raw):
+            if table is not None and table.raw_bytes == shard.size:
                 return Loaded(shard, table), False
-            return Loaded(shard, index.build(shard, self._arrays)), True
+            built = index.build(shard, self._arrays)
+            in_place = driver.open(entry, built.raw_bytes)
+            if in_place is None or in_place.computes:
+                return Loaded(shard, built), True
+            return Loaded(in_place, built, partial=True), True
 
         loaded, built = await workers.cpu(work, estimate)
         if built and self._database is not None and self._nursery is not None:
             self._nursery.start_soon(self._put, self._database, entry, loaded.table)
         return loaded
+
+    def _look(self, load: _Load, table: ShardTable | None) -> tuple[ShardTable | None, ShardReader | None, int]:
+        """In a worker: what is known of a shard's content, a reader if none of it need be loaded, and else the raw
+        bytes that loading will hold."""
+        entry = load.entry
+        if table is None and load.indexed and self._database is not None:
+            table = self._look_up(self._database, entry)
+        reader = None if table is None else self._driver.open(entry, table.raw_bytes)
+        if reader is None:
+            return table, None, self._driver.estimate(entry)
+        if not load.wanted:
+            reader.expect()
+        return table, reader, 0
 
     async def _put(self, database: IndexDb, entry: Entry, table: ShardTable) -> None:
         def put() -> None:
@@ -328,45 +361,12 @@ class ShardCache:
     def _look_up(self, database: IndexDb, entry: Entry) -> ShardTable | None:
         return database.get(entry, lambda: self._driver.mark(entry))
 
-    async def _reserve(self, load: _Load, size: int) -> None:
-        """Take room for a load: in turn, waiting for other loads to end where eviction is not enough.
-
-        Small loads have a lane of their own, and large ones leave them a part of the budget: a key of a megabyte must
-        not wait until a queue of large ones is through. Nor may small ones without end keep a large one out: while it
-        waits they take only what it will leave.
-        """
-        small = size <= config.LARGE_LOAD
-        async with self._turns[small]:
-            self._waiting = self._waiting if small else size
-            while not self._may_start(size, small):
-                assert self._changed is not None
-                await self._changed.wait()
-            self._waiting = self._waiting if small else 0
-            self._make_room(size)
-            load.reserved = size
-            self._reserved += size
-        self._signal()
-
-    def _may_start(self, size: int, small: bool) -> bool:
-        """Whether a load fits beside those under way, once everything that can be is evicted."""
-        if small and self._waiting:
-            beside = sum(load.reserved for load in self._loads.values() if load.reserved <= config.LARGE_LOAD)
-            if beside + size + self._waiting > self._budget:
-                return False
-        limit = self._budget if small else self._budget - self._budget // config.SMALL_SHARE
-        return not self._reserved or self._reserved + size <= limit
-
-    def _grow(self, load: _Load, size: int) -> None:
-        if load.done.is_set() or size <= load.reserved:
-            return
-        self._make_room(size - load.reserved)
-        self._reserved += size - load.reserved
-        load.reserved = size
-
     def _keep(self, identity: Identity, loaded: Loaded) -> None:
-        self._make_room(loaded.nbytes)
+        self._make_room(loaded.shard.held)
         self._shards[identity] = loaded
-        self._held += loaded.nbytes
+        self._partial += loaded.partial
+        self._count(loaded)
+        self._close_some()
         self._keep_table(identity, loaded.table)
         if identity not in self._told:
             for note in loaded.table.notes[: config.NOTES_LOGGED]:
@@ -386,22 +386,42 @@ class ShardCache:
 
     def _make_room(self, size: int, spared: Identity | None = None) -> None:
         """Evict until `size` more bytes fit: rendered files first, then the oldest shards that nobody works on."""
-        while self.used + size > self._budget and self._rendered:
+        room = self._room
+        while room.used + size > room.budget and self._rendered:
             _, data = self._rendered.popitem(last=False)
-            self._held -= len(data)
+            room.held -= len(data)
         for identity in list(self._shards):
-            if self.used + size <= self._budget:
+            if room.used + size <= room.budget:
                 break
-            if not self._shards[identity].pins and identity != spared:
-                self._held -= self._shards.pop(identity).nbytes
-                self.counts.evictions += 1
-                self._ahead.discard(identity)
-                self.on_evict(identity)
+            loaded = self._shards[identity]
+            if loaded.counted and not loaded.pins and identity != spared:
+                self._evict(identity)
 
-    def _signal(self) -> None:
-        assert self._changed is not None
-        self._changed.set()
-        self._changed = trio.Event()
+    def _evict(self, identity: Identity) -> None:
+        self._forget(identity)
+        self.counts.evictions += 1
+        self._ahead.discard(identity)
+        self.on_evict(identity)
+
+    def _forget(self, identity: Identity) -> None:
+        loaded = self._shards.pop(identity)
+        self._room.held -= loaded.counted
+        self._partial -= loaded.partial
+
+    def _count(self, loaded: Loaded) -> None:
+        """Count what a shard in the cache holds by now."""
+        held = loaded.shard.held
+        self._room.held += held - loaded.counted
+        loaded.counted = held
+
+    def _close_some(self) -> None:
+        """Bound the shards that each hold a descriptor. The newest stays."""
+        for identity in list(self._shards)[:-1] if self._partial > config.READERS else ():
+            loaded = self._shards[identity]
+            if loaded.partial and not loaded.pins:
+                self._evict(identity)
+                if self._partial <= config.READERS:
+                    break
 
     def _tell(self, identity: Identity, error: ShardfsError) -> None:
         """Log a failure, once per version of a shard."""

@@ -30,6 +30,12 @@ class KeyDirectory:
     """True once the key has another version, or is gone."""
     lookups: int = 0
     """Lookups minus forgets of the directory and of the files in it."""
+    given: bytearray | None = None
+    """One byte a file: 1 once the kernel was given its content unasked, or asked for it."""
+    shared: object = None
+    """What the vfs keeps of its files' attributes: all that they have in common."""
+    asked: bool = False
+    """True once a name in it was looked up since it was last opened for listing."""
     checked: float = 0.0
     """When the store was last asked whether this is still its version."""
 

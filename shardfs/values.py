@@ -70,6 +70,7 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\0\0\0\x0cjP  \r\n\x87\n", "jp2"),
     (257, b"ustar", "tar"),
 )
+_TAR, _USTAR, _FTYP = 257, ord("u"), ord("f")
 
 
 def extension_of(head: bytes, length: int) -> str:
@@ -93,6 +94,21 @@ def extension_of(head: bytes, length: int) -> str:
     if len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2 and head[2] >> 4 not in (0, 15):
         return "mp3"  # an MPEG-1/2 layer III frame without an ID3 tag
     return "bin"
+
+
+_FIRST = frozenset((*(magic[0] for at, magic, _ in _MAGIC if at == 0), *b"RBP"))
+"""First bytes of all that `extension_of` knows by its beginning."""
+
+
+def extension_at(raw: Buffer, offset: int, length: int) -> str:
+    """`extension_of` for `length` raw bytes from `offset` on; most are told by one of them."""
+    if length > 4:
+        first = raw[offset]
+        if first == 0xFF and raw[offset + 1] == 0xD8 and raw[offset + 2] == 0xFF:
+            return "jpg"
+        if first not in _FIRST and raw[offset + 4] != _FTYP and (length <= _TAR or raw[offset + _TAR] != _USTAR):
+            return "bin"
+    return extension_of(bytes(raw[offset : offset + min(length, 300)]), length)
 
 
 # --- arrays as files --------------------------------------------------------------------------------------------
@@ -160,7 +176,7 @@ def _is_picture(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
 # --- heavy leaves -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as good as frozen, which would make the making of it, once a file, three times as long
 class Blob:
     """Bytes as stored, at `offset` in the raw bytes; the extension by content unless `ext` says so."""
 
@@ -170,7 +186,7 @@ class Blob:
     note: str | None = None
 
     def content(self, raw: Buffer, arrays: str) -> Content:
-        ext = self.ext or extension_of(bytes(raw[self.offset : self.offset + min(self.length, 300)]), self.length)
+        ext = self.ext or extension_at(raw, self.offset, self.length)
         return Content(ext, self.length, b"", self.offset, None, self.note)
 
     def value(self, raw: Buffer) -> bytes:

@@ -11,12 +11,14 @@ import errno
 import itertools
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shardfs import config, inodes
 from shardfs.drivers.base import Driver
-from shardfs.errors import MissingKeyError, StaleShardError, StorageError
+from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.model import Entry
@@ -27,8 +29,7 @@ from shardfs.store import Store
 from shardfs.tree import Directory, KeyDirectory, KeyTree
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat says of one file or directory, and for how many seconds the kernel may believe it."""
 
     inode: int
@@ -58,6 +59,44 @@ class _OpenDirectory:
     directory: KeyDirectory | Directory
     table: ShardTable | None
     names: tuple[bytes, ...]
+    plus: bool = True
+    """Whether attributes are handed out with the names of a key's files."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRun:
+    """The files of a key, for listing them without an object per file."""
+
+    shared: Attributes
+    """What all of them have in common; the inode number is the first file's."""
+    table: ShardTable
+    plus: bool
+    """False if names alone are to be handed out."""
+    canary: bool
+    """True if the first file is to be handed out without its attributes all the same."""
+
+
+def _run(table: ShardTable, file: int, offset: int, size: int) -> tuple[bytes, int, int] | None:
+    """What a read of `size` bytes at `offset` wants: the part of the file's prefix, and start and end of a run of raw
+    bytes (empty where end <= start); None for a file that must be rendered."""
+    run = table.slice_of(file)
+    if run is None:
+        return None
+    prefix, start, length = run
+    if not prefix:
+        return prefix, start + offset, start + min(offset + size, length)
+    head = len(prefix)
+    return prefix[offset : offset + size], start + max(offset - head, 0), start + min(offset + size - head, length)
+
+
+def _take(key: KeyDirectory, file: int, files: int) -> bool:
+    """Mark a file's content as given to the kernel; False if it was marked before."""
+    if key.given is None:
+        key.given = bytearray(files)
+    if key.given[file]:
+        return False
+    key.given[file] = 1
+    return True
 
 
 def _failure(text: str, code: int) -> StorageError:
@@ -84,6 +123,8 @@ class Vfs:
             self.cache.on_evict = self._on_evict
         self._refresh = Refresh(driver, self.tree, self._supersede)
         self._handles: dict[int, _OpenDirectory] = {}
+        self._opened: dict[int, int] = {}
+        self._listers: OrderedDict[int, KeyDirectory] = OrderedDict()
         self._numbers = itertools.count(1)
 
     @contextlib.asynccontextmanager
@@ -122,6 +163,27 @@ class Vfs:
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
+    def lookup_now(self, parent: int, name: bytes) -> tuple[Attributes, int, int] | None:
+        """As `lookup` of a key's file, where nothing has to be waited for: what all files of the key have in common
+        (one object for each key), the inode number and the size. None where something has, or the name is not there."""
+        key = self.tree.directory(parent)
+        if type(key) is not KeyDirectory or key.superseded or self._refresh.due(key):
+            return None
+        table = self.cache.known_table(key.entry)
+        file = None if table is None else table.find(name)
+        if table is None or file is None:
+            return None
+        key.lookups += 1
+        key.asked = key.settled = True
+        return self._shared(key), inodes.file_inode(key.slot, file), table.size(file)
+
+    def _shared(self, key: KeyDirectory) -> Attributes:
+        """Attributes of a key's first file, but for its size: one object for each key."""
+        if key.shared is None:
+            key.shared = self._file_attributes(key, 0, 0)
+        assert isinstance(key.shared, Attributes)
+        return key.shared
+
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """Attributes of an entry; counts as a lookup of its inode. MissingKeyError (ENOENT)."""
         directory = self._directory(parent)
@@ -133,6 +195,7 @@ class Vfs:
         if file is None:
             raise MissingKeyError(f"no entry {name!r}")
         directory.lookups += 1
+        directory.asked = True
         return self._file_attributes(directory, file, table.size(file))
 
     async def _lookup_directory(self, directory: Directory, name: bytes) -> Attributes:
@@ -229,14 +292,32 @@ class Vfs:
 
     # --- listings -----------------------------------------------------------------------------------------------
 
-    async def opendir(self, inode: int) -> int:
-        """A handle for listing a directory. For a key this waits until its shard is indexed."""
+    async def opendir(self, inode: int, process: int = 0) -> int:
+        """A handle for listing a directory, by a process (0: one that is not known). For a key this waits until its
+        shard is indexed."""
         directory = self._directory(inode)
         if isinstance(directory, KeyDirectory):
             await self._current(directory)
-            return self._handle(_OpenDirectory(directory, await self._table(directory), ()))
+            table = await self._table(directory)
+            return self._handle(_OpenDirectory(directory, table, (), self._plus(directory, table, process)))
         await self._refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
+
+    def _plus(self, key: KeyDirectory, table: ShardTable, process: int) -> bool:
+        """Whether a listing hands out attributes: what `ls -l` and `cp -r` want, and `find` has no use for.
+
+        A process that asked for none in the directory it listed last gets names alone from then on. It shows by the
+        one file whose attributes no listing holds (the canary), or in a listing of names by any file.
+        """
+        if not process or table.files < config.CANARY_FILES:
+            return True
+        before = self._listers.pop(process, None)
+        plus = before is None or before.asked
+        self._listers[process] = key
+        if len(self._listers) > config.LISTERS:
+            self._listers.popitem(last=False)
+        key.asked = False
+        return plus
 
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on, each with its attributes and the offset behind it."""
@@ -245,14 +326,14 @@ class Vfs:
             raise _failure("no such handle", errno.EBADF)
         return self._entries(opened, start)
 
-    def files(self, handle: int, start: int) -> tuple[Attributes, Iterator[tuple[bytes, int, int]]] | None:
-        """The same for a key's directory, without an object per file: the attributes that all its files share (the
-        inode number is the first file's), and (name, size, number) of each; None if the handle is of no key."""
+    def files(self, handle: int) -> FileRun | None:
+        """The same for a key's directory; None if the handle is of no key."""
         opened = self._handles.get(handle)
         if opened is None or opened.table is None:
             return None
         assert isinstance(opened.directory, KeyDirectory)
-        return self._file_attributes(opened.directory, 0, 0), opened.table.listing(start)
+        canary = opened.table.files >= config.CANARY_FILES
+        return FileRun(self._shared(opened.directory), opened.table, opened.plus, canary)
 
     def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         directory = opened.directory
@@ -276,7 +357,28 @@ class Vfs:
         key = self.tree.slot(inode >> inodes.BITS)
         if key is None or key.superseded or flags & _WRITING or self._refresh.due(key):
             return None
+        self._opened[inode] = self._opened.get(inode, 0) + 1
         return inode
+
+    def gift(self, inode: int) -> bytes | memoryview | None:
+        """The whole content of a file that is being opened, for giving it to the kernel before it asks; None unless it
+        is small and at hand, was never given or asked for, and nobody else has it open.
+
+        With no other handle there is no READ under way, which the gift would wait for while the loop cannot answer it.
+        """
+        key = self.tree.slot(inode >> inodes.BITS)
+        if key is None or self._opened.get(inode) != 1:
+            return None
+        file = inode & inodes.FILE_MASK
+        loaded = self.cache.peek(key.entry)
+        if loaded is None or not _take(key, file, loaded.table.files):
+            return None
+        if not 0 < loaded.table.size(file) <= config.GIFT:
+            return None
+        try:
+            return self._part(loaded, file, 0, config.GIFT)
+        except ShardfsError:
+            return None  # said to the read that follows
 
     async def open(self, inode: int, flags: int) -> int:
         """A handle for reading, which is the inode number itself. EROFS for any way of writing."""
@@ -286,6 +388,7 @@ class Vfs:
         if key is None:
             raise _failure("a directory", errno.EISDIR)
         await self._current(key)
+        self._opened[inode] = self._opened.get(inode, 0) + 1
         return inode
 
     def read_now(self, handle: int, offset: int, size: int) -> bytes | memoryview | None:
@@ -294,23 +397,24 @@ class Vfs:
         if key is None:
             return None
         loaded = self.cache.peek(key.entry)
-        return None if loaded is None else self._part(loaded, handle & inodes.FILE_MASK, offset, size)
+        if loaded is None:
+            return None
+        try:
+            return self._part(loaded, handle & inodes.FILE_MASK, offset, size)
+        except StaleShardError:
+            return None  # said again to `read`, which looks at the store then
 
     def _part(self, loaded: Loaded, file: int, offset: int, size: int) -> bytes | memoryview | None:
-        """Part of a file of a shard in memory; None if that must be rendered first, and takes its time."""
-        run = loaded.table.slice_of(file)
+        """Part of a file whose bytes are at hand; None if they must be got or rendered first, and that takes time."""
+        run = _run(loaded.table, file, offset, size)
         if run is None:
             data = self.cache.rendered_now(loaded, file)
             return data if data is None or (not offset and len(data) <= size) else data[offset : offset + size]
-        prefix, start, length = run
-        head = len(prefix)
-        if offset >= head:
-            first = start + offset - head
-            return loaded.shard.raw[first : min(first + size, start + length)] if offset < head + length else b""
-        rest = min(size - (head - offset), length)
-        if rest <= 0:
-            return prefix[offset : offset + size]
-        return b"".join((prefix[offset:], loaded.shard.raw[start : start + rest]))
+        prefix, start, end = run
+        if end <= start:
+            return prefix
+        part = loaded.shard.part(start, end)
+        return part if part is None or not prefix else b"".join((prefix, part))
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`; fewer only at the end of the file.
@@ -321,19 +425,29 @@ class Vfs:
         if key is None:
             raise StaleShardError("a file of a shard that was replaced")
         try:
-            loaded = await self.cache.shard(key.entry)
+            return await self._content(key, inodes.file_of(handle), offset, size)
         except StaleShardError:
             await self._refresh.key(key, now=True)
             raise
+
+    async def _content(self, key: KeyDirectory, file: int, offset: int, size: int) -> bytes | memoryview:
+        loaded = await self.cache.shard(key.entry)
         key.settled = True
-        file = inodes.file_of(handle)
         answer = self._part(loaded, file, offset, size)
-        if answer is None:
-            answer = memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
-        return answer
+        if answer is not None:
+            return answer
+        run = _run(loaded.table, file, offset, size)
+        if run is None:
+            return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
+        prefix, start, end = run
+        part = await self.cache.fetched(key.entry, loaded, start, end)
+        return b"".join((prefix, part)) if prefix else part
 
     def release(self, handle: int) -> None:
-        """Nothing is held for an open file."""
+        """A handle was closed for good."""
+        opened = self._opened.pop(handle, 0)
+        if opened > 1:
+            self._opened[handle] = opened - 1
 
     def _handle(self, opened: _OpenDirectory) -> int:
         if len(self._handles) >= config.HANDLES:

@@ -18,7 +18,7 @@ Grow = Callable[[int], None]
 """Told how many raw bytes a load holds so far, so that room can be made for them; called from the loading thread."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as good as frozen, which would make the making of it, once a sample, three times as long
 class Record:
     """One sample in a shard: its run of raw bytes and its value tree."""
 
@@ -79,6 +79,9 @@ class ShardReader(Protocol):
     def decode(self, record: Buffer) -> Tree:
         """The value tree of one whole record; its positions count from the record's beginning."""
 
+    def expect(self) -> None:
+        """Told that the shard may be wanted soon. In a worker; returns before anything is there."""
+
     def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
         """The bytes of each field of one whole record, by its name in the tree; None where the format has fields only
         as parts of a text, and for a record that is no dict."""
@@ -127,6 +130,9 @@ class InMemory:
 
     def fetch(self, start: int, end: int) -> Buffer:
         return self.raw[start:end]
+
+    def expect(self) -> None:
+        """It is there."""
 
     def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
         return None

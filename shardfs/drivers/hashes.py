@@ -6,6 +6,8 @@ import hashlib
 import importlib
 from typing import Protocol
 
+from shardfs.values import Buffer
+
 HASHES = (
     *("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "sha1", "md5", "blake2b", "sha256", "sha512", "sha384"),
     *("blake2s", "sha224", "sha3_256", "sha3_224", "sha3_384", "sha3_512"),
@@ -14,7 +16,7 @@ HASHES = (
 
 
 class Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: bytes | Buffer, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 

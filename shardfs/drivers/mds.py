@@ -24,6 +24,7 @@ import numpy as np
 from shardfs import config, pictures, values
 from shardfs.drivers.base import InMemory, Record
 from shardfs.errors import DamagedShardError
+from shardfs.raw_bytes import Whole
 from shardfs.values import Array, Blob, Buffer, Pickle, Tree
 
 Decode = Callable[[Buffer, int, int], Tree]
@@ -102,7 +103,7 @@ def _pickle(raw: Buffer, at: int, length: int) -> Pickle:
 
 def picture_file(kind: str, raw: Buffer, at: int, length: int) -> Blob:
     """A file of a picture as stored. Another kind than the column's is fine: the library opens what Pillow can."""
-    ext = values.extension_of(bytes(raw[at : at + min(length, 32)]), length)
+    ext = values.extension_at(raw, at, length)
     if ext not in _PICTURES:
         return Blob(at, length, "bin", f"{kind}: no picture by its first bytes")
     return Blob(at, length, ext)
@@ -250,6 +251,10 @@ class Columns:
             at += length
         return tree
 
+    def decode(self, record: Buffer) -> Tree:
+        """The tree of one whole record."""
+        return self.split(record, 0, len(record))
+
 
 @lru_cache(maxsize=256)  # the shards of a split nearly always share one
 def columns(names: tuple[str, ...], encodings: tuple[str, ...], sizes: tuple[int | None, ...]) -> Columns:
@@ -282,7 +287,7 @@ class MdsShard(InMemory):
 
     def __init__(
         self,
-        raw: bytes | bytearray,
+        raw: bytes | Whole,
         columns: Columns,
         samples: int,
         stored: int,
@@ -312,7 +317,7 @@ class MdsShard(InMemory):
         return self.columns.split(self.raw, start, end)
 
     def decode(self, record: Buffer) -> Tree:
-        return self.columns.split(record, 0, len(record))
+        return self.columns.decode(record)
 
     def cells(self, record: Buffer) -> Mapping[Any, Buffer]:
         return self.columns.cells(record)

@@ -6,19 +6,19 @@ no count and no index; a store does not say which serializer made it, so each sh
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
 import secrets
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
-import numpy as np
-
-from shardfs import compression, config, values
-from shardfs.drivers.base import Grow, InMemory, NewRecord, Record, ShardReader
-from shardfs.drivers.squirrel_writing import _jsonl_line, _msgpack_record, cells, packed
+from shardfs import compression, config, zstd_frames
+from shardfs.drivers.base import Grow, NewRecord, ShardReader
+from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record, parse_line
+from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, line_cost, sniff, value_limit
+from shardfs.drivers.squirrel_writing import packed
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -30,8 +30,9 @@ from shardfs.errors import (
 )
 from shardfs.model import Entry, Key, Version
 from shardfs.msgpack_spans import Walker
-from shardfs.storage.local import TEMPORARY, Listed, LocalReader, LocalStorage
-from shardfs.values import Buffer, Tree
+from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
+from shardfs.storage.local_reader import LocalReader
+from shardfs.values import Buffer
 
 CODECS = {".gz": "gz", ".zst": "zstd"}
 """Compression by ending. Where a key has both files `.gz` is the one, as squirrel-core sees only that."""
@@ -88,8 +89,7 @@ class SquirrelDriver:
     def estimate(self, entry: Entry) -> int:
         codec = self._stored(entry)[1]
         with self._open(entry) as reader:
-            tail = reader.tail(4)
-            return compression.raw_size_hint(codec, reader.size, reader.read(18), tail)
+            return _raw_size(reader, codec)
 
     def mark(self, entry: Entry) -> str:
         return self._storage.mark(self._stored(entry)[0], _file_version(entry))
@@ -97,12 +97,22 @@ class SquirrelDriver:
     def load(self, entry: Entry, grow: Grow) -> SquirrelShard:
         codec = self._stored(entry)[1]
         with self._open(entry) as reader:
-            raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb)
+            expected = _raw_size(reader, codec)
+            raw = compression.decompress(codec, reader, reader.size, grow, inspect=self._refuse_bomb, expected=expected)
             stored = reader.size
         return SquirrelShard(raw, stored, self._format)
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
-        return None
+        """A large .zst shard of frames with a seek table; small ones are better loaded whole."""
+        if raw_bytes <= config.LARGE_LOAD or self._stored(entry)[1] != "zstd":
+            return None
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(self._open(entry))
+            table = zstd_frames.read_table(reader)
+            if table is None or table.size != raw_bytes:
+                return None
+            stack.pop_all()  # the frames close it
+            return FramedSquirrel(reader, table, self._format)
 
     def _open(self, entry: Entry) -> LocalReader:
         try:
@@ -129,7 +139,7 @@ class SquirrelDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         _check_key(key)
-        pack = _jsonl_line if self._format == "jsonl" else _msgpack_record
+        pack = jsonl_line if self._format == "jsonl" else msgpack_record
         records = (pack(sample, number) for number, sample in enumerate(samples))
         self._storage.put(key + self._ending, self._writer(records, self._format == "jsonl", self._ending))
         self._remove_others(key, self._ending)
@@ -156,7 +166,7 @@ class SquirrelDriver:
         if self._format != "auto":
             return self._format
         with self._open(entry) as reader:
-            return sniff(compression.beginning(self._stored(entry)[1], reader, config.TOKEN_FLOOR + 1))
+            return sniff(compression.beginning(self._stored(entry)[1], reader, SNIFFED))
 
     def _check_current(self, key: Key, base: Entry | None) -> None:
         try:
@@ -179,7 +189,7 @@ class SquirrelDriver:
                 for number, record in enumerate(records):
                     spent += _check_readable(record, number, jsonl)
                     put(record)
-            if spent > _limit(file.tell()) * (config.JSON_LINES if jsonl else 1):
+            if spent > value_limit(file.tell()) * (config.JSON_LINES if jsonl else 1):
                 raise BadSettingError("too many samples so much alike for one key: they could not be read again")
 
         return write
@@ -232,170 +242,18 @@ def random_key() -> Key:
     return Key("".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(16)))
 
 
-class SquirrelShard(InMemory):
-    """The raw bytes of one shard: msgpack objects back to back, or one JSON text a line."""
-
-    first_sample = 0
-    samples_through = None
-
-    def __init__(self, raw: bytes | bytearray, stored: int, format: str = "auto") -> None:
-        self._bytes = raw
-        self.raw: Buffer = memoryview(raw).toreadonly()
-        self._limit = _limit(stored)
-        self.format = sniff(raw) if format == "auto" else format
-
-    def records(self) -> Iterator[Record]:
-        return self._lines() if self.format == "jsonl" else self._objects()
-
-    def _objects(self) -> Iterator[Record]:
-        walker = Walker(self.raw, self._limit)
-        at, end = 0, len(self.raw)
-        while at < end:
-            tree, behind = walker.read(at)
-            yield Record(at, behind, tree)
-            at = behind
-
-    def _lines(self) -> Iterator[Record]:
-        at, end, left = 0, len(self._bytes), self._limit * config.JSON_LINES
-        while at < end:
-            newline = self._bytes.find(b"\n", at)
-            behind = end if newline < 0 else newline + 1
-            left -= self._cost(at, behind)
-            if left < 0:
-                raise OverfullShardError(at)
-            if self._bytes[at:behind].strip():
-                yield Record(at, behind, self.tree(at, behind))
-            at = behind
-
-    def _cost(self, at: int, behind: int) -> int:
-        """What a line counts as, looked at before it is parsed; OverfullShardError for one that alone is too much.
-
-        A list or a dict takes as much memory as several numbers or texts, of which there is one to a comma.
-        """
-        length = behind - at
-        if length > self._limit:
-            count = self._bytes.count
-            opened = count(b"[", at, behind) + count(b"{", at, behind)
-            inside = count(b",", at, behind) + count(b'"', at, behind)
-            if max(opened, inside // 4, length // config.TEXT_PER_TOKEN) > self._limit:
-                raise OverfullShardError(at)
-        return _line_cost(length)
-
-    def tree(self, start: int, end: int) -> Tree:
-        if self.format == "jsonl":
-            return _parse_line(bytes(self.raw[start:end]), start)
-        return Walker(self.raw[:end], self._limit).read(start)[0]
-
-    def decode(self, record: Buffer) -> Tree:
-        if self.format == "jsonl":
-            return _parse_line(bytes(record), 0)
-        return Walker(record, self._limit).read(0)[0]
-
-    def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
-        return None if self.format == "jsonl" else cells(record, self._limit)
-
-    def sample(self, tree: Tree) -> Any:
-        # squirrel-core unpacks arrays as tuples; JSON has lists only
-        return values.to_python(tree, self.raw, list if self.format == "jsonl" else tuple)
-
-
-def _limit(stored: int) -> int:
-    """Values that a shard of so many stored bytes may hold."""
-    return config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
-
-
-def _line_cost(length: int) -> int:
-    """What a line of JSON counts as: a value per four bytes, and the sample."""
-    return length // 4 + config.JSON_LINES * (1 + config.SAMPLE_TOKENS)
-
-
-def sniff(raw: bytes | bytearray) -> str:
-    """`jsonl` or `msgpack`, by the first bytes; what could be both is JSON lines if its first line is JSON."""
-    first = raw[:1]
-    if first in (b"{", b"["):
-        # as msgpack these are the lone integers 123 and 91: only real if the line is no JSON at all
-        return "jsonl" if len(raw) > 4096 or b"\n" in raw or _is_json(raw) else "msgpack"
-    if first and first in b'"-0123456789ntfNI \t':
-        return "jsonl" if _is_json(raw) else "msgpack"
-    return "msgpack"
-
-
-def _is_json(raw: bytes | bytearray) -> bool:
-    newline = raw.find(b"\n", 0, config.TOKEN_FLOOR)
-    if newline < 0 and len(raw) > config.TOKEN_FLOOR:
-        # a lone text or number of that length: too long to be parsed only for finding out
-        return raw[:1] == b'"'
-    try:
-        json.loads(raw[: newline if newline >= 0 else len(raw)])
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _parse_line(line: bytes, at: int) -> Tree:
-    try:
-        tree = json.loads(line.decode("utf-8"), object_pairs_hook=lambda pairs: _json_object(pairs, at, len(line)))
-    except RecursionError as error:
-        raise DamagedShardError("nested too deeply", at) from error
-    except ValueError as error:
-        raise DamagedShardError(f"a line that is not JSON ({error})", at) from error
-    if line.count(b"[") + line.count(b"{") > config.NESTING and _deeper(tree, config.NESTING):
-        raise DamagedShardError(f"nested deeper than {config.NESTING} levels", at)
-    return tree
-
-
-def _deeper(tree: Tree, levels: int) -> bool:
-    """True if lists and dicts are nested in more levels than so many."""
-    if type(tree) is dict:
-        tree = tree.values()
-    elif type(tree) is not list:
-        return False
-    return levels == 0 or any(_deeper(item, levels - 1) for item in tree if type(item) is list or type(item) is dict)
-
-
-def _json_object(pairs: list[tuple[str, Any]], at: int, length: int) -> Any:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise DamagedShardError("a field stands twice in one object", at)
-    if "data" in made and "type" in made and "shape" in made:
-        array = _json_array(made, length)
-        return made if array is None else array
-    return made
-
-
-def _json_array(made: dict[str, Any], length: int) -> np.ndarray[Any, Any] | None:
-    """The array that squirrel-core decodes any object with `data`, `type` and `shape` to; None for a look-alike.
-
-    `length` is that of the line: a type like `<U1000000000` must not make one byte into gigabytes.
-    """
-    if not isinstance(made["type"], str) or not isinstance(made["shape"], list):
-        return None
-    try:
-        dtype = values.safe_dtype(made["type"])
-        # numpy takes the memory before it compares: for what the lists hold, not for what `shape` says
-        if _leaves(made["data"]) * dtype.itemsize > config.JSON_ARRAY_FLOOR + 16 * length:
-            return None
-        array = np.array(made["data"], dtype=dtype)
-        return array.reshape(values.checked_shape(made["shape"], dtype, array.nbytes))
-    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError):
-        return None
-
-
-def _leaves(data: Any) -> int:
-    """Elements of the array that nested lists make, if they make one: numpy refuses lists of different lengths."""
-    count = 1
-    while isinstance(data, list):
-        count *= len(data)
-        data = data[0] if data else None
-    return count
+def _raw_size(reader: LocalReader, codec: str) -> int:
+    """A hint of the raw bytes in an opened file."""
+    tail = reader.tail(compression.HINT_TAIL[codec])
+    return compression.raw_size_hint(codec, reader.size, reader.read_at(0, min(18, reader.size)), tail)
 
 
 def _check_readable(record: bytes | Buffer, number: int, jsonl: bool) -> int:
     """What a sample counts as. BadSettingError for one that would be written and then be refused when it is read."""
     try:
         if jsonl:
-            _parse_line(bytes(record), 0)
-            return _line_cost(len(record))
+            parse_line(bytes(record), 0)
+            return line_cost(len(record))
         walker = Walker(memoryview(record), 1 << 62)
         walker.read(0)
         return (1 << 62) - walker.left
@@ -403,4 +261,4 @@ def _check_readable(record: bytes | Buffer, number: int, jsonl: bool) -> int:
         raise BadSettingError(f"sample {number} could not be read again: {error.reason}") from error
 
 
-__all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "_jsonl_line", "_msgpack_record", "random_key", "sniff"]
+__all__ = ["CODECS", "SquirrelDriver", "random_key"]

@@ -5,15 +5,13 @@ Facts of the format: what squirrel-core 0.20.2 writes and reads, found by runnin
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgpack
-import numpy as np
 
-from shardfs import values
 from shardfs.drivers.base import Cell, NewRecord, Verbatim
+from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record
 from shardfs.errors import BadSettingError
 from shardfs.msgpack_spans import Walker
 from shardfs.values import Buffer
@@ -21,27 +19,31 @@ from shardfs.values import Buffer
 
 def packed(records: Iterable[NewRecord], jsonl: bool) -> Iterator[bytes | Buffer]:
     """The bytes of each record. BadSettingError, with the sample's name, for what the format cannot hold."""
-    whole = True
+    unended: bytes | None = None
     for record in records:
-        if not whole:
-            yield b"\n"  # the last line of the stored shard did without, and is the last no more
-            whole = True
+        if unended is not None:
+            yield unended + b"\n"  # the last line of the stored shard did without, and is the last no more
+            unended = None
         if isinstance(record, Verbatim):
-            whole = not jsonl or bytes(record.data[-1:]) == b"\n"
-            yield record.data
+            if jsonl and bytes(record.data[-1:]) != b"\n":
+                unended = bytes(record.data)
+            else:
+                yield record.data
         elif jsonl:
             _check_json(record.sample, record.name)
-            yield _jsonl_line(record.sample, record.name)
+            yield jsonl_line(record.sample, record.name)
         else:
             yield _msgpack_with_cells(record.sample, record.name)
+    if unended is not None:
+        yield unended
 
 
 def _msgpack_with_cells(sample: Any, name: str) -> bytes:
     if type(sample) is not dict or not any(type(value) is Cell for value in sample.values()):
-        return _msgpack_record(sample, name)
+        return msgpack_record(sample, name)
     made = [msgpack.Packer().pack_map_header(len(sample))]
     for key, value in sample.items():
-        made += [_msgpack_record(key, name), value.data if type(value) is Cell else _msgpack_record(value, name)]
+        made += [msgpack_record(key, name), value.data if type(value) is Cell else msgpack_record(value, name)]
     return b"".join(made)
 
 
@@ -84,55 +86,3 @@ def _check_json(value: Any, name: str) -> None:
     elif isinstance(value, list | tuple):
         for item in value:
             _check_json(item, name)
-
-
-def _msgpack_record(sample: Any, number: int | str) -> bytes:
-    try:
-        return _packb(sample)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as msgpack: {error}") from error
-
-
-def _packb(value: Any) -> bytes:
-    made = msgpack.packb(value, use_bin_type=True, default=_numpy_map)
-    assert isinstance(made, bytes)
-    return made
-
-
-def _numpy_map(value: Any) -> Any:
-    """Arrays, numpy scalars and complex numbers as the maps that squirrel-core reads back (msgpack-numpy's form)."""
-    if isinstance(value, np.ndarray):
-        if value.dtype.hasobject:
-            raise TypeError("an array of Python objects, which only a pickle could hold")
-        structured = value.dtype.kind == "V"
-        return {
-            b"nd": True,
-            b"type": value.dtype.descr if structured else value.dtype.str,
-            b"kind": b"V" if structured else b"",
-            b"shape": value.shape,
-            b"data": value.tobytes("C"),
-        }
-    if isinstance(value, np.bool_ | np.number):
-        return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
-    if isinstance(value, complex):
-        return {b"complex": True, b"data": repr(value)}
-    if isinstance(value, values.Pickle):
-        return value.data
-    raise TypeError(f"a value of type {type(value).__name__}")
-
-
-def _jsonl_line(sample: Any, number: int | str) -> bytes:
-    try:
-        return json.dumps(sample, default=_json_numpy).encode("ascii") + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as JSON: {error}") from error
-
-
-def _json_numpy(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufUmM":
-        return {"data": value.tolist(), "type": value.dtype.str, "shape": list(value.shape)}
-    if isinstance(value, np.integer):
-        return int(value)
-    if isinstance(value, np.floating):
-        return float(value)
-    raise TypeError(f"a value of type {type(value).__name__}")

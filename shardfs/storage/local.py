@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage import renaming
+from shardfs.storage.local_reader import LocalReader, reason
 
 TEMPORARY = ".shardfs-tmp-"
 """Names that begin so are unfinished writes; no listing shows them."""
@@ -32,26 +32,6 @@ _PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES
 """What opening a directory below the root may say without failing the whole listing."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Reader(Protocol):
-    """One opened object, read from its beginning. Closed at the end of a `with` block."""
-
-    size: int
-
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes at most; empty at the end."""
-
-    def tail(self, count: int) -> bytes:
-        """The last `count` bytes, whatever was read before."""
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Reader: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,62 +54,6 @@ def _settled_mtime(status: os.stat_result) -> int:
     """A directory's mtime; -1 while it is so young that another change might still get the same one."""
     young = time.time_ns() - status.st_mtime_ns < 50_000_000
     return -1 if young else status.st_mtime_ns
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-class LocalReader:
-    """A regular file held open. Reads with pread: a mapping would die by SIGBUS when somebody truncates the file.
-
-    The end of the file is given only if it is still the same file: StaleShardError where it was written to meanwhile,
-    as then what was read may be partly the old content and partly the new.
-    """
-
-    def __init__(self, descriptor: int, name: str, status: os.stat_result) -> None:
-        self._descriptor = descriptor
-        self._name = name
-        self._position = 0
-        self._status = status
-        self.size = status.st_size
-
-    def read(self, count: int) -> bytes:
-        data = self._pread(count, self._position)
-        self._position += len(data)
-        if count and not data and self._changed(os.fstat(self._descriptor)):
-            raise StaleShardError(f"{self._name} was changed while it was read")
-        return data
-
-    def _changed(self, now: os.stat_result) -> bool:
-        before = self._status
-        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            return True
-        # one that was replaced meanwhile has another ctime because it lost its name, and is still whole
-        return now.st_nlink > 0 and now.st_ctime_ns != before.st_ctime_ns
-
-    def tail(self, count: int) -> bytes:
-        count = min(count, self.size)
-        return self._pread(count, self.size - count)
-
-    def _pread(self, count: int, offset: int) -> bytes:
-        try:
-            return os.pread(self._descriptor, count, offset)
-        except OSError as error:
-            raise StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO) from error
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __enter__(self) -> LocalReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class LocalStorage:
@@ -309,7 +233,7 @@ class LocalStorage:
                 raise self._error(f"removing {name}", error) from error
 
     def _error(self, what: str, error: OSError) -> StorageError:
-        return StorageError(f"{what} in {self.root}: {_reason(error)}", error.errno or errno.EIO)
+        return StorageError(f"{what} in {self.root}: {reason(error)}", error.errno or errno.EIO)
 
     @staticmethod
     def _status(directory: int, name: str) -> os.stat_result | None:
@@ -319,7 +243,7 @@ class LocalStorage:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"looking at {name}: {_reason(error)}", error.errno or errno.EIO) from error
+            raise StorageError(f"looking at {name}: {reason(error)}", error.errno or errno.EIO) from error
         return status if stat.S_ISREG(status.st_mode) else None
 
     def _make_root(self) -> None:
@@ -354,7 +278,7 @@ class LocalStorage:
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             if self._root is not None and not make and error.errno in _PASSED_OVER:
-                raise StorageError(f"{self.root} is gone: {_reason(error)}") from error
+                raise StorageError(f"{self.root} is gone: {reason(error)}") from error
             raise self._error("opening", error) from error
         status = os.fstat(descriptor)
         identity = (status.st_dev, status.st_ino)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +18,7 @@ import msgpack
 import pytest
 
 from shardfs import daemon
+from tests.conformance.trees import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 60
@@ -46,10 +48,16 @@ def shardfs(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "shardfs", *map(str, words)]
 
 
-def run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the real program to its end."""
     return subprocess.run(
-        shardfs(*words), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, cwd=cwd
+        shardfs(*words),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        cwd=cwd,
+        env={**os.environ, **environment},
     )
 
 
@@ -93,11 +101,11 @@ def mount_point(made: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def mounting(store: Path, *words: str) -> Iterator[Path]:
+def mounting(store: Path, *words: str, **environment: str) -> Iterator[Path]:
     """A mount in the background. Its end is checked: exit status, mount table, process, directory, log."""
     with mount_point() as path:
         log = path.parent / "log"
-        done = run("mount", store, path, *words, *(() if "--log" in words else ("--log", str(log))))
+        done = run("mount", store, path, *words, *(() if "--log" in words else ("--log", str(log))), **environment)
         assert done.returncode == 0, done.stderr
         record = daemon.find(str(path))
         assert record is not None, "no record of the daemon"
@@ -114,8 +122,90 @@ def mounting(store: Path, *words: str) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def mounted() -> Callable[..., AbstractContextManager[Path]]:
-    """`with mounted(store, *words_for_shardfs_mount) as path`."""
+    """`with mounted(store, *words_for_shardfs_mount, **environment) as path`."""
     return mounting
+
+
+class SlowStore:
+    """A store on a file system of ours (`slow_store.py`), whose files can be made to wait or to fail.
+
+    `source` is the plain directory behind it, `path` where a mount finds the store.
+    """
+
+    def __init__(self, source: Path, path: Path, control: Path) -> None:
+        self.source = source
+        self.path = path
+        self._control = control
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def serve(self) -> None:
+        """Mount it, again after `kill`."""
+        program = str(Path(__file__).with_name("slow_store.py"))
+        command = [sys.executable, program, self.source, self.path, self._control]
+        process = self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        wait_for(lambda: is_mounted(self.path) or process.poll() is not None)
+        assert process.poll() is None
+
+    def kill(self) -> None:
+        """End it as a crash would, and leave its mount point empty. Waits that were under way end with an error."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if is_mounted(self.path):
+            daemon.unmount(str(self.path), lazy=True)
+
+    def hold(self, *names: str, above: int = 0) -> None:
+        """Let every READ of more than `above` bytes of these files wait from now on."""
+        for name in names:
+            new = self._control / name
+            new.write_text(str(above))
+            new.rename(self._control / "hold" / name)
+
+    def go_on(self, *names: str) -> None:
+        for name in names:
+            (self._control / "hold" / name).unlink()
+
+    def fail(self, *names: str) -> None:
+        """Let every READ of these files end with EIO from now on."""
+        for name in names:
+            (self._control / "fail" / name).touch()
+
+    def recover(self, *names: str) -> None:
+        for name in names:
+            (self._control / "fail" / name).unlink()
+
+    def asked(self, name: str) -> int:
+        """READs of a file so far, answered or not."""
+        return sum(line.startswith(f"read {name} ") for line in self._lines())
+
+    def bytes_asked(self, name: str) -> int:
+        """Bytes of a file that READs asked for so far: how often it was read, in a way."""
+        size = (self.source / name).stat().st_size
+        spans = [line.split()[2:] for line in self._lines() if line.startswith(f"read {name} ")]
+        return sum(max(0, min(int(count), size - int(offset))) for offset, count in spans)
+
+    def _lines(self) -> list[str]:
+        return (self._control / "log").read_text().splitlines()
+
+
+@pytest.fixture
+def slow_store(tmp_path: Path) -> Iterator[SlowStore]:
+    """An empty slow store; write shards into its `source`."""
+    source, control = tmp_path / "slow-source", tmp_path / "slow-control"
+    for folder in (source, control / "hold", control / "fail"):
+        folder.mkdir(parents=True)
+    with mount_point(made=True) as path:
+        store = SlowStore(source, path, control)
+        # whoever waits for it in a system call hears of no time limit: the end of the store frees them all
+        limit = threading.Timer(SECONDS - 10, store.kill)
+        limit.daemon = True
+        limit.start()
+        try:
+            store.serve()
+            yield store
+        finally:
+            limit.cancel()
+            store.kill()
 
 
 @pytest.fixture(scope="session")

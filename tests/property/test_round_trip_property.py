@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shardfs import compression, config, index, layout, names, values
-from shardfs.drivers.squirrel import SquirrelShard, _jsonl_line, _msgpack_record
+from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.msgpack_spans import Walker
 
@@ -224,7 +225,7 @@ def test_what_the_driver_writes_as_msgpack_it_reads_again(written: list[Any]) ->
         if isinstance(sample, np.ndarray) and sample.dtype.kind == "V" and not sample.dtype.fields:
             continue  # comes back as a structure of one field, as with msgpack-numpy
         try:
-            records.append((sample, _msgpack_record(sample, number)))
+            records.append((sample, msgpack_record(sample, number)))
         except BadSettingError:
             assert isinstance(sample, float)  # never: everything here can be written
     raw = b"".join(record for _, record in records)
@@ -263,7 +264,7 @@ def numpy_side(sample: Any) -> Any:
 )
 def test_arrays_scalars_and_complex_numbers_are_what_msgpack_numpy_makes_of_them(written: list[Any]) -> None:
     for sample in written:
-        raw = _msgpack_record(sample, 0)
+        raw = msgpack_record(sample, 0)
         expected = msgpack.unpackb(raw, strict_map_key=False, object_hook=numpy_side)
         tree, _ = Walker(memoryview(raw), 1000).read(0)
         got = values.to_python(tree, memoryview(raw), list)
@@ -277,7 +278,7 @@ def test_arrays_scalars_and_complex_numbers_are_what_msgpack_numpy_makes_of_them
 @RELAXED
 @given(st.lists(msgpack_values | arrays().filter(lambda array: array.dtype.itemsize > 0), min_size=1, max_size=3))
 def test_every_truncation_is_damage_but_those_between_samples(written: list[Any]) -> None:
-    records = [_msgpack_record(sample, at) for at, sample in enumerate(written)]
+    records = [msgpack_record(sample, at) for at, sample in enumerate(written)]
     raw = b"".join(records)
     ends = {0}
     for record in records:
@@ -304,7 +305,7 @@ json_values = st.recursive(
 @RELAXED
 @given(st.lists(json_values, max_size=5))
 def test_what_the_driver_writes_as_json_it_reads_again(written: list[Any]) -> None:
-    raw = b"".join(_jsonl_line(sample, number) for number, sample in enumerate(written))
+    raw = b"".join(jsonl_line(sample, number) for number, sample in enumerate(written))
     shard = SquirrelShard(raw, len(raw), "jsonl")
     got = [shard.sample(shard.tree(record.start, record.end)) for record in shard.records()]
     assert same(got, written)
@@ -323,7 +324,7 @@ def test_whatever_calls_itself_an_array_in_json_is_one_or_stays_an_object(spec: 
         "type": spec,
         "shape": data.draw(st.lists(st.integers(-2, 9), max_size=3)),
     }
-    shard = SquirrelShard(_jsonl_line(sample, 0), 1000, "jsonl")
+    shard = SquirrelShard(jsonl_line(sample, 0), 1000, "jsonl")
     (record,) = shard.records()
     assert isinstance(record.tree, np.ndarray) or same(record.tree, sample)
     index.build(shard, "png")
@@ -393,7 +394,7 @@ def test_random_bytes_are_samples_or_damage_and_nothing_else(raw: bytes, format:
 )
 def test_whatever_calls_itself_an_array_in_msgpack_is_one_or_damage(parts: dict[str, Any]) -> None:
     try:
-        looked_at(_msgpack_record({key.encode(): value for key, value in parts.items()}, 0), "msgpack")
+        looked_at(msgpack_record({key.encode(): value for key, value in parts.items()}, 0), "msgpack")
     except BadSettingError:
         return  # numbers or texts that msgpack does not take
 
@@ -403,11 +404,9 @@ def test_whatever_calls_itself_an_array_in_msgpack_is_one_or_damage(parts: dict[
 @given(st.text(max_size=12) | st.text("biufcmMSUVO?<>|=0123456789,(){}:[]ns ", max_size=12), st.integers(0, 100))
 def test_any_text_as_a_dtype_is_one_or_damage(spec: str, size: int) -> None:
     try:
-        raw = _msgpack_record(
-            {b"nd": True, b"type": spec, b"kind": b"", b"shape": (size,), b"data": bytes(size * 8)}, 0
-        )
+        raw = msgpack_record({b"nd": True, b"type": spec, b"kind": b"", b"shape": (size,), b"data": bytes(size * 8)}, 0)
         looked_at(raw, "msgpack")
-        looked_at(_msgpack_record({b"nd": False, b"type": spec, b"data": b"\xff" * size}, 0), "msgpack")
+        looked_at(msgpack_record({b"nd": False, b"type": spec, b"data": b"\xff" * size}, 0), "msgpack")
     except BadSettingError:
         return  # texts that msgpack does not take
 
@@ -415,7 +414,7 @@ def test_any_text_as_a_dtype_is_one_or_damage(spec: str, size: int) -> None:
 @RELAXED
 @given(st.lists(msgpack_values, min_size=1, max_size=4), st.data(), st.sampled_from(["gz", "zstd", "zstd checked"]))
 def test_a_flipped_bit_is_damage_or_does_no_harm(written: list[Any], data: st.DataObject, kind: str) -> None:
-    raw = b"".join(_msgpack_record(sample, at) for at, sample in enumerate(written))
+    raw = b"".join(msgpack_record(sample, at) for at, sample in enumerate(written))
     stored = (
         gzip.compress(raw, 6, mtime=0)
         if kind == "gz"

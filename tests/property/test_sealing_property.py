@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from shardfs import index, layout, names, sealing, values
 from shardfs.drivers.base import Value, Verbatim
-from shardfs.drivers.squirrel import SquirrelShard
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.drivers.squirrel_writing import packed
 from shardfs.errors import BadSampleError, BadSettingError
 from shardfs.reading_back import same

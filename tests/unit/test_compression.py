@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import random
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -222,6 +223,52 @@ def test_the_beginning_of_what_seems_a_bomb_is_shown_once(codec: str, monkeypatc
     assert 0 < used <= 10_000
 
 
+# --- what is expected -------------------------------------------------------------------------------------------
+
+LARGE = NOISE * 400 + bytes(300_000) + NOISE * 400
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd", None])
+@pytest.mark.parametrize("expected", [0, 1, len(LARGE) - 1, len(LARGE), len(LARGE) + 1, 50 * config.MIB, 1 << 62])
+def test_whatever_is_expected_the_bytes_and_what_is_told_are_the_same(
+    codec: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "MAPPED_RAW", 3 * config.MIB)
+    stored = {"gz": gz(LARGE, 1), "zstd": zstd(LARGE, level=1), None: LARGE}[codec]
+    sizes: list[int] = []
+    pieces: list[bytes] = []
+    raw = compression.decompress(
+        codec,
+        io.BytesIO(stored),
+        len(stored),
+        sizes.append,
+        lambda piece: pieces.append(bytes(piece)),
+        expected=expected,
+    )
+    assert memoryview(raw) == LARGE
+    assert b"".join(pieces) == stored
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == len(LARGE)
+    for cut in (1, 4, 100):
+        if codec is not None:
+            with pytest.raises(DamagedShardError):
+                decompressed(codec, stored[:-cut], expected=expected)
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd", None])
+def test_a_bomb_ends_at_the_limit_also_where_it_was_expected(
+    codec: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "MAPPED_RAW", config.MIB)
+    monkeypatch.setattr(config, "BOMB_FLOOR", 2 * config.MIB)
+    zeros = bytes(20 * config.MIB)
+    stored = {"gz": gz(zeros), "zstd": zstd(zeros), None: zeros}[codec]
+    seen: list[int] = []
+    with pytest.raises(DamagedShardError, match="bomb"):
+        compression.decompress(codec, io.BytesIO(stored), 100, seen.append, expected=1 << 40)
+    assert seen[-1] <= 2 * config.MIB
+
+
 # --- sizes and writing ------------------------------------------------------------------------------------------
 
 
@@ -256,3 +303,33 @@ def test_what_is_compressed_comes_out_again_and_is_the_same_each_time(codec: str
 def test_an_unknown_codec_cannot_be_written() -> None:
     with pytest.raises(BadSettingError, match="lz4"), compression.compressing("lz4", io.BytesIO()):
         pass
+
+
+# --- beginnings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [None, "gz", "zstd"])
+@pytest.mark.parametrize("data", DATA, ids=len)
+def test_a_beginning_is_that_of_the_whole(codec: str | None, data: bytes) -> None:
+    stored = {None: data, "gz": gz(data), "zstd": zstd(data)}[codec]
+    for count in (0, 1, 300, len(data), len(data) + 1, len(data) + 10_000):
+        assert compression.beginning(codec, io.BytesIO(stored), count) == data[:count]
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd"])
+def test_a_beginning_takes_no_more_of_a_bomb_than_is_wanted(codec: str) -> None:
+    data = bytes(64 << 20)
+    source = io.BytesIO({"gz": gz(data, 1), "zstd": zstd(NOISE * 400 + data)}[codec])
+    tracemalloc.start()
+    try:
+        assert len(compression.beginning(codec, source, 1000)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd"])
+def test_a_beginning_that_is_cut_off_is_damage(codec: str) -> None:
+    stored = {"gz": gz(NOISE), "zstd": zstd(NOISE)}[codec]
+    with pytest.raises(DamagedShardError):
+        compression.beginning(codec, io.BytesIO(stored[: len(stored) // 2]), 6_000)

@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -23,9 +24,10 @@ from shardfs.errors import (  # noqa: E402
     StorageError,
 )
 from shardfs.fuse import Operations, errno_of  # noqa: E402
-from shardfs.vfs import Attributes, StatFs, Vfs  # noqa: E402
+from shardfs.index import ShardTable  # noqa: E402
+from shardfs.vfs import Attributes, FileRun, StatFs, Vfs  # noqa: E402
 
-CTX = cast(Any, None)
+CTX = cast(Any, SimpleNamespace(uid=0, gid=0, pid=0, umask=0))
 FILE = Attributes(
     inode=(3 << 32) | 7,
     mode=stat.S_IFREG | 0o444,
@@ -68,7 +70,7 @@ class MadeUpVfs:
         self._note("getattr", inode)
         return FOLDER if inode == 1 else FILE
 
-    async def opendir(self, inode: int) -> int:
+    async def opendir(self, inode: int, process: int = 0) -> int:
         self._note("opendir", inode)
         return 40
 
@@ -76,12 +78,17 @@ class MadeUpVfs:
         self._note("readdir", handle, start)
         return ((f"{at}".encode(), self._numbered(at), at + 1) for at in range(start, 4))
 
-    def files(self, handle: int, start: int) -> tuple[Attributes, Iterator[tuple[bytes, int, int]]] | None:
-        return (
-            None
-            if self.shared is None
-            else (self.shared, ((f"{at}".encode(), at * 1000, at) for at in range(start, 4)))
-        )
+    def lookup_now(self, parent: int, name: bytes) -> None:
+        return None
+
+    def files(self, handle: int) -> FileRun | None:
+        return None if self.shared is None else FileRun(self.shared, cast(ShardTable, self), True, True)
+
+    def listing(self, start: int) -> Iterator[tuple[bytes, int, int]]:
+        return ((f"{at}".encode(), at * 1000, at) for at in range(start, 4))
+
+    def gift(self, inode: int) -> bytes | None:
+        return None
 
     @staticmethod
     def _numbered(at: int) -> Attributes:

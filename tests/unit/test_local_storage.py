@@ -138,6 +138,51 @@ def test_a_file_is_read_in_pieces_and_its_tail_at_any_time(tmp_path: Path) -> No
         assert reader.read(100) == b""
 
 
+def test_a_file_is_read_into_a_buffer_in_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    buffer = bytearray(7)
+    with LocalStorage(tmp_path).open("a") as reader:
+        assert (reader.readinto(memoryview(buffer)), bytes(buffer)) == (7, b"0123456")
+        assert (reader.readinto(memoryview(buffer)), bytes(buffer[:3])) == (3, b"789")
+        assert reader.readinto(memoryview(buffer)) == 0
+        with (tmp_path / "a").open("ab") as grown:
+            grown.write(b"x")
+        assert reader.readinto(memoryview(buffer)) == 1
+        with pytest.raises(StaleShardError):
+            reader.readinto(memoryview(buffer))
+    with pytest.raises(StorageError, match="reading"):
+        reader.readinto(memoryview(buffer))
+
+
+def test_any_part_of_a_file_is_read_whatever_was_read_before(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    with LocalStorage(tmp_path).open("a") as reader:
+        assert reader.read(4) == b"0123"
+        assert reader.read_at(2, 5) == b"23456"
+        assert reader.read_at(3, 0) == b""
+        with pytest.raises(StaleShardError):
+            reader.read_at(8, 5)
+        assert reader.read(2) == b"45"
+
+
+def test_a_part_that_comes_in_short_reads_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    real = os.pread
+    monkeypatch.setattr(local.os, "pread", lambda descriptor, count, at: real(descriptor, min(count, 3), at))
+    with LocalStorage(tmp_path).open("a") as reader:
+        assert reader.read_at(1, 8) == b"12345678"
+
+
+def test_a_part_of_a_file_that_was_written_to_is_stale(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    with LocalStorage(tmp_path).open("a") as reader:
+        assert reader.read_at(0, 1) == b"0"
+        os.truncate(tmp_path / "a", 5)
+        for offset in (0, 8):
+            with pytest.raises(StaleShardError):
+                reader.read_at(offset, 2)
+
+
 def test_a_read_after_closing_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     reader = LocalStorage(tmp_path).open("a")

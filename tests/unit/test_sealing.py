@@ -6,6 +6,7 @@ import datetime
 import decimal
 import errno
 import fcntl
+import gzip
 import io
 import json
 import os
@@ -24,7 +25,8 @@ import webdataset
 
 from shardfs import config, images, index, reading_back, values
 from shardfs.drivers.base import Cell, Value, Verbatim
-from shardfs.drivers.squirrel import SquirrelDriver, SquirrelShard
+from shardfs.drivers.squirrel import SquirrelDriver
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import BadSampleError, BadSettingError, KeyExistsError, StaleShardError, StorageError
 from shardfs.model import Entry, Key
 from shardfs.sealing import Base, Changed, Source, Stored, is_temporary, seal
@@ -413,6 +415,53 @@ def test_a_changed_shard_keeps_its_format_and_compression(tmp_path: Path) -> Non
     assert bytes(shard.raw) == raw + b'{"new": true}\n'
     assert len(contents(driver, "part_0")) == len(before) + 1
     assert (tmp_path / "part_0.gz").exists()
+
+
+def test_regression_a_last_line_without_a_newline_gets_one_when_samples_follow(tmp_path: Path) -> None:
+    """The newline was a record of its own, which is no JSON: BadSettingError for a sound shard."""
+    driver = SquirrelDriver(LocalStorage(tmp_path))
+    (tmp_path / "k.gz").write_bytes(gzip.compress(b'{"n": 1}\n{"n": 2}'))
+    sealed(driver, "k", lambda files: files)
+    assert gzip.decompress((tmp_path / "k.gz").read_bytes()) == b'{"n": 1}\n{"n": 2}'
+    sealed(driver, "k", lambda files: [*files, (b"000002.json", changed(b'{"n": 3}'))])
+    assert gzip.decompress((tmp_path / "k.gz").read_bytes()) == b'{"n": 1}\n{"n": 2}\n{"n": 3}\n'
+
+
+@pytest.mark.parametrize("form", ["msgpack", "jsonl"])
+def test_a_shard_of_frames_is_changed_without_being_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(config, "LARGE_LOAD", 1_000)
+    driver = SquirrelDriver(LocalStorage(tmp_path), compression="zst", format=form)
+    key = Key("k")
+    samples = [{"id": at, "text": f"{at}" * 500, "other": [at] * 600} for at in range(1_000)]
+    driver.write(key, samples)
+    entry = driver.entry(key)
+    shard = driver.load(entry, quiet)
+    opened = driver.open(entry, shard.size)
+    assert opened is not None
+    _, base, files = laid_out(shard)
+    name, source = files[7]
+    assert isinstance(source, Stored)
+    content = base.content(source.file).replace(b'"id": 7', b'"id": -7')
+    files[7] = (name, changed(content))
+    framed = Base(opened, base.table, base.arrays)
+    records = list(seal(files, framed).records())
+    assert [type(record) for record in records[6:9]] == [Verbatim, Value, Verbatim]
+    assert isinstance(records[7], Value)
+    stored_cells = opened.cells(base.record(7))
+    if form == "jsonl":
+        assert stored_cells is None
+    else:
+        assert stored_cells is not None
+        assert records[7].sample["other"] == Cell(bytes(stored_cells["other"]))
+    later = driver.write_records(key, records, base=entry)
+    expected = [*samples[:7], {**samples[7], "id": -7}, *samples[8:]]
+    again = driver.load(later, quiet)
+    for record, sample in zip(again.records(), expected, strict=True):
+        got = again.sample(record.tree)
+        assert {**got, "other": list(got["other"])} == sample
+    assert driver.open(later, again.size) is not None  # it has frames again
 
 
 def test_a_shard_that_was_replaced_meanwhile_is_not_overwritten(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_failure_is_told_to_every_waiter_and_forgotten(error: BaseException, s
         with pytest.raises(seen):
             await cache.shard(a("key"))
         del driver.errors["key"]
-        assert (await cache.shard(a("key"))).nbytes == 10
+        assert (await cache.shard(a("key"))).counted == 10
         assert driver.loads == ["key"] * 3
 
     run(test, driver, 100)
@@ -350,7 +350,7 @@ def test_a_shard_that_is_larger_than_the_budget_is_kept_until_the_next() -> None
         for _ in range(3):
             for key, size in (("a", 100), ("b", 200)):
                 loaded = await cache.shard(a(key))
-                assert loaded.nbytes == size == cache.used
+                assert loaded.counted == size == cache.used
                 assert cache.peek(a(key)) is loaded
         assert len(driver.loads) == 6
 
@@ -363,7 +363,7 @@ def test_readers_who_take_turns_go_on_with_a_budget_below_one_shard() -> None:
     async def test(cache: ShardCache) -> None:
         async def read(key: str) -> None:
             for _ in range(20):
-                assert (await cache.shard(a(key))).nbytes == 100
+                assert (await cache.shard(a(key))).counted == 100
 
         async with trio.open_nursery() as nursery:
             for key in driver.sizes:
@@ -404,7 +404,7 @@ def test_a_load_larger_than_the_budget_runs_alone(monkeypatch: pytest.MonkeyPatc
         async with started(lambda: cache.shard(a("small"))):
             await gates["small"].wait_reached()
             async with started(lambda: cache.shard(a("huge"))):
-                await until(lambda: cache._waiting == 500)
+                await until(lambda: cache._room._waiting == 500)
                 assert cache.used == 30
                 async with started(lambda: cache.shard(a("other"))):
                     await until(lambda: len(driver.estimated) == 3)
@@ -498,7 +498,7 @@ def test_a_small_load_is_not_stuck_behind_large_ones(monkeypatch: pytest.MonkeyP
         async with trio.open_nursery() as nursery:
             for at in range(4):
                 nursery.start_soon(cache.shard, a(f"large{at}"))
-            await until(lambda: len(driver.loads) == config.WORKERS_CPU and cache.used == 200)
+            await until(lambda: len(driver.loads) >= config.WORKERS_CPU and cache.used == 200)
             await cache.shard(a("small"))  # though both workers for large loads are busy, and two wait
             for gate in gates:
                 gate.open.set()
@@ -516,7 +516,7 @@ def test_a_small_load_is_not_stuck_behind_a_large_one_that_waits_for_room(monkey
             nursery.start_soon(cache.shard, a("first"))
             await gate.wait_reached()
             nursery.start_soon(cache.shard, a("second"))
-            await until(lambda: cache._waiting == 60)
+            await until(lambda: cache._room._waiting == 60)
             await cache.shard(a("small"))
             assert driver.loads == ["first", "small"]
             gate.open.set()
@@ -544,7 +544,7 @@ def test_regression_small_loads_without_end_do_not_keep_a_large_one_out(
             nursery.start_soon(cache.shard, a("small0"))
             await gates[0].wait_reached()
             nursery.start_soon(load_large)
-            await until(lambda: cache._waiting == size)
+            await until(lambda: cache._room._waiting == size)
             for at in range(1, 6):
                 nursery.start_soon(cache.shard, a(f"small{at}"))
             await until(lambda: len(driver.estimated) == 7)

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import math
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+import trio
 import zstandard
 
-from shardfs import config, index
-from shardfs.drivers import squirrel
-from shardfs.drivers.squirrel import SquirrelDriver, SquirrelShard
+from shardfs import compression, config, index
+from shardfs.drivers import squirrel, squirrel_shards
+from shardfs.drivers.squirrel import SquirrelDriver
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -28,6 +31,7 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Key
+from shardfs.shard_cache import ShardCache
 from shardfs.storage.local import TEMPORARY, LocalStorage
 from shardfs.store import open_store
 from shardfs.values import Pickle
@@ -200,8 +204,8 @@ def test_what_was_replaced_or_removed_since_the_listing_is_stale(tmp_path: Path)
     ids=lambda value: repr(value)[:20],
 )
 def test_the_serializer_is_recognised_by_the_content(raw: bytes, format: str) -> None:
-    assert squirrel.sniff(raw) == format
-    assert squirrel.sniff(bytearray(raw)) == format
+    assert squirrel_shards.sniff(raw) == format
+    assert squirrel_shards.sniff(bytearray(raw)) == format
 
 
 def shard_of(raw: bytes, format: str = "auto", stored: int | None = None) -> SquirrelShard:
@@ -506,3 +510,203 @@ def test_random_keys_are_as_the_library_makes_them() -> None:
     keys = {squirrel.random_key() for _ in range(50)}
     assert len(keys) == 50
     assert all(len(key) == 16 and key.isalnum() and key == key.upper() for key in keys)
+
+
+# --- shards of frames -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store, and limits under which a shard of some kilobytes is large and has many frames."""
+    monkeypatch.setattr(config, "LARGE_LOAD", 5_000)
+    monkeypatch.setattr(compression.zstd_frames.FrameWriter.__init__, "__defaults__", (2_000,))
+    return tmp_path
+
+
+def framed_samples(driver: str) -> list[Any]:
+    array = np.arange(900, dtype="<i4")
+    samples: list[Any] = [{"id": at, "text": "x" * at, "list": [at] * 5} for at in range(100)]
+    return [*samples, {"a": array if driver == "squirrel" else array.tolist(), "id": 100}, {"id": 101}]
+
+
+@pytest.mark.parametrize("driver", ["squirrel", "squirrel-jsonl"])
+def test_a_large_shard_of_frames_is_opened_and_all_records_are_the_same(frames: Path, driver: str) -> None:
+    store = open_store(frames, driver=driver, compression="zst")
+    samples = framed_samples(driver)
+    store.set(samples, "key")
+    got = list(store.get("key"))
+    assert [sample["id"] for sample in got] == [sample["id"] for sample in samples]
+    assert np.array_equal(got[100]["a"], samples[100]["a"])
+    entry = store.entry("key")
+    shard = store.driver.load(entry, lambda _: None)
+    for reading in ("auto", driver.partition("-")[2] or "msgpack"):
+        opened = driver_of(frames, format=reading).open(entry, shard.size)
+        assert opened is not None
+        assert (opened.size, opened.computes) == (shard.size, True)
+        table = index.build(shard, "png")
+        for file in range(table.files):
+            if table.slice_of(file) is None:
+                assert table.render(file, opened, "png") == table.render(file, shard, "png")
+        for record in shard.records():
+            data = opened.fetch(record.start, record.end)
+            assert data == shard.part(record.start, record.end)
+            tree = opened.decode(data)
+            assert repr(tree) == repr(shard.decode(data))
+        assert opened.part(0, 10) == shard.raw[:10]
+    assert store.driver.estimate(entry) == shard.size
+
+
+def test_only_large_zst_shards_with_a_table_that_fits_are_opened(frames: Path) -> None:
+    samples = framed_samples("squirrel")
+    driver = driver_of(frames, compression="zst")
+    driver.write(Key("framed"), samples)
+    driver.write(Key("small"), [1, 2])
+    driver_of(frames, compression="gz").write(Key("gz"), samples)
+    raw = bytes(driver.load(driver.entry(Key("framed")), lambda _: None).raw)
+    put(frames, "plain.zst", raw)
+    (frames / "cut.zst").write_bytes((frames / "framed.zst").read_bytes()[:-1])
+    for key, size, opened in (
+        ("framed", len(raw), True),
+        ("framed", len(raw) - 1, False),
+        ("framed", len(raw) + 1, False),
+        ("small", 2, False),
+        ("small", 10_000, False),
+        ("gz", len(raw), False),
+        ("plain", len(raw), False),
+        ("cut", len(raw), False),
+    ):
+        assert (driver.open(driver.entry(Key(key)), size) is not None) == opened, (key, size)
+    config_small = config.LARGE_LOAD
+    assert len(raw) > config_small
+    assert list(open_store(frames).get("plain"))[1] == samples[1] | {"list": (1,) * 5}
+    with pytest.raises(DamagedShardError):
+        driver.load(driver.entry(Key("cut")), lambda _: None)
+
+
+def test_a_shard_of_frames_that_is_another_by_now_is_stale(frames: Path) -> None:
+    driver = driver_of(frames, compression="zst", format="msgpack")  # so that no frame is held only to recognise it
+    for key in ("replaced", "removed", "moved", "changed"):
+        driver.write(Key(key), framed_samples("squirrel"))
+    entries = {entry.key: entry for entry in driver.entries()}
+    size = driver.load(entries[Key("replaced")], lambda _: None).size
+    changed = driver.open(entries[Key("changed")], size)
+    still = driver.open(entries[Key("replaced")], size)
+    driver.write(Key("replaced"), framed_samples("squirrel"))
+    driver.remove(Key("removed"))
+    driver_of(frames, compression="gz").write(Key("moved"), [1])
+    for key in ("replaced", "removed", "moved"):
+        with pytest.raises(StaleShardError):
+            driver.open(entries[Key(key)], size)
+    os.truncate(frames / "changed.zst", 100)
+    assert changed is not None
+    with pytest.raises(StaleShardError):
+        changed.fetch(size - 10, size)
+    assert still is not None
+    assert len(still.fetch(0, size)) == size  # the replaced file is whole as long as it is held open
+
+
+def test_a_broken_frame_is_damage_when_it_is_asked_for(frames: Path) -> None:
+    driver = driver_of(frames, compression="zst", format="msgpack")
+    driver.write(Key("key"), framed_samples("squirrel"))
+    size = driver.load(driver.entry(Key("key")), lambda _: None).size
+    stored = bytearray((frames / "key.zst").read_bytes())
+    stored[len(stored) // 2] ^= 1
+    (frames / "key.zst").write_bytes(stored)
+    opened = driver.open(driver.entry(Key("key")), size)
+    assert opened is not None
+    assert opened.fetch(0, 10)
+    with pytest.raises(DamagedShardError):
+        opened.fetch(0, size)
+
+
+@pytest.mark.parametrize("line", [b'{"a": 1}', b"[1, 2]", b'"text"', b"12", b" 5", b"null", b"nothing", b'"' * 3])
+@pytest.mark.parametrize("padding", [b"\n", b" " * 6_000 + b"\n", b"x" * 6_000])
+def test_the_format_of_opened_frames_is_that_of_the_whole_shard(
+    frames: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, padding: bytes
+) -> None:
+    monkeypatch.setattr(config, "TOKEN_FLOOR", 5_000)
+    monkeypatch.setattr(squirrel_shards, "SNIFFED", 5_002)
+    raw = line + padding + b"\n" + b"7\n" * 4_000
+    with (frames / "key.zst").open("wb") as file, compression.compressing("zstd", file) as put_record:
+        put_record(raw)
+    opened = driver_of(frames).open(driver_of(frames).entry(Key("key")), len(raw))
+    assert isinstance(opened, squirrel_shards.FramedSquirrel)
+    assert opened.format == squirrel_shards.sniff(raw) == SquirrelShard(raw, len(raw)).format
+
+
+def test_lines_are_found_across_the_pieces_they_are_looked_for_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "COPY_SLICE", 7)
+    for raw in (b"", b"\n", b"1\n2", b"\n\n12345\n1234567\n" + b"[1, 2, 3, 4, 5, 6, 7, 8]\n" + b"0", b"1234567\n1\n"):
+        shard = SquirrelShard(raw, len(raw), "jsonl")
+        got = [bytes(shard.raw[record.start : record.end]) for record in shard.records()]
+        assert got == [line for line in raw.splitlines(keepends=True) if line.strip()]
+
+
+@pytest.mark.parametrize("format", ["msgpack", "jsonl"])
+def test_a_shard_in_a_mapping_is_read_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    monkeypatch.setattr(config, "MAPPED_RAW", 10_000)
+    for compression_word in ("gz", "zst"):
+        store = open_store(tmp_path, driver="squirrel", format=format, compression=compression_word)
+        samples: list[Any] = [{"id": at, "text": "x" * 50} for at in range(1_000)]
+        store.set(samples, "key")
+        shard = store.driver.load(store.entry("key"), lambda _: None)
+        assert isinstance(shard.raw.obj, mmap.mmap)
+        assert list(store.get("key")) == samples
+        assert shard.size == store.driver.estimate(store.entry("key"))
+
+
+def test_a_known_shard_of_frames_is_opened_by_the_cache_and_what_it_holds_is_counted(frames: Path) -> None:
+    driver = driver_of(frames, compression="zst")
+    for key in ("a", "b"):
+        driver.write(Key(key), framed_samples("squirrel"))
+    first, second = driver.entries()
+    raw = bytes(driver.load(first, lambda _: None).raw)
+
+    async def main() -> None:
+        cache = ShardCache(driver, len(raw) + 1_000, "png")
+        with trio.fail_after(20):
+            async with cache.running():
+                assert not (await cache.shard(first)).partial
+                await cache.shard(second)  # takes the place of the first, whose table stays
+                loaded = await cache.shard(first)
+                assert loaded.partial
+                assert (cache.counts.loads, cache.counts.opened) == (2, 1)
+                assert await cache.fetched(first, loaded, 3_000, 3_100) == raw[3_000:3_100]
+                assert loaded.counted == loaded.shard.held > 2_000
+                assert cache.used <= len(raw) + 1_000
+                assert loaded.shard.part(3_000, 3_100) == raw[3_000:3_100]
+
+    trio.run(main)
+
+
+def test_regression_an_opened_shard_holds_no_more_frames_than_it_may(frames: Path) -> None:
+    """The limit of values had the name of the limit of frames, and took its place."""
+    driver = driver_of(frames, compression="zst")
+    driver.write(Key("key"), framed_samples("squirrel"))
+    with driver._open(driver.entry(Key("key"))) as reader:
+        table = compression.zstd_frames.read_table(reader)
+        assert table is not None
+        opened = squirrel_shards.FramedSquirrel(reader, table, limit=4_000)
+        opened.fetch(0, opened.size)
+        assert 2_000 < opened.held - table.nbytes <= 4_000
+
+
+def test_a_shard_of_forty_megabytes_goes_round_and_is_opened_with_the_limits_as_they_are(tmp_path: Path) -> None:
+    store = open_store(tmp_path, driver="squirrel", compression="zst", level=1)
+    noise = np.random.default_rng(1).integers(0, 256, 4_500_000, np.uint8)
+    samples = [{"id": at, "a": noise[at:] if at % 2 else noise[at : at + 1000]} for at in range(18)]
+    store.set(samples, "key")
+    for got, expected in zip(store.get("key"), samples, strict=True):
+        assert got["id"] == expected["id"]
+        assert np.array_equal(got["a"], expected["a"])
+    entry = store.entry("key")
+    shard = store.driver.load(entry, lambda _: None)
+    assert isinstance(shard.raw.obj, mmap.mmap)
+    opened = store.driver.open(entry, shard.size)
+    assert opened is not None
+    last = list(shard.records())[-1]
+    assert opened.fetch(last.start, last.end) == shard.raw[last.start : last.end]
+    assert opened.held < 8 * config.MIB
+    assert store.driver.estimate(entry) == entry.stored_bytes > shard.size  # noise takes a little more than it is
