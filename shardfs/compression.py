@@ -118,7 +118,11 @@ def decompress(
     DamagedShardError for anything but complete streams.
     """
     raw = _Raw(raw_limit(codec, stored), grow, inspect, expected)
-    observed = _Observed(source, observe)
+    return raw.whole(_decompress(codec, _Observed(source, observe), raw))
+
+
+def _decompress(codec: str | None, observed: _Observed, raw: _Raw) -> int:
+    """Puts all into `raw`. Returns how many bytes at its end are none of the shard's."""
     behind = 0
     if codec is None:
         while raw.fill(observed.readinto):
@@ -129,7 +133,7 @@ def decompress(
         behind = _unzstd(observed, raw)
     else:
         raise BadSettingError(f"compression {codec!r} is not known here")
-    return raw.whole(behind)
+    return behind
 
 
 _GZIP_BEGINS = (b"\x1f\x8b", b"\x1f")
@@ -229,6 +233,24 @@ HINT_TAIL = {"gz": 4, "zstd": config.FRAME_HINT}
 """Bytes at a file's end that say something of its raw size, by codec."""
 
 
+class _EnoughError(Exception):
+    """As many raw bytes as were wanted."""
+
+
+def beginning(codec: str | None, source: Source, count: int) -> bytes:
+    """The first `count` raw bytes at most, a megabyte more decompressed for them at most. DamagedShardError."""
+
+    def stop(held: int) -> None:
+        if held >= count:
+            raise _EnoughError
+
+    raw = _Raw(1 << 62, stop, None, count)
+    behind = 0
+    with contextlib.suppress(_EnoughError):
+        behind = _decompress(codec, _Observed(source, None), raw)
+    return raw.piece(0, min(count, raw.size - behind))
+
+
 def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> int:
     """About how many raw bytes will come out: from the first 18 and the last stored bytes, which should be `HINT_TAIL`
     of that codec. A hint, and bounded."""
@@ -246,7 +268,9 @@ def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> i
 
 
 @contextlib.contextmanager
-def compressing(codec: str | None, file: BinaryIO, level: int | None = None) -> Iterator[Callable[[bytes], object]]:
+def compressing(
+    codec: str | None, file: BinaryIO, level: int | None = None
+) -> Iterator[Callable[[bytes | memoryview], object]]:
     """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
 
     One call a record: zstd shards are made of frames at whose ends no record is cut (see zstd_frames). Levels default

@@ -124,6 +124,19 @@ TEXT_PER_ESCAPE = 64
 PICKLE_OPS = 1_000_000
 """Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""
 
+SPOOL = 32 * MIB
+"""Records of an MDS shard that is being written are held in memory up to this and go to a file beyond: the shard begins
+with how many there are."""
+
+MDS_SHARD = (1 << 32) - 1
+"""Largest MDS shard: positions in it have 32 bits."""
+
+LOCK_WAIT = 10.0
+"""Seconds to wait for others who replace a file in the same directory; each of them takes milliseconds."""
+
+INDEX_RACES = 8
+"""An index.json that changes while it is being replaced is read and edited again this often."""
+
 NESTING = 64
 """Deepest nesting of dicts and lists in a sample; json, msgpack and Python's own stack all end near there or later."""
 

@@ -6,14 +6,17 @@ import errno
 from errno import EIO
 
 __all__ = [
+    "BadSampleError",
     "BadSettingError",
     "BadStoreError",
     "DamagedShardError",
+    "KeyExistsError",
     "MissingExtraError",
     "MissingKeyError",
     "MountError",
     "NotWritableError",
     "OverfullShardError",
+    "RenumberingError",
     "ShardfsError",
     "StagingError",
     "StagingLockedError",
@@ -32,6 +35,17 @@ class BadSettingError(ShardfsError, ValueError):
     """A setting, option or argument that makes no sense; the text names it and says what to do."""
 
     errno = errno.EINVAL
+
+
+class BadSampleError(ShardfsError, ValueError):
+    """A file that cannot be read back into its sample: `file` is its name, `reason` says what is wrong with it."""
+
+    errno = errno.EINVAL
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.file = file
+        self.reason = reason
 
 
 class BadStoreError(ShardfsError, ValueError):
@@ -55,6 +69,15 @@ class MissingKeyError(ShardfsError, KeyError):
         return str(self.args[0]) if self.args else "no such key"
 
 
+class KeyExistsError(ShardfsError, FileExistsError):
+    """The store has such a key already, and what was to be stored is no new version of it."""
+
+    errno = errno.EEXIST
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "the key exists"
+
+
 class NotWritableError(ShardfsError, PermissionError):
     """This store, or this format, can only be read here."""
 
@@ -62,6 +85,12 @@ class NotWritableError(ShardfsError, PermissionError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else "not writable"
+
+
+class RenumberingError(NotWritableError):
+    """A change that would give samples of other shards other numbers, where all share one numbering."""
+
+    errno = errno.EPERM
 
 
 class StorageError(ShardfsError, OSError):

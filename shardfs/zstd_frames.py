@@ -56,7 +56,7 @@ class FrameWriter:
         self._pending = bytearray()
         self._frames: list[tuple[int, int]] = []
 
-    def put(self, record: bytes) -> None:
+    def put(self, record: bytes | Buffer) -> None:
         """One record, in the order of calls."""
         if self._pending and len(self._pending) + len(record) > self._target:
             self._flush()

@@ -7,7 +7,7 @@ file names, caches or mounts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,33 @@ class Record:
     start: int
     end: int
     tree: Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Verbatim:
+    """A record to be written: the raw bytes that a shard of the same format has for it already."""
+
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A record to be written: a sample to encode."""
+
+    sample: Any
+    """Plain Python, as the system's own library gives it; a field may be a Cell."""
+    name: str
+    """What its files are called before the first dot, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One field's bytes as a shard of the same columns has them, not to be encoded again."""
+
+    data: bytes
+
+
+NewRecord = Verbatim | Value
 
 
 class ShardReader(Protocol):
@@ -54,6 +81,10 @@ class ShardReader(Protocol):
 
     def expect(self) -> None:
         """Told that the shard may be wanted soon. In a worker; returns before anything is there."""
+
+    def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
+        """The bytes of each field of one whole record, by its name in the tree; None where the format has fields only
+        as parts of a text, and for a record that is no dict."""
 
 
 class Shard(ShardReader, Protocol):
@@ -103,6 +134,9 @@ class InMemory:
     def expect(self) -> None:
         """It is there."""
 
+    def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
+        return None
+
 
 class Driver(Protocol):
     """One system's store, opened."""
@@ -144,6 +178,15 @@ class Driver(Protocol):
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         """Store `samples` under `key`, replacing what is there: all or nothing. NotWritableError, ValueError."""
+
+    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+        """Store a shard of these records under `key`: all or nothing, durable when it returns.
+
+        With `base`, it replaces that version, and the store must still hold it: StaleShardError otherwise, and nothing
+        is changed. Without, `key` must be new: KeyExistsError. Verbatim records must come out of a shard of the format
+        and columns that are written. Also raises what iterating `records` raises, BadSettingError for what the format
+        cannot hold, NotWritableError, StorageError (EFBIG: too large for one shard).
+        """
 
     def remove(self, key: Key) -> None:
         """Remove a key. MissingKeyError, NotWritableError."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from shardfs import config
-from shardfs.storage.local import LocalReader
+from shardfs.storage.local_reader import LocalReader
 from shardfs.values import Buffer, Tree
 
 
@@ -18,9 +19,15 @@ class InPlace:
     computes = False
     held = 0
 
-    def __init__(self, reader: LocalReader, decode: Callable[[Buffer], Tree]) -> None:
+    def __init__(
+        self,
+        reader: LocalReader,
+        decode: Callable[[Buffer], Tree],
+        cells: Callable[[Buffer], Mapping[Any, Buffer] | None],
+    ) -> None:
         self._reader = reader
         self._decode = decode
+        self._cells = cells
         self._waited = 0
         self.size = reader.size
 
@@ -35,6 +42,9 @@ class InPlace:
 
     def decode(self, record: Buffer) -> Tree:
         return self._decode(record)
+
+    def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
+        return self._cells(record)
 
     def expect(self) -> None:
         if self.size <= config.ADVISE_LIMIT:

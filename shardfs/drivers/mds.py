@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache, partial
@@ -101,7 +101,7 @@ def _pickle(raw: Buffer, at: int, length: int) -> Pickle:
     return Pickle(at, length)
 
 
-def _picture_file(kind: str, raw: Buffer, at: int, length: int) -> Blob:
+def picture_file(kind: str, raw: Buffer, at: int, length: int) -> Blob:
     """A file of a picture as stored. Another kind than the column's is fine: the library opens what Pillow can."""
     ext = values.extension_at(raw, at, length)
     if ext not in _PICTURES:
@@ -130,23 +130,23 @@ def _list_of(item: Decode, reserved: bool, raw: Buffer, at: int, length: int) ->
     return items
 
 
-_DTYPE_CODES: dict[int, np.dtype[Any]] = {
+DTYPE_CODES: dict[int, np.dtype[Any]] = {
     code: np.dtype(name).newbyteorder("<")
     for code, name in (
         *((8, "uint8"), (9, "int8"), (16, "uint16"), (17, "int16"), (18, "float16"), (32, "uint32"), (33, "int32")),
         *((34, "float32"), (64, "uint64"), (65, "int64"), (66, "float64")),
     )
 }
-_DTYPES = {dtype.name: dtype for dtype in _DTYPE_CODES.values()}
+DTYPES = {dtype.name: dtype for dtype in DTYPE_CODES.values()}
 
 
 def _array(dtype: np.dtype[Any] | None, shape: tuple[int, ...] | None, raw: Buffer, at: int, length: int) -> Array:
     """`[u8 dtype] [u8 ndim << 2 | w, ndim numbers of 1 << w bytes] values`, without what the encoding fixes (1.5)."""
     end = at + length
     if dtype is None:
-        if at >= end or raw[at] not in _DTYPE_CODES:
+        if at >= end or raw[at] not in DTYPE_CODES:
             raise ValueError("no type of an array")
-        dtype = _DTYPE_CODES[raw[at]]
+        dtype = DTYPE_CODES[raw[at]]
         at += 1
     if shape is None:
         if at >= end:
@@ -173,15 +173,15 @@ _FIXED: dict[str, Decode] = {
     "json": _json,
     "pkl": _pickle,
     "pil": pictures.parse,
-    "jpeg": partial(_picture_file, "jpeg"),
-    "png": partial(_picture_file, "png"),
+    "jpeg": partial(picture_file, "jpeg"),
+    "png": partial(picture_file, "png"),
     "ndarray": partial(_array, None, None),
-    "jpeg_array": partial(_list_of, partial(_picture_file, "jpeg"), False),
-    "jpegarray": partial(_list_of, partial(_picture_file, "jpeg"), False),
+    "jpeg_array": partial(_list_of, partial(picture_file, "jpeg"), False),
+    "jpegarray": partial(_list_of, partial(picture_file, "jpeg"), False),
     "list[pil]": partial(_list_of, pictures.parse, True),
-    "list[jpeg]": partial(_list_of, partial(_picture_file, "jpeg"), True),
-    "list[png]": partial(_list_of, partial(_picture_file, "png"), True),
-    **{name: partial(_scalar, dtype) for name, dtype in _DTYPES.items()},
+    "list[jpeg]": partial(_list_of, partial(picture_file, "jpeg"), True),
+    "list[png]": partial(_list_of, partial(picture_file, "png"), True),
+    **{name: partial(_scalar, dtype) for name, dtype in DTYPES.items()},
 }
 
 
@@ -194,8 +194,8 @@ def _decoder(encoding: str) -> Decode:
     dtype, _, dims = rest.partition(":")
     shape = tuple(int(dim) for dim in dims.split(",") if dim.isdecimal() and len(dim) < 20)
     fits = not dims or (len(shape) == dims.count(",") + 1 and math.prod(shape) > 0 and len(shape) <= config.NDIM)
-    if name == "ndarray" and dtype in _DTYPES and fits and (":" not in rest or dims):
-        return partial(_array, _DTYPES[dtype], shape if dims else None)
+    if name == "ndarray" and dtype in DTYPES and fits and (":" not in rest or dims):
+        return partial(_array, DTYPES[dtype], shape if dims else None)
     return partial(_refuse, encoding)
 
 
@@ -217,6 +217,17 @@ class Columns:
     """The sizes in front of a record."""
     fixed: int
     """Bytes of a record besides its cells of variable size: these sizes themselves, and all fixed cells."""
+
+    def cells(self, record: Buffer) -> dict[str, Buffer]:
+        """The bytes of each column in a record that `split` takes."""
+        sizes, at = iter(self.lengths.unpack_from(record)), self.lengths.size
+        found = {}
+        for name, _, length, _ in self.plan:
+            if length < 0:
+                length = next(sizes)
+            found[name] = record[at : at + length]
+            at += length
+        return found
 
     def split(self, raw: Buffer, start: int, end: int) -> dict[str, Tree]:
         """The tree of the record from `start` to `end`. DamagedShardError if its parts do not fill exactly that."""
@@ -307,6 +318,9 @@ class MdsShard(InMemory):
 
     def decode(self, record: Buffer) -> Tree:
         return self.columns.decode(record)
+
+    def cells(self, record: Buffer) -> Mapping[Any, Buffer]:
+        return self.columns.cells(record)
 
     def sample(self, tree: Tree) -> Any:
         """A dict of columns as the library gives it, but jpeg and png files stay bytes, and pickles are not run."""

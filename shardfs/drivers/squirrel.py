@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
-from shardfs import compression, config, values, zstd_frames
-from shardfs.drivers.base import Grow, InMemory, Record, ShardReader
+from shardfs import compression, config, zstd_frames
+from shardfs.drivers.base import Grow, NewRecord, ShardReader
 from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record, parse_line
+from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, line_cost, sniff, value_limit
+from shardfs.drivers.squirrel_writing import packed
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
+    KeyExistsError,
     MissingKeyError,
     OverfullShardError,
     StaleShardError,
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.msgpack_spans import ArrayHead, Walker, light_records, quick_record
-from shardfs.raw_bytes import Whole
-from shardfs.storage.local import TEMPORARY, Listed, LocalReader, LocalStorage
-from shardfs.values import Buffer, Tree
+from shardfs.msgpack_spans import Walker
+from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
+from shardfs.storage.local_reader import LocalReader
+from shardfs.values import Buffer
 
 CODECS = {".gz": "gz", ".zst": "zstd"}
 """Compression by ending. Where a key has both files `.gz` is the one, as squirrel-core sees only that."""
@@ -137,22 +139,65 @@ class SquirrelDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         _check_key(key)
-        jsonl = self._format == "jsonl"
-        pack = jsonl_line if jsonl else msgpack_record
+        pack = jsonl_line if self._format == "jsonl" else msgpack_record
+        records = (pack(sample, number) for number, sample in enumerate(samples))
+        self._storage.put(key + self._ending, self._writer(records, self._format == "jsonl", self._ending))
+        self._remove_others(key, self._ending)
+
+    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+        """See Driver. What replaces a shard has its format (`format_of`) and compression; a new one the driver's."""
+        _check_key(key)
+        jsonl = (self._format if base is None else self.format_of(base)) == "jsonl"
+        ending = self._ending if base is None else "." + base.version.rpartition(".")[2]
+        write = self._writer(packed(records, jsonl), jsonl, ending)
+        try:
+            listed = self._storage.put(
+                key + ending, write, check=lambda: self._check_current(key, base), replace=base is not None
+            )
+        except StorageError as error:
+            if base is None and error.errno == errno.EEXIST:
+                raise KeyExistsError(f"{key} is in {self._storage.root} already") from error
+            raise
+        self._remove_others(key, ending)
+        return _entry(listed)
+
+    def format_of(self, entry: Entry) -> str:
+        """`jsonl` or `msgpack`: what a shard is made of. Looks at its beginning only. Errors as `load`."""
+        if self._format != "auto":
+            return self._format
+        with self._open(entry) as reader:
+            return sniff(compression.beginning(self._stored(entry)[1], reader, SNIFFED))
+
+    def _check_current(self, key: Key, base: Entry | None) -> None:
+        try:
+            now = self.entry(key)
+        except MissingKeyError:
+            if base is None:
+                return
+            raise StaleShardError(f"{key} has been removed since it was changed here") from None
+        if base is None:
+            raise KeyExistsError(f"{key} is in {self._storage.root} already")
+        if now.version != base.version:
+            raise StaleShardError(f"{key} was replaced in the store since it was changed here")
+
+    def _writer(self, records: Iterable[bytes | Buffer], jsonl: bool, ending: str) -> Callable[[BinaryIO], None]:
+        """What puts records into a file. BadSettingError for what could not be read again."""
 
         def write(file: BinaryIO) -> None:
-            with compression.compressing(CODECS[self._ending], file, self._level) as put:
+            with compression.compressing(CODECS[ending], file, self._level) as put:
                 spent = 0
-                for number, sample in enumerate(samples):
-                    record = pack(sample, number)
+                for number, record in enumerate(records):
                     spent += _check_readable(record, number, jsonl)
                     put(record)
-            if spent > _limit(file.tell()) * (config.JSON_LINES if jsonl else 1):
+            if spent > value_limit(file.tell()) * (config.JSON_LINES if jsonl else 1):
                 raise BadSettingError("too many samples so much alike for one key: they could not be read again")
 
-        self._storage.put(key + self._ending, write)
-        for other in CODECS:  # the key's older form in the other compression, if it had one
-            if other != self._ending:
+        return write
+
+    def _remove_others(self, key: Key, ending: str) -> None:
+        """The key's older form in the other compression, if it had one."""
+        for other in CODECS:
+            if other != ending:
                 self._remove_quietly(key + other)
 
     def _remove_quietly(self, name: str) -> None:
@@ -197,178 +242,18 @@ def random_key() -> Key:
     return Key("".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(16)))
 
 
-class SquirrelShard(InMemory):
-    """The raw bytes of one shard: msgpack objects back to back, or one JSON text a line."""
-
-    first_sample = 0
-    samples_through = None
-
-    def __init__(self, raw: bytes | Whole, stored: int, format: str = "auto") -> None:
-        self.raw: Buffer = memoryview(raw).toreadonly()
-        self._limit = _limit(stored)
-        self._heads: dict[str, ArrayHead] = {}
-        self.format = sniff(bytes(self.raw[:SNIFFED])) if format == "auto" else format
-
-    def records(self) -> Iterator[Record]:
-        return self._lines() if self.format == "jsonl" else self._objects()
-
-    def _objects(self) -> Iterator[Record]:
-        walker = Walker(self.raw, self._limit, self._heads)
-        at, end = 0, len(self.raw)
-        light = end * config.TOKENS_PER_RAW_BYTE <= self._limit
-        while at < end:
-            tree, behind = walker.read(at)
-            yield Record(at, behind, tree)
-            at = behind
-            if light:
-                count = 0
-                for tree, behind in light_records(self.raw, at):
-                    yield Record(at, behind, tree)
-                    at = behind
-                    count += 1
-                light = count >= config.LIGHT_RUN
-
-    def _lines(self) -> Iterator[Record]:
-        left = self._limit * config.JSON_LINES
-        for at, behind in _line_ends(self.raw):
-            left -= self._cost(at, behind)
-            if left < 0:
-                raise OverfullShardError(at)
-            line = bytes(self.raw[at:behind])
-            if not line.isspace():
-                yield Record(at, behind, parse_line(line, at))
-
-    def _cost(self, at: int, behind: int) -> int:
-        """What a line counts as, looked at before it is parsed; OverfullShardError for one that alone is too much.
-
-        A list or a dict takes as much memory as several numbers or texts, of which there is one to a comma.
-        """
-        length = behind - at
-        if length > self._limit:
-            opened = inside = 0
-            for piece in _pieces(self.raw[at:behind]):
-                opened += piece.count(b"[") + piece.count(b"{")
-                inside += piece.count(b",") + piece.count(b'"')
-            if max(opened, inside // 4, length // config.TEXT_PER_TOKEN) > self._limit:
-                raise OverfullShardError(at)
-        return _line_cost(length)
-
-    def tree(self, start: int, end: int) -> Tree:
-        if self.format == "jsonl":
-            return parse_line(bytes(self.raw[start:end]), start)
-        return Walker(self.raw[:end], self._limit).read(start)[0]
-
-    def decode(self, record: Buffer) -> Tree:
-        return _decode(record, self.format, self._limit, self._heads)
-
-    def sample(self, tree: Tree) -> Any:
-        # squirrel-core unpacks arrays as tuples; JSON has lists only
-        return values.to_python(tree, self.raw, list if self.format == "jsonl" else tuple)
-
-
-class FramedSquirrel(zstd_frames.Frames):
-    """A shard of frames, of which only those are decompressed that are asked for; and the first ones before anything
-    else, to tell msgpack from JSON."""
-
-    def __init__(
-        self, reader: LocalReader, table: zstd_frames.SeekTable, format: str = "auto", limit: int = config.FRAMES_HELD
-    ) -> None:
-        super().__init__(reader, table, limit)
-        self._values = _limit(reader.size)
-        self._format = format
-        self._heads: dict[str, ArrayHead] = {}
-
-    @property
-    def format(self) -> str:
-        """`msgpack` or `jsonl`. Until something has been fetched this takes its time, and has the errors of `fetch`."""
-        if self._format == "auto":
-            self._format = sniff(bytes(super().fetch(0, SNIFFED)))
-        return self._format
-
-    def fetch(self, start: int, end: int) -> Buffer:
-        if self._format == "auto":
-            _ = self.format  # now, because `decode` is called on the event loop
-        return super().fetch(start, end)
-
-    def decode(self, record: Buffer) -> Tree:
-        return _decode(record, self.format, self._values, self._heads)
-
-
-def _decode(record: Buffer, format: str, limit: int, heads: dict[str, ArrayHead]) -> Tree:
-    if format == "jsonl":
-        return parse_line(bytes(record), 0)
-    tree = quick_record(record)
-    return Walker(record, limit, heads).read(0)[0] if tree is None else tree
-
-
 def _raw_size(reader: LocalReader, codec: str) -> int:
     """A hint of the raw bytes in an opened file."""
     tail = reader.tail(compression.HINT_TAIL[codec])
     return compression.raw_size_hint(codec, reader.size, reader.read_at(0, min(18, reader.size)), tail)
 
 
-def _limit(stored: int) -> int:
-    """Values that a shard of so many stored bytes may hold."""
-    return config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
-
-
-def _line_cost(length: int) -> int:
-    """What a line of JSON counts as: a value per four bytes, and the sample."""
-    return length // 4 + config.JSON_LINES * (1 + config.SAMPLE_TOKENS)
-
-
-def _pieces(raw: Buffer) -> Iterator[bytes]:
-    """Copies to look for single bytes in, which a mapping does a byte at a time."""
-    return (bytes(raw[at : at + config.COPY_SLICE]) for at in range(0, len(raw), config.COPY_SLICE))
-
-
-def _line_ends(raw: Buffer) -> Iterator[tuple[int, int]]:
-    """Where each line begins, and where it ends behind its newline."""
-    at = base = 0
-    for piece in _pieces(raw):
-        found = piece.find(b"\n")
-        while found >= 0:
-            yield at, base + found + 1
-            at = base + found + 1
-            found = piece.find(b"\n", found + 1)
-        base += len(piece)
-    if at < base:
-        yield at, base
-
-
-SNIFFED = config.TOKEN_FLOOR + 2
-"""Raw bytes at a shard's beginning that decide its format; `sniff` says the same of them as of all."""
-
-
-def sniff(raw: bytes | bytearray) -> str:
-    """`jsonl` or `msgpack`, by the first bytes; what could be both is JSON lines if its first line is JSON."""
-    first = raw[:1]
-    if first in (b"{", b"["):
-        # as msgpack these are the lone integers 123 and 91: only real if the line is no JSON at all
-        return "jsonl" if len(raw) > 4096 or b"\n" in raw or _is_json(raw) else "msgpack"
-    if first and first in b'"-0123456789ntfNI \t':
-        return "jsonl" if _is_json(raw) else "msgpack"
-    return "msgpack"
-
-
-def _is_json(raw: bytes | bytearray) -> bool:
-    newline = raw.find(b"\n", 0, config.TOKEN_FLOOR)
-    if newline < 0 and len(raw) > config.TOKEN_FLOOR:
-        # a lone text or number of that length: too long to be parsed only for finding out
-        return raw[:1] == b'"'
-    try:
-        json.loads(raw[: newline if newline >= 0 else len(raw)])
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
+def _check_readable(record: bytes | Buffer, number: int, jsonl: bool) -> int:
     """What a sample counts as. BadSettingError for one that would be written and then be refused when it is read."""
     try:
         if jsonl:
-            parse_line(record, 0)
-            return _line_cost(len(record))
+            parse_line(bytes(record), 0)
+            return line_cost(len(record))
         walker = Walker(memoryview(record), 1 << 62)
         walker.read(0)
         return (1 << 62) - walker.left
@@ -376,4 +261,4 @@ def _check_readable(record: bytes, number: int, jsonl: bool) -> int:
         raise BadSettingError(f"sample {number} could not be read again: {error.reason}") from error
 
 
-__all__ = ["CODECS", "SquirrelDriver", "SquirrelShard", "random_key", "sniff"]
+__all__ = ["CODECS", "SquirrelDriver", "random_key"]

@@ -17,8 +17,8 @@ from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.values import Tree
 
 
-def msgpack_record(sample: Any, number: int) -> bytes:
-    """Sample `number` as a msgpack object. BadSettingError for what has none."""
+def msgpack_record(sample: Any, number: int | str) -> bytes:
+    """Sample `number` (or its name) as a msgpack object. BadSettingError for what has none."""
     try:
         packed = msgpack.packb(sample, use_bin_type=True, default=_numpy_map)
     except (TypeError, ValueError, OverflowError) as error:
@@ -44,11 +44,13 @@ def _numpy_map(value: Any) -> Any:
         return {b"nd": False, b"type": value.dtype.str, b"data": value.tobytes()}
     if isinstance(value, complex):
         return {b"complex": True, b"data": repr(value)}
+    if isinstance(value, values.Pickle):
+        return value.data
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-def jsonl_line(sample: Any, number: int) -> bytes:
-    """Sample `number` as a line of JSON. BadSettingError for what has none."""
+def jsonl_line(sample: Any, number: int | str) -> bytes:
+    """Sample `number` (or its name) as a line of JSON. BadSettingError for what has none."""
     try:
         return json.dumps(sample, default=_json_numpy).encode("ascii") + b"\n"
     except (TypeError, ValueError, RecursionError) as error:

@@ -1,9 +1,9 @@
-"""Data sets of MosaicML Streaming (index.json version 2) with MDS shards, from a local directory; read only.
+"""Data sets of MosaicML Streaming (index.json version 2) with MDS shards, from a local directory.
 
 Knows where the index files lie and which of a shard's two files is there; what an index says is the business of
-streaming_index.py, what is inside a shard that of mds.py. Never writes into the data set and never deletes from it: the
-library does both while it reads. Source of all format facts: what mosaicml-streaming 0.13.0 writes and
-reads, found by running it.
+streaming_index.py, what is inside a shard that of mds.py, how new shards get into a data set that of
+streaming_writing.py. Reading never writes into the data set and never deletes from it: the library does both. Source of
+all format facts: what mosaicml-streaming 0.13.0 writes and reads, found by running it.
 
 A *split* is a directory with an `index.json` of its own. Samples are numbered through a split.
 """
@@ -11,49 +11,38 @@ A *split* is a directory with an `index.json` of its own. Samples are numbered t
 from __future__ import annotations
 
 import errno
-import hashlib
-import importlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from shardfs import compression
+from shardfs import compression, config
 from shardfs.drivers import mds
-from shardfs.drivers.base import Grow, ShardReader
+from shardfs.drivers.base import Grow, NewRecord, ShardReader
+from shardfs.drivers.hashes import HASHES, Hash, hasher
 from shardfs.drivers.in_place import InPlace
-from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, parse_index
+from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
+from shardfs.drivers.streaming_writing import INDEX, Publication, basename_of, bytes_of, revisions, successors
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
     DamagedShardError,
+    KeyExistsError,
     MissingExtraError,
     MissingKeyError,
     NotWritableError,
+    RenumberingError,
     StaleShardError,
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.local import Listed, LocalStorage
-from shardfs.values import Buffer
+from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
 
-INDEX = "index.json"
 INDEX_MAX = 256 << 20
 """Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
 
 _ENDINGS = (".mds", ".zstd", ".gz", ".bz2", ".br", ".snappy", INDEX)
 _COMPRESSION = re.compile(r"(zstd|gz)(?::[0-9]{1,2})?")
-
-HASHES = (
-    *("xxh3_64", "xxh3_128", "xxh64", "xxh128", "xxh32", "sha1", "md5", "blake2b", "sha256", "sha512", "sha384"),
-    *("blake2s", "sha224", "sha3_256", "sha3_224", "sha3_384", "sha3_512"),
-)
-"""All that the library can write, the fastest to check first."""
-
-
-class _Hash(Protocol):
-    def update(self, data: Buffer, /) -> None: ...
-    def hexdigest(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +59,9 @@ class StreamingDriver:
     """A data set of MosaicML Streaming in a directory.
 
     `validate_hash`: `auto` checks each file read against the fastest hash its index has, a name (`xxh64`, `sha1`...)
-    demands that hash, `off` or None checks none. `problems` says after each listing what is not shown and why.
+    demands that hash, `off` or None checks none. `size_limit` (bytes, or a text as `64mb`) splits a new key that is
+    larger into several shards; without it a key is one shard, below 4 GiB. `problems` says after each listing what is
+    not shown and why.
     BadSettingError for other words, MissingExtraError for a demanded hash whose package is not installed.
     """
 
@@ -78,12 +69,15 @@ class StreamingDriver:
     writable = False
     reading = ""
 
-    def __init__(self, storage: LocalStorage, *, validate_hash: str | None = "auto") -> None:
+    def __init__(
+        self, storage: LocalStorage, *, validate_hash: str | None = "auto", size_limit: int | str | None = None
+    ) -> None:
         if validate_hash not in (None, "off", "auto", *HASHES):
             raise BadSettingError(f"validate_hash {validate_hash!r}: use auto, off or one of {', '.join(HASHES)}")
         self._storage = storage
+        self._size_limit = bytes_of(size_limit) or None
         self._validate = None if validate_hash == "off" else validate_hash
-        if self._validate not in (None, "auto") and _hasher(str(self._validate)) is None:
+        if self._validate not in (None, "auto") and hasher(str(self._validate)) is None:
             raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
         self._scan: _Scan | None = None
         self.problems: list[str] = []
@@ -119,6 +113,104 @@ class StreamingDriver:
     def remove(self, key: Key) -> None:
         raise NotWritableError("streaming data sets are read only here: nothing is ever deleted from them")
 
+    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+        """See Driver. A new key becomes the last shard of its split, with the columns, compression and hashes of the
+        one before it. A changed one keeps its own and gets a new file; RenumberingError where it has another number
+        of samples than before and is not the last one."""
+        return self._append(key, records) if base is None else self._rewrite(key, records, base)
+
+    def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry) -> Entry:
+        # all of them again: an index that has come since may have the shard too
+        scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
+        if key not in scan.places:
+            raise StaleShardError(f"{key} is gone since it was changed here")
+        place = scan.places[key]
+        if any(
+            other.raw.name == place.raw.name
+            for name, split in scan.splits.items()
+            for other in split
+            if name != place.split + INDEX
+        ):
+            raise NotWritableError(f"{place.raw.name} is in two indexes, of which only one could be changed")
+        self._check_current(key, base)
+        publication = Publication(self._storage, place.split)
+        basename = place.raw.name[len(place.split) :]
+        shards = publication.read_index(INDEX_MAX)[1]["shards"]
+        template = next((shard for shard in shards if basename_of(shard) == basename), None)
+        if template is None:
+            raise StaleShardError(f"{key} is gone from the index since it was changed here")
+        stems = revisions(self._storage, place.split, basename)
+        self._write_shards(publication, records, template, None, stems)
+        (made,) = publication.made
+
+        def edit(shards: list[Any]) -> list[Any]:
+            self._check_current(key, base)
+            at = [basename_of(shard) for shard in shards].index(basename)
+            if made["samples"] != place.samples and at != len(shards) - 1:
+                text = f"{key} has {place.samples} samples and would have {made['samples']}: those of the shards behind"
+                raise RenumberingError(text + " it would all get other numbers")
+            return [*shards[:at], made, *shards[at + 1 :]]
+
+        publication.publish(edit, INDEX_MAX)
+        return self._published(key, publication)
+
+    def _append(self, key: Key, records: Iterable[NewRecord]) -> Entry:
+        split, stem = self._new_place(key)
+        publication = Publication(self._storage, split)
+        shards = publication.read_index(INDEX_MAX)[1]["shards"]
+
+        def edit(shards: list[Any]) -> list[Any]:
+            if key in {key_of(split + basename_of(shard)) for shard in shards}:
+                raise KeyExistsError(f"{key} is in {self._storage.root} already")
+            return [*shards, *publication.made]
+
+        edit(shards)
+        template = next((shard for shard in reversed(shards) if shard.get("format") == "mds"), None)
+        stems = successors(self._storage, split, stem)
+        self._write_shards(publication, records, template, self._size_limit, stems)
+        publication.publish(edit, INDEX_MAX)
+        return self._published(key, publication)
+
+    @staticmethod
+    def _write_shards(publication: Publication, *how: Any) -> None:
+        try:
+            publication.write_shards(*how)
+        except BaseException:
+            publication.abandon(INDEX_MAX)
+            raise
+
+    def _new_place(self, key: Key) -> tuple[str, str]:
+        """The split that a new key belongs to, and its name in there: the innermost split around it, or its own
+        directory where there is none. BadSettingError for what cannot be a key."""
+        parts = key.split("/")
+        if any(part.startswith(TEMPORARY) or part in ("", ".", "..") for part in parts) or "\0" in key:
+            raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
+        if key_of(f"{key}.mds") != key or key.endswith(".mds") or len(parts[-1].encode()) > config.NAME_KEEP - 16:
+            raise BadSettingError(
+                f"key {key[:80]!r} cannot be the name of a shard: it is too long, or reads as a version"
+            )
+        indexes = [listed.name for listed in self._storage.list((INDEX,))]
+        splits = [name.removesuffix(INDEX) for name in indexes if name.rpartition("/")[2] == INDEX]
+        around = max((split for split in splits if key.startswith(split)), key=len, default=None)
+        split = "".join(f"{part}/" for part in parts[:-1]) if around is None else around
+        return split, key[len(split) :]
+
+    def _check_current(self, key: Key, base: Entry) -> None:
+        try:
+            version = self.entry(key).version
+        except (MissingKeyError, BadStoreError) as error:
+            raise StaleShardError(f"{key} is gone since it was changed here") from error
+        (identity, form, file), (old, old_form, old_file) = version.split(".", 2), base.version.split(".", 2)
+        # the library may have decompressed the shard beside itself meanwhile: another file of the same content
+        if identity != old or (form == old_form and file != old_file):
+            raise StaleShardError(f"{key} was replaced in the data set since it was changed here")
+
+    def _published(self, key: Key, publication: Publication) -> Entry:
+        entry = self.entry(key)
+        if self._fresh(key).places[key].raw.name != publication.split + basename_of(publication.made[0]):
+            raise StaleShardError(f"{key} was replaced as soon as it was written")
+        return entry
+
     def load(self, entry: Entry, grow: Grow) -> mds.MdsShard:
         """Fetch, check and decompress; see Driver. StorageError also if a demanded hash is not in the index."""
         scan = self._fresh(entry.key)
@@ -149,7 +241,7 @@ class StreamingDriver:
             return None
         reader = self._storage.open(place.raw.name, Version(version))
         # of another size: damaged, as `load` will say
-        return InPlace(reader, place.columns.decode) if reader.size == raw_bytes else None
+        return InPlace(reader, place.columns.decode, place.columns.cells) if reader.size == raw_bytes else None
 
     def _gone(self, scan: _Scan, entry: Entry) -> StaleShardError | StorageError:
         """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""
@@ -181,13 +273,13 @@ class StreamingDriver:
         numbering = (place.first_sample, place.samples_through)
         return mds.MdsShard(raw, place.columns, place.samples, info.size, *numbering)
 
-    def _hash_for(self, info: FileInfo) -> tuple[str, _Hash] | None:
+    def _hash_for(self, info: FileInfo) -> tuple[str, Hash] | None:
         if self._validate is None:
             return None
         if self._validate != "auto" and self._validate not in info.hashes:
             raise StorageError(f"the index has no {self._validate} hash of {info.name}, which validate_hash demands")
         for name in HASHES if self._validate == "auto" else (self._validate,):
-            made = _hasher(name) if name in info.hashes else None
+            made = hasher(name) if name in info.hashes else None
             if made is not None:
                 return name, made
         return None
@@ -264,7 +356,7 @@ class StreamingDriver:
         for codec in sorted(codec for codec in codecs if codec and not _COMPRESSION.fullmatch(codec)):
             doubts.append(f"compression {codec} is not supported here: such shards can be listed, but not read")
         hashes = {name for place in places.values() for name in (place.zip or place.raw).hashes}
-        if self._validate == "auto" and hashes and not any(_hasher(name) for name in hashes):
+        if self._validate == "auto" and hashes and not any(hasher(name) for name in hashes):
             doubts.append(f"{', '.join(sorted(hashes))} hashes are not checked: pip install 'shardfs[hashes]'")
         return doubts
 
@@ -279,16 +371,3 @@ def _codec(place: Place) -> str:
     if match is None:
         raise StorageError(f"{place.raw.name} is compressed with {place.compression}, which is not supported here")
     return match[1]
-
-
-def _hasher(name: str) -> _Hash | None:
-    """A fresh hash of that name; None for an unknown one, and for xxhash's where the package is not installed."""
-    if name not in HASHES:
-        return None
-    if not name.startswith("xxh"):
-        return hashlib.new(name, usedforsecurity=False)
-    try:
-        made: _Hash = getattr(importlib.import_module("xxhash"), name)()
-    except ImportError:
-        return None
-    return made

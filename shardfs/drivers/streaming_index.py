@@ -148,9 +148,9 @@ def _parse_file(record: dict[str, Any], split: str, what: str) -> FileInfo:
     return FileInfo(split + basename, size, MappingProxyType(hashes))
 
 
-def _key_of(place: Place) -> str:
+def key_of(raw_name: str) -> str:
     """Split and basename, without the format and without the revision that a rewritten shard has in its name."""
-    directory, slash, last = place.raw.name.rpartition("/")
+    directory, slash, last = raw_name.rpartition("/")
     stem = _REVISION.sub("", last.removesuffix(".mds"))
     return directory + slash + (stem if stem.strip(".") else last)
 
@@ -165,11 +165,11 @@ def by_key(splits: Iterable[list[Place]]) -> dict[Key, Place]:
     places: list[Place] = []
     for split in splits:
         places += [place for place in split if shown.setdefault(place.raw.name, place.split) == place.split]
-    taken = {_key_of(place) for place in places}
+    taken = {key_of(place.raw.name) for place in places}
     used: dict[str, int] = {}
     found: dict[Key, Place] = {}
     for place in places:
-        plain = key = _key_of(place)
+        plain = key = key_of(place.raw.name)
         number = used.get(plain, 0) + 1
         while number > 1 and (key := f"{plain}-{number}") in taken:
             number += 1

@@ -13,18 +13,17 @@ import hashlib
 import os
 import secrets
 import stat
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
+from shardfs.storage import renaming
+from shardfs.storage.local_reader import LocalReader, reason
 
 TEMPORARY = ".shardfs-tmp-"
 """Names that begin so are unfinished writes; no listing shows them."""
@@ -33,26 +32,6 @@ _PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES
 """What opening a directory below the root may say without failing the whole listing."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Reader(Protocol):
-    """One opened object, read from its beginning. Closed at the end of a `with` block."""
-
-    size: int
-
-    def read(self, count: int) -> bytes:
-        """The next `count` bytes at most; empty at the end."""
-
-    def tail(self, count: int) -> bytes:
-        """The last `count` bytes, whatever was read before."""
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Reader: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,147 +54,6 @@ def _settled_mtime(status: os.stat_result) -> int:
     """A directory's mtime; -1 while it is so young that another change might still get the same one."""
     young = time.time_ns() - status.st_mtime_ns < 50_000_000
     return -1 if young else status.st_mtime_ns
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-class _Idle(threading.local):
-    """A thread's buffers for reads above SCRATCH_FLOOR, used again and again: fresh memory of that size costs as much
-    as the read."""
-
-    def __init__(self) -> None:
-        self.buffers: list[bytearray] = []
-
-
-_idle = _Idle()
-_UNUSED = 3
-"""References to a buffer without a view on it: the list's, the loop's and the call's own."""
-
-
-def _scratch(count: int) -> memoryview:
-    """Memory that nobody else looks at, for as long as a view on it lives."""
-    if count <= config.SCRATCH_FLOOR or count > config.SCRATCH:
-        return memoryview(bytearray(count))
-    buffers = _idle.buffers
-    for buffer in buffers:
-        if sys.getrefcount(buffer) == _UNUSED:
-            return memoryview(buffer)[:count]
-    buffer = bytearray(config.SCRATCH)
-    if len(buffers) < config.SCRATCHES:
-        buffers.append(buffer)
-    return memoryview(buffer)[:count]
-
-
-class LocalReader:
-    """A regular file held open. Reads with pread: a mapping would die by SIGBUS when somebody truncates the file.
-
-    The end of the file is given only if it is still the same file: StaleShardError where it was written to meanwhile,
-    as then what was read may be partly the old content and partly the new.
-    """
-
-    def __init__(self, descriptor: int, name: str, status: os.stat_result) -> None:
-        self._descriptor = descriptor
-        self._name = name
-        self._position = 0
-        self._status = status
-        self.size = status.st_size
-        self._tells = True
-
-    def read(self, count: int) -> bytes:
-        data = self._pread(count, self._position)
-        self._position += len(data)
-        if count and not data and self._changed(os.fstat(self._descriptor)):
-            raise StaleShardError(f"{self._name} was changed while it was read")
-        return data
-
-    def _changed(self, now: os.stat_result) -> bool:
-        before = self._status
-        if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            return True
-        # one that was replaced meanwhile has another ctime because it lost its name, and is still whole
-        return now.st_nlink > 0 and now.st_ctime_ns != before.st_ctime_ns
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        """Exactly `count` bytes from `offset`, whatever was read before. For any number of threads at once.
-
-        StaleShardError where the file was written to since it was opened, StorageError.
-        """
-        data = self._pread(count, offset)
-        while len(data) < count:
-            more = self._pread(count - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        if self._changed(os.fstat(self._descriptor)) or len(data) < count:
-            raise StaleShardError(f"{self._name} was changed while it was read")
-        return data
-
-    def cached_at(self, offset: int, count: int) -> memoryview | None:
-        """The same where all of it is in the page cache; None where it is not, or the file system cannot tell."""
-        if not self._tells:
-            return None
-        buffer = _scratch(count)
-        try:
-            got = os.preadv(self._descriptor, [buffer], offset, os.RWF_NOWAIT)
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise self._failed(error) from error
-            self._tells = False
-            return None
-        if got < count:
-            return None
-        if self._changed(os.fstat(self._descriptor)):
-            raise StaleShardError(f"{self._name} was changed while it was read")
-        return buffer
-
-    def advise(self) -> None:
-        """Have the kernel read the whole file into the page cache; returns before it is there."""
-        for offset in range(0, self.size, config.ADVISE_STEP):
-            os.posix_fadvise(self._descriptor, offset, config.ADVISE_STEP, os.POSIX_FADV_WILLNEED)
-
-    def tail(self, count: int) -> bytes:
-        count = min(count, self.size)
-        return self._pread(count, self.size - count)
-
-    def readinto(self, view: memoryview) -> int:
-        """Fills the beginning of `view` with the next bytes, as `read`, and returns how many; 0 at the end."""
-        try:
-            count = os.preadv(self._descriptor, [view], self._position)
-        except OSError as error:
-            raise self._failed(error) from error
-        self._position += count
-        if len(view) and not count and self._changed(os.fstat(self._descriptor)):
-            raise StaleShardError(f"{self._name} was changed while it was read")
-        return count
-
-    def _pread(self, count: int, offset: int) -> bytes:
-        try:
-            return os.pread(self._descriptor, count, offset)
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def _failed(self, error: OSError) -> StorageError:
-        return StorageError(f"reading {self._name}: {_reason(error)}", error.errno or errno.EIO)
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self.close()
-
-    def __enter__(self) -> LocalReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class LocalStorage:
@@ -327,10 +165,27 @@ class LocalStorage:
                 pieces.append(piece)
             return b"".join(pieces)
 
-    def put(self, name: str, write: Callable[[BinaryIO], None]) -> None:
-        """Make `name` hold what `write` writes, all or nothing, durably; directories are made. StorageError.
+    def make_directory(self, path: str) -> None:
+        """Make a directory below the root (nothing: the root itself), durably, unless it is there. StorageError."""
+        try:
+            self._make_root()
+        except OSError as error:
+            raise self._error(f"making {path or 'the directory'}", error) from error
+        os.close(self._open_directory(path.rstrip("/"), make=True))
 
-        An exception of `write` itself leaves the old content and passes on.
+    def put(
+        self,
+        name: str,
+        write: Callable[[BinaryIO], None],
+        *,
+        check: Callable[[], None] = lambda: None,
+        replace: bool = True,
+    ) -> Listed:
+        """Make `name` hold what `write` writes, all or nothing, durably; directories are made. What the listing says of
+        it then. StorageError, EEXIST without `replace` where there is such a name.
+
+        `check` is called when all is written and only the rename is left; between the two no other writer of this kind
+        changes anything in that directory. An exception of `write` or `check` leaves the old content and passes on.
         """
         _check_name(self.root, name)
         try:
@@ -340,9 +195,18 @@ class LocalStorage:
         with self._parent(name, make=True) as (directory, last):
             temporary = TEMPORARY + secrets.token_hex(8)
             try:
-                self._write_durably(directory, temporary, write)
-                os.rename(temporary, last, src_dir_fd=directory, dst_dir_fd=directory)
+                written = self._write_durably(directory, temporary, write)
+                with renaming.locked(directory):
+                    check()
+                    renaming.rename(directory, temporary, last, replace)
+                    status = os.stat(last, dir_fd=directory, follow_symlinks=False)
                 os.fsync(directory)
+                if status.st_ino != written.st_ino and (status.st_size, status.st_mtime_ns) != (
+                    written.st_size,
+                    written.st_mtime_ns,
+                ):
+                    raise StaleShardError(f"{name} was replaced as soon as it was written")
+                return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
             except BaseException as error:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(temporary, dir_fd=directory)
@@ -351,12 +215,13 @@ class LocalStorage:
                 raise
 
     @staticmethod
-    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> None:
+    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> os.stat_result:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(temporary, flags, 0o666, dir_fd=directory), "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+            return os.fstat(file.fileno())
 
     def remove(self, name: str) -> None:
         """Remove one file, durably. StorageError, ENOENT where there is none."""
@@ -368,7 +233,7 @@ class LocalStorage:
                 raise self._error(f"removing {name}", error) from error
 
     def _error(self, what: str, error: OSError) -> StorageError:
-        return StorageError(f"{what} in {self.root}: {_reason(error)}", error.errno or errno.EIO)
+        return StorageError(f"{what} in {self.root}: {reason(error)}", error.errno or errno.EIO)
 
     @staticmethod
     def _status(directory: int, name: str) -> os.stat_result | None:
@@ -378,7 +243,7 @@ class LocalStorage:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StorageError(f"looking at {name}: {_reason(error)}", error.errno or errno.EIO) from error
+            raise StorageError(f"looking at {name}: {reason(error)}", error.errno or errno.EIO) from error
         return status if stat.S_ISREG(status.st_mode) else None
 
     def _make_root(self) -> None:
@@ -413,7 +278,7 @@ class LocalStorage:
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             if self._root is not None and not make and error.errno in _PASSED_OVER:
-                raise StorageError(f"{self.root} is gone: {_reason(error)}") from error
+                raise StorageError(f"{self.root} is gone: {reason(error)}") from error
             raise self._error("opening", error) from error
         status = os.fstat(descriptor)
         identity = (status.st_dev, status.st_ino)

@@ -1,9 +1,8 @@
-"""Runs in mosaicml-streaming's own environment: `write DIR COMPRESSION HASHES` makes a data set with splits, reads it
-back with the library and prints descriptions: {split: [sample, ...]}."""
+"""Runs in mosaicml-streaming's own environment. `DIR COMPRESSION HASHES` makes a data set with splits, `dump DIR HASH`
+takes the one that is there; both read it with the library and print descriptions: {split: [sample, ...]}."""
 
 import json
 import pathlib
-import shutil
 import sys
 import tempfile
 from decimal import Decimal
@@ -76,9 +75,7 @@ def sample(number):
     }
 
 
-def main():
-    folder, compression, hashes = sys.argv[1:]
-    out = {}
+def write(folder, compression, hashes):
     for split, count in (("train", 11), ("val", 3)):
         with MDSWriter(
             out=f"{folder}/{split}",
@@ -89,12 +86,29 @@ def main():
         ) as writer:
             for number in range(count):
                 writer.write(sample(number))
-    with tempfile.TemporaryDirectory() as copy:  # the library decompresses into what it reads
-        shutil.copytree(folder, f"{copy}/data")
-        for split in ("train", "val"):
-            data = StreamingDataset(local=f"{copy}/data", split=split, batch_size=1, shuffle=False)
+
+
+def dump(folder, validate_hash):
+    """All splits, read as a remote data set: hashes are checked when a shard is fetched."""
+    out = {}
+    with tempfile.TemporaryDirectory() as local:
+        for index in sorted(pathlib.Path(folder).glob("*/index.json")):
+            split = index.parent.name
+            data = StreamingDataset(
+                local=local, remote=folder, split=split, batch_size=1, shuffle=False, validate_hash=validate_hash
+            )
             out[split] = [{name: describe(value) for name, value in data[at].items()} for at in range(data.size)]
-    json.dump(out, sys.stdout)
+    return out
+
+
+def main():
+    if sys.argv[1] == "dump":
+        _, _, folder, validate_hash = sys.argv
+    else:
+        folder, compression, hashes = sys.argv[1:]
+        write(folder, compression, hashes)
+        validate_hash = None if hashes == "none" else hashes.split(",")[0]
+    json.dump(dump(folder, None if validate_hash == "none" else validate_hash), sys.stdout)
 
 
 main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from shardfs import open_store
+from shardfs import index, open_store
+from shardfs.drivers.base import Value
+from shardfs.model import Key
+from shardfs.sealing import Base, Changed, Source, Stored, seal
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -79,6 +83,76 @@ def test_what_mosaicml_streaming_writes_we_read_equal(tmp_path: Path, compressio
             assert sorted(got) == sorted(expected)
             for name, value in got.items():
                 assert through_json(describe(as_library(name, value))) == expected[name], name
+
+
+Files = list[tuple[bytes, Source]]
+
+
+def files_of(driver: Any, entry: Any) -> tuple[Base, Files]:
+    """All files of a stored shard, as they are."""
+    shard = driver.load(entry, lambda _: None)
+    base = Base(shard, index.build(shard, "png"), "png")
+    table = base.table
+    return base, [(table.name(at), Stored(table.sample_of(at), at)) for at in range(table.files)]
+
+
+def written_again(base: Base, files: Files) -> Files:
+    """The same as somebody would copy them."""
+    made: Files = []
+    for name, source in files:
+        assert isinstance(source, Stored)
+        data = base.content(source.file)
+        made.append((name, Changed(lambda data=data: data, len(data))))
+    return made
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("compression", "hashes"), [("none", "sha1,xxh64"), ("zstd:7", "xxh3_64"), ("gz", "none")])
+def test_mosaicml_streaming_reads_the_shards_that_we_add_and_change(
+    tmp_path: Path, compression: str, hashes: str
+) -> None:
+    theirs = library("streaming", tmp_path, str(tmp_path / "set"), compression, hashes)
+    driver = open_store(tmp_path / "set").driver
+    entries = [entry for entry in driver.entries() if entry.key.startswith("train/")]
+    # a key that is a copy of another, from its files alone
+    base, files = files_of(driver, entries[0])
+    driver.write_records(Key("train/zz"), seal(written_again(base, files)).records(), base=None)
+    # one changed text in a shard in the middle
+    base, files = files_of(driver, entries[1])
+    name, source = next(file for file in files if file[0].endswith(b".json"))
+    assert isinstance(source, Stored)
+    document = json.loads(base.content(source.file))
+    document["text"] = "changed ✓"
+    data = json.dumps(document).encode()
+    edited: Files = [(old, Changed(lambda: data, len(data)) if old == name else kept) for old, kept in files]
+    driver.write_records(entries[1].key, seal(edited, base).records(), base=entries[1])
+    # and a split of its own, whose columns nobody declared
+    driver.write_records(Key("new/shard.00000"), [Value({"a": 1, "b": b"x", "c": [1, "é"]}, "0")], base=None)
+
+    now = library("streaming", tmp_path, "dump", str(tmp_path / "set"), "none")
+    if hashes != "none":
+        shutil.rmtree(tmp_path / "set" / "new")  # has no hashes
+        checked = library("streaming", tmp_path, "dump", str(tmp_path / "set"), hashes.split(",")[0])
+        assert checked == {split: now[split] for split in ("train", "val")}
+    first = entries[0].samples or 0
+    theirs["train"][first]["text"] = describe("changed ✓")
+    expected = {**theirs, "train": [*theirs["train"], *theirs["train"][:first]]}
+    expected["new"] = [{"a": describe(1), "b": describe(b"x"), "c": describe([1, "é"])}]
+    assert now == through_json(expected)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("form", ["msgpack", "jsonl"])
+def test_squirrel_core_reads_what_we_seal(tmp_path: Path, form: str) -> None:
+    before = library("squirrel", tmp_path, "write", str(tmp_path), form)["theirs"]
+    driver = open_store(tmp_path).driver
+    entry = driver.entry(Key("theirs"))
+    base, files = files_of(driver, entry)
+    added: Files = [(base.table.stem(0) + b".added.txt", Changed(lambda: b"text", 4))]
+    driver.write_records(Key("theirs"), seal([*files, *added], base).records(), base=entry)
+    after = library("squirrel", tmp_path, "dump", str(tmp_path), form)["theirs"]
+    before[0][1].append([["str", "added"], ["str", "text"]])
+    assert after == before
 
 
 def as_library(column: str, value: Any) -> Any:

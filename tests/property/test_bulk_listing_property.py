@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from shardfs import bulk_listing, index
 from shardfs.bulk_listing import Answer, Bulk
-from shardfs.drivers.squirrel import SquirrelShard
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.index import ShardTable
 
 FIRST = 7 << 32

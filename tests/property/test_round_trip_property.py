@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shardfs import compression, config, index, layout, names, values
-from shardfs.drivers.squirrel import SquirrelShard
 from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.msgpack_spans import Walker
 

@@ -17,8 +17,8 @@ from shardfs import config, index, light_json, msgpack_spans, shapes, values
 from shardfs.drivers import squirrel_records
 from shardfs.drivers.base import Shard
 from shardfs.drivers.mds import MdsShard, columns
-from shardfs.drivers.squirrel import SquirrelShard
 from shardfs.drivers.squirrel_records import msgpack_record
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import DamagedShardError
 from shardfs.msgpack_spans import Walker
 from tests.property.test_round_trip_property import arrays, hostile_names, samples

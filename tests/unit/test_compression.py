@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import random
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -302,3 +303,33 @@ def test_what_is_compressed_comes_out_again_and_is_the_same_each_time(codec: str
 def test_an_unknown_codec_cannot_be_written() -> None:
     with pytest.raises(BadSettingError, match="lz4"), compression.compressing("lz4", io.BytesIO()):
         pass
+
+
+# --- beginnings -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [None, "gz", "zstd"])
+@pytest.mark.parametrize("data", DATA, ids=len)
+def test_a_beginning_is_that_of_the_whole(codec: str | None, data: bytes) -> None:
+    stored = {None: data, "gz": gz(data), "zstd": zstd(data)}[codec]
+    for count in (0, 1, 300, len(data), len(data) + 1, len(data) + 10_000):
+        assert compression.beginning(codec, io.BytesIO(stored), count) == data[:count]
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd"])
+def test_a_beginning_takes_no_more_of_a_bomb_than_is_wanted(codec: str) -> None:
+    data = bytes(64 << 20)
+    source = io.BytesIO({"gz": gz(data, 1), "zstd": zstd(NOISE * 400 + data)}[codec])
+    tracemalloc.start()
+    try:
+        assert len(compression.beginning(codec, source, 1000)) == 1000
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("codec", ["gz", "zstd"])
+def test_a_beginning_that_is_cut_off_is_damage(codec: str) -> None:
+    stored = {"gz": gz(NOISE), "zstd": zstd(NOISE)}[codec]
+    with pytest.raises(DamagedShardError):
+        compression.beginning(codec, io.BytesIO(stored[: len(stored) // 2]), 6_000)

@@ -18,7 +18,8 @@ from shardfs.drivers.streaming import StreamingDriver
 from shardfs.errors import StaleShardError
 from shardfs.model import Entry, Key
 from shardfs.shard_cache import ShardCache
-from shardfs.storage.local import LocalReader, LocalStorage
+from shardfs.storage.local import LocalStorage
+from shardfs.storage.local_reader import LocalReader
 from tests.bench import mds_writer
 
 
@@ -69,6 +70,18 @@ def test_parts_are_those_of_the_loaded_shard(data_set: Path) -> None:
         if table.slice_of(file) is None:
             assert table.render(file, reader, "png") == table.render(file, shard, "png")
             assert table.render_now(file, reader, "png") == table.render(file, shard, "png")
+
+
+def test_cells_are_those_of_the_loaded_shard(data_set: Path) -> None:
+    driver, entry, reader = opened(data_set)
+    shard = driver.load(entry, lambda _: None)
+    first = next(shard.records())
+    cells = reader.cells(reader.fetch(first.start, first.end))
+    assert cells is not None
+    assert {name: bytes(cell) for name, cell in cells.items()} == {
+        name: bytes(cell) for name, cell in shard.cells(shard.raw[first.start : first.end]).items()
+    }
+    assert bytes(cells["name"]) == b"sample 0"
 
 
 def test_what_is_not_in_the_page_cache_is_not_waited_for(data_set: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from shardfs import config, index, layout, packing
 from shardfs.drivers.base import Record
-from shardfs.drivers.squirrel import SquirrelShard
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import DamagedShardError
 from shardfs.index import ShardTable
 from shardfs.values import Blob, Buffer

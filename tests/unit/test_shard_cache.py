@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from shardfs import config
-from shardfs.drivers.base import Driver, Grow, InMemory, Record, Shard, ShardReader
+from shardfs.drivers.base import Driver, Grow, InMemory, NewRecord, Record, Shard, ShardReader
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Entry, Key, Version
@@ -133,6 +133,9 @@ class FakeDriver:
         return None
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
+        raise NotImplementedError
+
+    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
         raise NotImplementedError
 
     def remove(self, key: Key) -> None:

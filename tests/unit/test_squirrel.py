@@ -19,8 +19,9 @@ import trio
 import zstandard
 
 from shardfs import compression, config, index
-from shardfs.drivers import squirrel
-from shardfs.drivers.squirrel import SquirrelDriver, SquirrelShard
+from shardfs.drivers import squirrel, squirrel_shards
+from shardfs.drivers.squirrel import SquirrelDriver
+from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -203,8 +204,8 @@ def test_what_was_replaced_or_removed_since_the_listing_is_stale(tmp_path: Path)
     ids=lambda value: repr(value)[:20],
 )
 def test_the_serializer_is_recognised_by_the_content(raw: bytes, format: str) -> None:
-    assert squirrel.sniff(raw) == format
-    assert squirrel.sniff(bytearray(raw)) == format
+    assert squirrel_shards.sniff(raw) == format
+    assert squirrel_shards.sniff(bytearray(raw)) == format
 
 
 def shard_of(raw: bytes, format: str = "auto", stored: int | None = None) -> SquirrelShard:
@@ -624,13 +625,13 @@ def test_the_format_of_opened_frames_is_that_of_the_whole_shard(
     frames: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, padding: bytes
 ) -> None:
     monkeypatch.setattr(config, "TOKEN_FLOOR", 5_000)
-    monkeypatch.setattr(squirrel, "SNIFFED", 5_002)
+    monkeypatch.setattr(squirrel_shards, "SNIFFED", 5_002)
     raw = line + padding + b"\n" + b"7\n" * 4_000
     with (frames / "key.zst").open("wb") as file, compression.compressing("zstd", file) as put_record:
         put_record(raw)
     opened = driver_of(frames).open(driver_of(frames).entry(Key("key")), len(raw))
-    assert isinstance(opened, squirrel.FramedSquirrel)
-    assert opened.format == squirrel.sniff(raw) == SquirrelShard(raw, len(raw)).format
+    assert isinstance(opened, squirrel_shards.FramedSquirrel)
+    assert opened.format == squirrel_shards.sniff(raw) == SquirrelShard(raw, len(raw)).format
 
 
 def test_lines_are_found_across_the_pieces_they_are_looked_for_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -687,7 +688,7 @@ def test_regression_an_opened_shard_holds_no_more_frames_than_it_may(frames: Pat
     with driver._open(driver.entry(Key("key"))) as reader:
         table = compression.zstd_frames.read_table(reader)
         assert table is not None
-        opened = squirrel.FramedSquirrel(reader, table, limit=4_000)
+        opened = squirrel_shards.FramedSquirrel(reader, table, limit=4_000)
         opened.fetch(0, opened.size)
         assert 2_000 < opened.held - table.nbytes <= 4_000
 

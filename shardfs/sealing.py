@@ -1,0 +1,275 @@
+"""A directory of files as the records of one shard: what a seal writes. The inverse of `index.build`.
+
+`seal` groups a key's files into samples and gives them one after the other, each as the stored record where nothing of
+it changed, else as a value to encode; it holds one sample's files at a time. Knows layout, tables and shards; nothing
+of FUSE, of where changed files lie, or of how a store is written.
+
+Which files are one sample: those whose names are equal up to the first dot. That part, the *stem*, is a sample's number
+or its name; a name is kept in the sample as its `__key__`, a number is not. A key has numbers where its table has
+(`ShardTable.stems` is None), and there a number is written with as many digits as the table's; a new key's numbers have
+config.SAMPLE_DIGITS at least, so that a folder of `1.jpg`, `2.jpg` keeps its names. In a key whose samples have names,
+any stem is one. A file without anything behind its stem is no part of a sample: BadSampleError.
+
+Order: stored samples as they are stored, then new ones: numbers first, numerically, then names in order of their bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from shardfs import config, names, reading_back
+from shardfs.drivers.base import Cell, NewRecord, ShardReader, Value, Verbatim
+from shardfs.errors import BadSampleError
+from shardfs.index import KEY_FIELD, ShardTable
+from shardfs.values import Buffer
+
+_TEMPORARY = re.compile(
+    r"""\..*            # hidden ones: rsync's .name.XXXXXX, .nfs0000, .fuse_hidden, vim's .name.swp, emacs's .#name
+        | .*~           # backups of editors
+        | .*\.(tmp|partial)
+        | \#.*\#        # emacs's unsaved changes
+        | [0-9]{4,5}    # vim looks with 4913, 5036, ... whether it may write here
+        | sed[A-Za-z0-9]{6}  # sed -i
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def is_temporary(name: bytes) -> bool:
+    """True for a name that a program gives a file for a while, and that never becomes part of a sample:
+
+    `.x` (so also `.nfs*`, `.name.swp` and rsync's `.name.XXXXXX`), `x~`, `x.tmp`, `x.partial`, `#x#`, vim's `4913` and
+    the like (four or five digits, no dot), sed's `sedXXXXXX`. No name that a sample's file is shown under is one.
+    """
+    return _TEMPORARY.fullmatch(name.decode("utf-8", "replace")) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file that is as the stored shard has it."""
+
+    sample: int
+    """The sample's position in the stored shard."""
+    file: int
+    """The file's number in its table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A file that was written."""
+
+    read: Callable[[], Buffer | bytes]
+    """Its whole content; called once at most for each record that is made."""
+    size: int
+
+
+Source = Stored | Changed
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The stored shard that the files were changed from: the table that names them, made with `arrays`, and its
+    content."""
+
+    reader: ShardReader
+    table: ShardTable
+    arrays: str
+    verbatim: bool = True
+    """False if what is written has another format than the stored shard: then every sample is encoded."""
+
+    def content(self, file: int) -> bytes:
+        run = self.table.slice_of(file)
+        if run is None:
+            return self.table.render(file, self.reader, self.arrays)
+        prefix, offset, length = run
+        return b"".join((prefix, self.reader.fetch(offset, offset + length)))
+
+    def files(self, sample: int) -> range:
+        starts = self.table.columns["file_start"]
+        return range(int(starts[sample]), int(starts[sample + 1]))
+
+    def suffix(self, file: int) -> str:
+        return self.table.name(file).partition(b".")[2].decode("utf-8")
+
+    def record(self, sample: int) -> Buffer:
+        columns = self.table.columns
+        return self.reader.fetch(int(columns["record_start"][sample]), int(columns["record_end"][sample]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One sample to be."""
+
+    stem: str
+    number: int | None
+    """Its number, if the stem is one."""
+    stored: int | None
+    """Position of the stored sample of that stem."""
+    files: list[tuple[str, Source]]
+
+
+class Seal:
+    """The samples of a directory, in their order. Made by `seal`."""
+
+    def __init__(self, groups: list[_Group], base: Base | None) -> None:
+        self._groups = groups
+        self._base = base
+        self._named = base is not None and base.table.stems is not None
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def records(self) -> Iterator[NewRecord]:
+        """All samples. BadSampleError for a file that does not parse; errors of `ShardReader.fetch` and of `read`."""
+        return map(self._record, self._groups)
+
+    def renamed(self, table: ShardTable) -> list[tuple[bytes, bytes | None]]:
+        """Old and new name of each file whose name is another one now that the shard is stored and has `table`.
+
+        None: there is no such file any more, its content is in another file of the sample (`cat.jpg` is shown as
+        `cat.jpg.jpg`, as any field `jpg` is). A name that is gone may be in use for another sample's file.
+        """
+        changes: list[tuple[bytes, bytes | None]] = []
+        for sample, group in enumerate(self._groups):
+            stem = table.stem(sample)
+            for suffix, _ in group.files:
+                tail = b"." + suffix.encode("utf-8")
+                there = table.find(stem + tail) is not None
+                if not there or stem != group.stem.encode("utf-8"):
+                    changes.append((group.stem.encode("utf-8") + tail, stem + tail if there else None))
+        return changes
+
+    def _record(self, group: _Group) -> NewRecord:
+        base = self._base
+        origin = self._origin(group)
+        if base is None or origin is None:
+            contents = {suffix: bytes(self._content(source)) for suffix, source in group.files}
+            return Value(self._with_key(reading_back.read(contents, group.stem), group).value, group.stem)
+        record = base.record(origin)
+        kept = group.stored == origin or (group.number is not None and not self._named)
+        if base.verbatim and kept and self._untouched(group, origin, base):
+            return Verbatim(record)
+        before = {base.suffix(file): base.content(file) for file in base.files(origin)}
+        contents = {
+            suffix: before[base.suffix(source.file)]
+            if isinstance(source, Stored) and source.sample == origin
+            else bytes(self._content(source))
+            for suffix, source in group.files
+        }
+        kept_files = frozenset(suffix for suffix, source in group.files if isinstance(source, Stored))
+        sample = self._with_key(reading_back.read(contents, group.stem, kept_files), group)
+        stem = base.table.stem(origin).decode("utf-8")
+        cells = base.reader.cells(record) if base.verbatim else None
+        stored = reading_back.Stored(base.reader.decode(record), record, before, stem, cells)
+        value, unchanged = stored.restored(sample, contents, Cell)
+        return Verbatim(record) if unchanged and base.verbatim else Value(value, group.stem)
+
+    def _origin(self, group: _Group) -> int | None:
+        """The stored sample that tells the types of this one: of the same name, else the one its files come from."""
+        if group.stored is not None:
+            return group.stored
+        return next((source.sample for _, source in group.files if isinstance(source, Stored)), None)
+
+    @staticmethod
+    def _untouched(group: _Group, origin: int, base: Base) -> bool:
+        if len(group.files) != len(base.files(origin)):
+            return False
+        return all(
+            isinstance(source, Stored) and source.sample == origin and base.suffix(source.file) == suffix
+            for suffix, source in group.files
+        )
+
+    def _content(self, source: Source) -> Buffer | bytes:
+        if isinstance(source, Changed):
+            return source.read()
+        assert self._base is not None
+        return self._base.content(source.file)
+
+    def _with_key(self, sample: reading_back.Sample, group: _Group) -> reading_back.Sample:
+        """The sample with its name in it, unless it is a number or is what the sample says of itself."""
+        if group.number is not None and not self._named:
+            return sample
+        if not isinstance(sample.value, dict):
+            file = f"{group.stem}.{group.files[0][0]}"
+            raise BadSampleError(file, "a sample that is a lone value can have a number for its name only")
+        own = sample.value.get(KEY_FIELD)
+        if not isinstance(own, str) or names.escape_sample(own) != group.stem:
+            key = reading_back.field_name(group.stem)
+            value = {KEY_FIELD: key, **{name: item for name, item in sample.value.items() if name != KEY_FIELD}}
+            return reading_back.Sample(value, sample.files)
+        return sample
+
+
+def seal(files: Sequence[tuple[bytes, Source]], base: Base | None = None) -> Seal:
+    """The samples that these files are, temporary ones left out. `base` is what the key has in the store, if it is not
+    new. BadSampleError for a name that cannot be a sample's file, and for one that is given twice."""
+    grouped: dict[str, dict[str, Source]] = {}
+    for name, source in files:
+        if is_temporary(name):
+            continue
+        stem, suffix = _split(name)
+        group = grouped.setdefault(stem, {})
+        if suffix in group:
+            raise BadSampleError(f"{stem}.{suffix}", "two files of one name")
+        group[suffix] = source
+    stored = _positions(base)
+    number = _numbering(base)
+    groups = [_Group(stem, number(stem), stored(stem), list(found.items())) for stem, found in grouped.items()]
+    return Seal(sorted(groups, key=_order), base)
+
+
+def _split(name: bytes) -> tuple[str, str]:
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSampleError(name.decode("utf-8", "backslashreplace"), "a name that is not UTF-8") from error
+    stem, _, suffix = text.partition(".")
+    if not suffix.rpartition(".")[2]:
+        raise BadSampleError(text, "a file without an extension, which tells no field and no type")
+    return stem, suffix
+
+
+def _order(group: _Group) -> tuple[int, int, bytes]:
+    if group.stored is not None:
+        return 0, group.stored, b""
+    if group.number is not None:
+        return 1, group.number, group.stem.encode("utf-8")
+    return 2, 0, group.stem.encode("utf-8")
+
+
+def _positions(base: Base | None) -> Callable[[str], int | None]:
+    """Which stored sample has a stem."""
+    if base is None:
+        return lambda stem: None
+    table = base.table
+    if table.stems is not None:
+        known = {stem: at for at, stem in enumerate(table.stems)}
+        return lambda stem: known.get(stem.encode("utf-8"))
+
+    def position(stem: str) -> int | None:
+        if len(stem) != table.digits or not _is_number(stem):
+            return None
+        at = int(stem) - table.first_sample
+        return at if 0 <= at < table.samples else None
+
+    return position
+
+
+def _numbering(base: Base | None) -> Callable[[str], int | None]:
+    """Which number a stem is, if it is one."""
+    least = config.SAMPLE_DIGITS if base is None else base.table.digits
+
+    def number(stem: str) -> int | None:
+        fits = len(stem) == least or (len(stem) > least and (base is None or stem[0] != "0"))
+        return int(stem) if fits and _is_number(stem) and len(stem) < 20 else None
+
+    return (lambda stem: None) if base is not None and base.table.stems is not None else number
+
+
+def _is_number(stem: str) -> bool:
+    return stem.isascii() and stem.isdigit()
+
+
+__all__ = ["Base", "Changed", "Seal", "Source", "Stored", "Value", "Verbatim", "is_temporary", "seal"]
