@@ -415,6 +415,7 @@ FAULTY = """
 async def read(self, fh, off, size):
     return "what pyfuse3 does not expect"
 mount.Operations.read = read
+mount.prefills = lambda: False  # or the file is given with its opening, and never read
 """
 END_SERVE = "mount.serve(store, path, mount.MountOptions(index=False), lambda: print('up', flush=True))"
 
