@@ -217,7 +217,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         descriptor = init(Operations(vfs, prefills()), path, options)
         device = _device(path)
-        loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
+        loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor, vfs.cache.calm)
         log.debug("request loop: %s", "stock" if loop is None else "ours")
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),

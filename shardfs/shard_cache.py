@@ -111,6 +111,10 @@ class ShardCache:
         """Bytes held, or reserved for loads under way."""
         return self._room.used
 
+    def calm(self) -> bool:
+        """True while nothing is being loaded."""
+        return not self._loads
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The cache loads only inside this block. Its end waits for the threads of loads under way."""
