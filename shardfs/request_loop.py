@@ -23,8 +23,8 @@ NO_SPIN = "SHARDFS_NO_SPIN"
 """Set to 1, it sleeps as soon as there is no request; for comparing."""
 
 SPINS = 60
-"""How often a lone reader's next request is asked for before the sleep: 0.1 ms at most. Falling asleep and being woken up
-takes both sides as long as the request itself."""
+"""How often a lone reader's next request is asked for before the sleep: 0.1 ms at most. Falling asleep and being woken
+up takes both sides as long as the request itself."""
 
 _SCALE = 1024
 _CROWD = 3 * _SCALE // 4
