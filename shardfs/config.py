@@ -64,6 +64,10 @@ FRAME_TABLE = 32 * MIB
 FRAME_HINT = 64 * 1024
 """Stored bytes at a shard's end that are looked at for how large it will be: the seek table of 8 GiB of shard."""
 
+FRAMES_AHEAD = 4
+FRAMES_SURE = 2
+"""Frames that are decompressed before they are asked for, once so many have been read in a row: two workers' work."""
+
 FRAMES_HELD = 256 * MIB
 """Decompressed frames kept of one opened shard, a quarter of a second's work: all of a shard that has just been worth
 opening, and of a huge one what a few readers are at. A random order over much more finds little of it in any case."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import trio
 
 from shardfs import config, index
-from shardfs.drivers.base import Driver, ShardReader
+from shardfs.drivers.base import Driver, Refilled, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
@@ -73,6 +73,10 @@ class CacheCounts:
 class _NotWorthItError(Exception):
     """A guess that would take too much of the budget. Nobody waits for it: between this and the load's end nothing is
     awaited."""
+
+
+def _no_refill(start: int, end: int) -> None:
+    """For a shard that nobody reads any more."""
 
 
 class ShardCache:
@@ -220,9 +224,36 @@ class ShardCache:
             raise
         finally:
             loaded.pins -= 1
-            if self._shards.get(identity) is loaded:
-                self._make_room(max(0, reader.held - loaded.counted), identity)
-                self._count(loaded)
+            self._recount(identity, loaded)
+
+    def _refill(self, entry: Entry, loaded: Loaded, start: int, end: int) -> None:
+        """Have a range made ready, if the shard is still here and that fits beside all that is held."""
+        identity = (entry.key, entry.version)
+        fits = self._room.used + end - start <= self._room.budget or loaded.counted > end - start
+        if self._nursery is not None and self._shards.get(identity) is loaded and fits:
+            self._nursery.start_soon(self._hold, identity, loaded, start, end)
+
+    async def _hold(self, identity: Identity, loaded: Loaded, start: int, end: int) -> None:
+        reader = loaded.shard
+        assert self._workers is not None
+        assert isinstance(reader, Refilled)
+        hold = reader.hold
+        loaded.pins += 1
+        try:
+            await self._workers.cpu(lambda: hold(start, end), end - start)
+        except ShardfsError as error:
+            log.debug("%s was not made ready: %s", identity[0], error)  # who asks for it is told
+        except (OSError, MemoryError) as error:
+            log.debug("%s was not made ready: %s", identity[0], error)
+        finally:
+            loaded.pins -= 1
+            self._recount(identity, loaded)
+
+    def _recount(self, identity: Identity, loaded: Loaded) -> None:
+        """What a shard holds may have changed: make room for it, and count it."""
+        if self._shards.get(identity) is loaded:
+            self._make_room(max(0, loaded.shard.held - loaded.counted), identity)
+            self._count(loaded)
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
@@ -288,7 +319,10 @@ class ShardCache:
         table, reader, estimate = await workers.io(lambda: self._look(load, self.tables.known(entry)))
         if reader is not None and table is not None:
             self.counts.opened += 1
-            return Loaded(reader, table, partial=True)
+            loaded = Loaded(reader, table, partial=True)
+            if isinstance(reader, Refilled):
+                reader.refill = lambda start, end: workers.soon(lambda: self._refill(entry, loaded, start, end))
+            return loaded
         if not load.wanted and estimate * config.READ_AHEAD_SHARE > self._room.budget:
             raise _NotWorthItError
         self.counts.loads += 1
@@ -365,6 +399,8 @@ class ShardCache:
         loaded = self._shards.pop(identity)
         self._room.held -= loaded.counted
         self._partial -= loaded.partial
+        if isinstance(loaded.shard, Refilled):
+            loaded.shard.refill = _no_refill  # else the two would keep one another alive
 
     def _count(self, loaded: Loaded) -> None:
         """Count what a shard in the cache holds by now."""

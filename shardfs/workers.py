@@ -6,6 +6,7 @@ gigabyte. A load that only waits (for a store that is slow) lends its place to t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,11 @@ class Workers:
             finally:
                 nursery.cancel_scope.cancel()
         raise failure
+
+    def soon(self, tell: Callable[[], None]) -> None:
+        """Called in any thread: have the event loop call `tell` soon, unless it has ended."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(tell)
 
     def from_thread(self, tell: Callable[[int], None], value: int) -> None:
         """Called in a worker: have the event loop call `tell(value)` soon."""
