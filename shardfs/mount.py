@@ -85,6 +85,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         gid=os.getegid(),
         database=database,
         read_ahead=os.environ.get("SHARDFS_NO_READ_AHEAD") != "1",
+        parts=os.environ.get("SHARDFS_NO_PARTS") != "1",
     )
     try:
         with prepared(path, options.nonempty):

@@ -86,10 +86,14 @@ class ShardCache:
     over mounts.
     """
 
-    def __init__(self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None) -> None:
+    def __init__(
+        self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None, parts: bool = True
+    ) -> None:
+        """With `parts`, shards that their driver can read in parts are not loaded once their table is known."""
         self._driver = driver
         self._room = Room(budget, self._make_room)
         self._arrays = arrays
+        self._parts = parts
         self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
         self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
@@ -339,7 +343,7 @@ class ShardCache:
             if table is not None and table.raw_bytes == shard.size:
                 return Loaded(shard, table), False
             built = index.build(shard, self._arrays)
-            in_place = driver.open(entry, built.raw_bytes)
+            in_place = driver.open(entry, built.raw_bytes) if self._parts else None
             if in_place is None or in_place.computes:
                 return Loaded(shard, built), True
             return Loaded(in_place, built, partial=True), True
@@ -355,7 +359,7 @@ class ShardCache:
         entry = load.entry
         if table is None and load.indexed:
             table = self.tables.looked_up(entry)
-        reader = None if table is None else self._driver.open(entry, table.raw_bytes)
+        reader = None if table is None or not self._parts else self._driver.open(entry, table.raw_bytes)
         if reader is None:
             return table, None, self._driver.estimate(entry)
         if not load.wanted:
