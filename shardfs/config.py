@@ -366,3 +366,34 @@ JOURNAL_RATIO = 4
 
 JOURNALS_OPEN = 256
 """Journals with a descriptor held; one more closes the one used longest ago. 1,024 descriptors are the usual limit."""
+
+MOUNT_ANSWER = 30.0
+"""A new mount that has not answered statvfs within so many seconds is taken for broken. It needs a millisecond."""
+
+MOUNT_GONE = 10.0
+"""`shardfs umount` waits so many seconds for the daemon to end."""
+
+DETACHED_GONE = 1.0
+"""A detached mount's daemon ends at once if nobody uses it, else with its last user: that is not waited for."""
+
+CONTROL_ANSWER = 10.0
+"""Seconds in which a mount answers what it need not work for; it needs a millisecond, and a thread that decodes takes
+the event loop a tenth of a second at worst."""
+
+CONTROL_STATUS = 2.0
+"""The same for `shardfs status`, which asks several mounts one after the other, and reports those that are silent."""
+
+CONTROL_IDLE = 30.0
+"""Seconds that a client of a mount may take for a request, and for taking its answer; who connects has one in hand."""
+
+CONTROL_CLIENTS = 32
+"""Clients of a mount at once. Each command is one, for as long as it takes: a seal may take minutes."""
+
+CONTROL_REQUEST = 64 * 1024
+"""Bytes of one request: a command, and the longest key there can be."""
+
+CONTROL_REPLY = 16 * MIB
+"""Bytes of one answer: what is staged, of 50,000 keys."""
+
+STAYING_TOLD = 20
+"""Staged keys that `shardfs umount` tells of one by one when they stay on disk; `shardfs staging list` has them all."""

@@ -23,8 +23,9 @@ import pyfuse3
 import trio
 
 from shardfs import config, daemon, request_loop
-from shardfs.daemon import MissingSystemError
-from shardfs.errors import MountError
+from shardfs.control_handlers import status_handlers
+from shardfs.control_server import Handlers, served
+from shardfs.errors import MissingSystemError, MountError
 from shardfs.fuse import Operations
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
@@ -88,7 +89,8 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     )
     try:
         with prepared(path, options.nonempty):
-            trio.run(_serve, vfs, path, fuse_options(store, options), store.url, ready)
+            handlers = status_handlers(vfs, source_name(store.url), store.driver.name)
+            trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
     finally:
         if database is not None:
             database.close()
@@ -212,7 +214,9 @@ def _percent(character: str) -> str:
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
-async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callable[[], None]) -> None:
+async def _serve(
+    vfs: Vfs, path: str, options: set[str], url: str, handlers: Handlers, ready: Callable[[], None]
+) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         descriptor = init(Operations(vfs, prefills()), path, options)
@@ -230,7 +234,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
         unmount = True
         try:
             with daemon.recorded(path, source_name(url)), _hanging_ends(path, device) as ending, notices.running():
-                async with vfs.running(), trio.open_nursery() as nursery:
+                async with vfs.running(), served(path, handlers), trio.open_nursery() as nursery:
 
                     def terminate() -> None:
                         ending()

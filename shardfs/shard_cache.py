@@ -111,6 +111,11 @@ class ShardCache:
         """Bytes held, or reserved for loads under way."""
         return self._room.used
 
+    @property
+    def budget(self) -> int:
+        """Bytes that may be held."""
+        return self._room.budget
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The cache loads only inside this block. Its end waits for the threads of loads under way."""

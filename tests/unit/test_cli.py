@@ -24,6 +24,7 @@ from shardfs.errors import (
     DamagedShardError,
     MissingExtraError,
     MissingKeyError,
+    MissingSystemError,
     MountError,
     StorageError,
 )
@@ -259,7 +260,7 @@ def test_an_unexpected_error_is_one_line(capsys: pytest.CaptureFixture[str], mon
         (BadStoreError("no store"), 3, "no store"),
         (BadSettingError("no such"), 2, "no such"),
         (MissingExtraError("install it"), 5, "install it"),
-        (daemon.MissingSystemError("no device"), 5, "no device"),
+        (MissingSystemError("no device"), 5, "no device"),
         (MountError("busy"), 4, "busy"),
         (MissingKeyError("no key"), 1, "no key"),
         (StorageError("no answer", errno.ETIMEDOUT), 1, "no answer"),
@@ -430,13 +431,13 @@ def test_a_background_process_that_dies_is_told_of() -> None:
     """In a process of its own: start() forks, and a test process may have threads."""
     script = """
 import os, signal, sys
-from shardfs import daemon
+from shardfs import background
 from shardfs.commands import explain
 from shardfs.errors import MountError
 def dies(ready): os.kill(os.getpid(), signal.SIGKILL)
 def fails(ready): raise MountError("not here")
 def leaves(ready): pass
-for serve in (dies, fails, leaves): print(daemon.start(serve, explain, None))
+for serve in (dies, fails, leaves): print(background.start(serve, explain, None))
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
