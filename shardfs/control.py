@@ -83,6 +83,10 @@ def error_from_json(said: Any) -> ShardfsError:
     for name, wanted in _FIELDS.items() if isinstance(given, dict) else ():
         if name in given and (given[name] is None or type(given[name]) is wanted):
             setattr(made, name, given[name])
+    try:
+        str(made)
+    except AttributeError:  # what its class speaks of was not sent
+        return StorageError(str(said.get("text", "")), made.errno)
     return made
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from shardfs.control import error_as_json
 from shardfs.control_server import Handler, Handlers
-from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError, StaleShardError, StorageError
+from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError, StorageError
 from shardfs.model import Entry
 from shardfs.staging import StagedDirectory, StagingArea
 from shardfs.vfs import Vfs
@@ -32,8 +32,8 @@ class Sealed(Protocol):
     def entry(self) -> Entry: ...
 
     @property
-    def left(self) -> bool:
-        """Whether something of the key is staged still."""
+    def left(self) -> StagedDirectory | None:
+        """What of the key is staged still."""
 
 
 class Sealer(Protocol):
@@ -41,6 +41,13 @@ class Sealer(Protocol):
 
     async def seal(self, staged: StagedDirectory) -> Sealed | None:
         """Store what is staged of a key; None if there was nothing to store. ShardfsError: it stays staged."""
+
+    async def seal_all(self) -> dict[str, ShardfsError]:
+        """Store all that is to be stored by itself; the errors of those keys that stay staged."""
+
+
+Stored = Callable[[str], Entry | None]
+"""What the store has under a key now, as far as the mount knows."""
 
 
 # --- any mount --------------------------------------------------------------------------------------------------------
@@ -83,75 +90,69 @@ def _reports(area: StagingArea) -> list[dict[str, Any]]:
 # --- writable mounts --------------------------------------------------------------------------------------------------
 
 
-def commit_handler(sealer: Sealer, area: StagingArea, stored: Callable[[str], bool] = lambda key: False) -> Handler:
+def commit_handler(sealer: Sealer, area: StagingArea, stored: Stored = lambda key: None) -> Handler:
     """`commit`: seal the key of that name, or without one all that a seal by time would take, too.
 
-    `stored` says whether the store has a key: then that nothing is staged for it is no error. The answer lists what was
-    `stored`, what `failed` and why, keys that had `nothing` to store, and all that is `staged` afterwards.
+    That nothing is staged for a key is an error only if the store has no such key, either. The answer lists what was
+    `stored`, what `failed` and why, the key that had `nothing` to store, and all that is `staged` afterwards.
     """
 
     async def commit(arguments: dict[str, Any]) -> dict[str, Any]:
         key = arguments.get("key")
-        if key is None:
-            wanted = [one for one in area.directories() if one.kind == "key" and one.parked is None]
-        else:
-            wanted = [] if area.called(_text(key)) is None and stored(key) else [_staged(area, key)]
-        outcome: dict[str, list[Any]] = {"stored": [], "failed": [], "nothing": [] if wanted or key is None else [key]}
-        for directory in wanted:
-            await _commit(sealer, directory, outcome)
+        outcome = await _seal_all(sealer, area, stored) if key is None else await _seal_one(sealer, area, stored, key)
         return {**outcome, "staged": _reports(area)}
 
     return commit
 
 
-async def _commit(sealer: Sealer, directory: StagedDirectory, outcome: dict[str, list[Any]]) -> None:
+async def _seal_one(sealer: Sealer, area: StagingArea, stored: Stored, key: Any) -> dict[str, list[Any]]:
+    if area.called(_text(key)) is None and stored(key) is not None:
+        return {"stored": [], "failed": [], "nothing": [key]}
+    directory = _staged(area, key)
     key = directory.key
     try:
         sealed = await sealer.seal(directory)
     except ShardfsError as error:
-        outcome["failed"].append({"key": key, "error": error_as_json(error)})
-        return
+        return {"stored": [], "failed": [_failure(key, error)], "nothing": []}
     if sealed is None:
-        outcome["nothing"].append(key)
-        return
-    entry = sealed.entry
-    outcome["stored"].append(
-        {"key": sealed.key, "stored_bytes": entry.stored_bytes, "version": entry.version, "left": sealed.left}
-    )
+        return {"stored": [], "failed": [], "nothing": [key]}
+    return {"stored": [_success(key, sealed.entry, sealed.left is not None)], "failed": [], "nothing": []}
+
+
+async def _seal_all(sealer: Sealer, area: StagingArea, stored: Stored) -> dict[str, list[Any]]:
+    before = [(one.id, one.key, one.base_version) for one in area.directories() if one.kind == "key"]
+    failed = await sealer.seal_all()
+    done = []
+    for number, key, version in before:
+        left = area.called(number)
+        if key not in failed and (left is None or left.base_version != version):
+            done.append(_success(key, stored(key), left is not None))
+    return {"stored": done, "failed": [_failure(key, error) for key, error in failed.items()], "nothing": []}
+
+
+def _success(key: str, entry: Entry | None, left: bool) -> dict[str, Any]:
+    return {"key": key, "stored_bytes": None if entry is None else entry.stored_bytes, "left": left}
+
+
+def _failure(key: str, error: ShardfsError) -> dict[str, Any]:
+    return {"key": key, "error": error_as_json(error)}
 
 
 def staging_handlers(
     sealer: Sealer,
     area: StagingArea,
     workers: Workers,
-    stored: Callable[[str], bool] = lambda key: False,
+    stored: Stored = lambda key: None,
     changed: Callable[[str], None] = lambda key: None,
 ) -> Handlers:
-    """`commit` as above, and what settles what stays staged: `recover` (seal; set aside what the store has another
-    version of by now), `discard`, `trust`. `changed` is told of each key that is not, or not only, staged any more."""
-
-    async def recover(arguments: dict[str, Any]) -> dict[str, Any]:
-        directory = _staged(area, arguments.get("key"))
-        outcome: dict[str, list[Any]] = {"stored": [], "failed": [], "nothing": []}
-        key = directory.key
-        try:
-            await _recover(directory, outcome)
-        finally:
-            changed(key)
-        return outcome
-
-    async def _recover(directory: StagedDirectory, outcome: dict[str, list[Any]]) -> None:
-        await _commit(sealer, directory, outcome)
-        failed = [one["error"] for one in outcome["failed"]]
-        if failed and failed[0]["kind"] == StaleShardError.__name__:
-            reason = failed[0]["text"]
-            outcome["failed"][0]["parked"] = await workers.io(lambda: area.park(directory, reason))
+    """`commit` as above, and what settles what stays staged: `discard` and `trust`. `changed` is told, on the event
+    loop, of each key that is no longer staged, or may be sealed again."""
 
     async def discard(arguments: dict[str, Any]) -> dict[str, Any]:
         directory = _staged(area, arguments.get("key"))
-        if directory.writers:
-            raise StorageError(f"{directory.key}: a file is open for writing", errno.EBUSY)
         key = directory.key
+        if directory.writers or directory.seal.snapshot is not None:
+            raise StorageError(f"{key}: a file is open for writing, or it is being stored", errno.EBUSY)
         await workers.io(lambda: area.discard(directory))
         changed(key)
         return {"discarded": key}
@@ -159,10 +160,10 @@ def staging_handlers(
     async def trust(arguments: dict[str, Any]) -> dict[str, Any]:
         directory = _staged(area, arguments.get("key"))
         await workers.io(directory.trust)
+        changed(directory.key)
         return {"trusted": directory.key}
 
-    commit = commit_handler(sealer, area, stored)
-    return {"commit": commit, "recover": recover, "discard": discard, "trust": trust}
+    return {"commit": commit_handler(sealer, area, stored), "discard": discard, "trust": trust}
 
 
 def _text(value: Any) -> str:

@@ -44,8 +44,7 @@ def explain(error: BaseException, verbosity: int = 0) -> tuple[int, str]:
         (MountError, MOUNTPOINT),
         (KeyboardInterrupt, INTERRUPTED),
     )
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    error = unwrapped(error)
     for kind, status in status_of:
         if isinstance(error, kind):
             return status, one_line(str(error) or "interrupted")
@@ -62,6 +61,13 @@ def explain(error: BaseException, verbosity: int = 0) -> tuple[int, str]:
         traceback.print_exception(error, file=sys.stderr)
         return FAILED, one_line(f"unexpected {type(error).__name__}: {error}")
     return FAILED, one_line(f"unexpected {type(error).__name__}: {error} (a bug in shardfs; -vv shows where)")
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The one error in groups of one, which each nursery makes of what passes through it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def one_line(text: str) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardfs import config, control, daemon
-from shardfs.commands import FAILED, OK, as_json, explain, one_line, tell
+from shardfs.commands import FAILED, OK, as_json, explain, one_line, tell, unwrapped
 from shardfs.commands.mount import absolute_store
 from shardfs.commands.options import style
 from shardfs.commands.storing import Outcome, reasons, result
@@ -27,6 +27,7 @@ from shardfs.commands.tabular import age, number, size, table
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
+    MissingExtraError,
     MissingKeyError,
     MountError,
     ShardfsError,
@@ -162,7 +163,7 @@ def _through_mount(locked: StagingLockedError, command: str, key: str | None, se
     if mountpoint is None:
         raise locked
     try:
-        control.ask(mountpoint, "ping")
+        control.ask(mountpoint, "ping", seconds=config.CONTROL_ANSWER)
         return control.ask(mountpoint, command, {} if key is None else {"key": key}, seconds)
     except MountError as error:
         raise MountError(
@@ -211,7 +212,55 @@ def _recover(arguments: argparse.Namespace) -> int:
         if key is None:
             raise BadSettingError("--to needs a KEY: the files of one key go into one directory")
         return _copy(arguments, url, key)
-    raise BadSettingError("storing what is staged is not there yet; --to DIR copies its files")
+    if url not in staged_stores():
+        raise MissingKeyError(f"nothing is staged for {url}")
+    outcome = _settle(url, "commit", key, lambda area: _seal(arguments, area, key), None)
+    if isinstance(outcome, dict):  # of a mount
+        answered, outcome = outcome, Outcome()
+        outcome.add(answered)
+    for one in outcome.stored:
+        print(result(one))
+    for line in reasons(outcome):
+        tell(line)
+    if not outcome.failed and not outcome.stored:
+        tell("there is nothing to store")
+    return int(outcome.status)
+
+
+def _seal(arguments: argparse.Namespace, area: StagingArea, key: str | None) -> Outcome:
+    """Store what is staged, without a mount: one key, or in their order all that a mount would."""
+    try:
+        from shardfs.sealer import seal_now
+    except ImportError as error:
+        raise MissingExtraError(f"storing needs trio: pip install 'shardfs[mount]': {error}") from error
+    from shardfs.store import open_store
+
+    driver = open_store(arguments.store, arguments.driver).driver
+    shown = style(arguments.arrays, arguments.text)
+    wanted = [_called(area, key)] if key is not None else _by_themselves(area)
+    outcome = Outcome()
+    for staged in wanted:
+        name = staged.key
+        try:
+            sealed = seal_now(driver, area, staged, shown)
+        except Exception as error:
+            failure = unwrapped(error)
+            if not isinstance(failure, ShardfsError):
+                raise
+            outcome.failed.append((name, failure))
+            continue
+        if sealed is None:
+            outcome.nothing.append(name)
+        else:
+            left = sealed.left is not None
+            outcome.stored.append({"key": name, "stored_bytes": sealed.entry.stored_bytes, "left": left})
+    outcome.staged = [dataclasses.asdict(report) for report in area.reports()]
+    return outcome
+
+
+def _by_themselves(area: StagingArea) -> list[StagedDirectory]:
+    keys = [staged for staged in area.directories() if staged.kind == "key" and staged.parked is None]
+    return sorted(keys, key=lambda staged: staged.key)
 
 
 def _copy(arguments: argparse.Namespace, url: str, key: str) -> int:

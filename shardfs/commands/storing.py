@@ -6,14 +6,14 @@ import errno
 from dataclasses import dataclass, field
 from typing import Any
 
-from shardfs import control
+from shardfs import config, control
 from shardfs.commands import BUSY, FAILED, OK, one_line
 from shardfs.commands.tabular import number, size
 from shardfs.errors import BadSampleError, MissingKeyError, ShardfsError
 
 _HINTS = {
     errno.EBUSY: "close what is open for writing and commit again",
-    errno.ESTALE: "both versions are kept; `shardfs staging recover` sets this one aside",
+    errno.ESTALE: "the store's own version is there, and this one can be copied out: `shardfs staging recover --to DIR`",
 }
 
 
@@ -22,7 +22,7 @@ class Outcome:
     """What became of the keys that were to be stored, from one answer or several."""
 
     stored: list[dict[str, Any]] = field(default_factory=list)
-    """Each with `key`, `stored_bytes`, `version` and `left` (whether something of it is staged still)."""
+    """Each with `key`, `stored_bytes` (None if that is not known) and `left` (whether something of it is staged)."""
     failed: list[tuple[str, ShardfsError]] = field(default_factory=list)
     nothing: list[str] = field(default_factory=list)
     """Keys that had nothing to be stored."""
@@ -49,7 +49,7 @@ def commit(mountpoint: str, keys: list[str]) -> Outcome:
 
     Waits as long as that takes, once the mount has answered at all. MountError.
     """
-    control.ask(mountpoint, "ping")
+    control.ask(mountpoint, "ping", seconds=config.CONTROL_ANSWER)
     outcome = Outcome()
     for key in keys or [None]:
         try:
@@ -85,7 +85,8 @@ def reasons(outcome: Outcome) -> list[str]:
 def result(one: dict[str, Any]) -> str:
     """What was stored of a key, in one line."""
     left = "; what was changed meanwhile, or belongs to no sample, is staged still" if one["left"] else ""
-    return one_line(f"stored {one['key']}: {size(one['stored_bytes'])}{left}")
+    held = "" if one["stored_bytes"] is None else f": {size(one['stored_bytes'])}"
+    return one_line(f"stored {one['key']}{held}{left}")
 
 
 def staying(report: dict[str, Any]) -> str:

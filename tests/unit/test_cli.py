@@ -26,6 +26,7 @@ from shardfs.errors import (
     MissingKeyError,
     MissingSystemError,
     MountError,
+    StagingError,
     StorageError,
 )
 
@@ -148,11 +149,34 @@ def test_info(capsys: pytest.CaptureFixture[str], store: Path) -> None:
         (["mount", "{store}", "m", "-o", "memory=lots"], 2, "'lots' is no size"),
         (["umount", "/proc"], 4, "no shardfs"),
         (["umount", "{store}"], 4, "nothing is mounted"),
+        (["commit"], 2, "MNT"),
+        (["commit", "{store}"], 4, "no shardfs mount at"),
+        (["commit", "/proc", "k"], 4, "no shardfs mount at /proc"),
+        (["commit", "{store}", "--force"], 2, "--force"),
+        (["status", "{store}"], 4, "no shardfs mount at"),
+        (["status", "a", "b"], 2, "b"),
+        (["staging"], 2, "WORK"),
+        (["staging", "frob"], 2, "frob"),
+        (["staging", "list", "a", "b"], 2, "b"),
+        (["staging", "recover"], 2, "STORE"),
+        (["staging", "recover", "{store}", "--to", "x"], 2, "--to needs a KEY"),
+        (["staging", "recover", "{store}"], 1, "nothing is staged for"),
+        (["staging", "discard", "{store}"], 2, "KEY"),
+        (["staging", "discard", "{store}", "k", "--yes"], 1, "nothing is staged for"),
+        (["staging", "trust", "{store}", "k"], 1, "nothing is staged for"),
+        (["staging", "trust", "{store}"], 2, "KEY"),
     ],
 )
 def test_errors_are_one_line_and_a_status(
-    capsys: pytest.CaptureFixture[str], store: Path, words: list[str], status: int, said: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    store: Path,
+    words: list[str],
+    status: int,
+    said: str,
 ) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(store.parent / "state"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(store.parent))
     got, out, err = run(capsys, *[word.format(store=store) for word in words])
     assert got == status, err
     if status:
@@ -262,6 +286,7 @@ def test_an_unexpected_error_is_one_line(capsys: pytest.CaptureFixture[str], mon
         (MissingExtraError("install it"), 5, "install it"),
         (MissingSystemError("no device"), 5, "no device"),
         (MountError("busy"), 4, "busy"),
+        (StagingError("open", errno.EBUSY), 6, "open"),
         (MissingKeyError("no key"), 1, "no key"),
         (StorageError("no answer", errno.ETIMEDOUT), 1, "no answer"),
         (DamagedShardError("bad", 3, "k"), 1, "shard 'k' is damaged at byte 3: bad"),
