@@ -97,8 +97,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
 
 def _add_umount(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Unmounts each MNT and waits for the process that served it. What was written to it is stored first; where that "
-        "fails MNT stays mounted."
+        "Unmounts each MNT and waits for the process that served it. What was written to it is stored first; where "
+        "that fails MNT stays mounted."
     )
     parser.add_argument("mountpoint", metavar="MNT", nargs="+")
     parser.add_argument("--lazy", action="store_true", help="detach now, even if it is in use")

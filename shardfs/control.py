@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from shardfs import config, daemon, errors
 from shardfs.errors import MountError, ShardfsError, StorageError
@@ -79,8 +79,9 @@ def error_from_json(said: Any) -> ShardfsError:
     made: ShardfsError = kind.__new__(kind)
     made.args = (str(said.get("text", "")),)
     made.errno = code if type(code := said.get("errno")) is int else errno.EIO
-    given = said.get("fields")
-    for name, wanted in _FIELDS.items() if isinstance(given, dict) else ():
+    fields = said.get("fields")
+    given: dict[str, Any] = fields if isinstance(fields, dict) else {}
+    for name, wanted in _FIELDS.items():
         if name in given and (given[name] is None or type(given[name]) is wanted):
             setattr(made, name, given[name])
     try:
@@ -109,7 +110,13 @@ def directory(path: Path, uid: int) -> Iterator[str]:
         os.close(descriptor)
 
 
-def peer(end: socket.socket) -> int:
+class _Connected(Protocol):
+    """A socket, of trio or not."""
+
+    def getsockopt(self, level: int, name: int, size: int, /) -> bytes: ...
+
+
+def peer(end: _Connected) -> int:
     """Who is at the other end: their user id. OSError."""
     _, uid, _ = _CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
     return int(uid)
@@ -126,9 +133,9 @@ def ask(
 ) -> Any:
     """Have the mount at `mountpoint` do something, and return what came of it.
 
-    `seconds` bounds the wait for the answer; None waits as long as the process lives that serves the mount. Whatever the
-    mount raised is raised here, as the ShardfsError it was; MountError where there is no mount, it has died, or it does
-    not answer in time (then with errno ETIMEDOUT).
+    `seconds` bounds the wait for the answer; None waits as long as the process lives that serves the mount. Whatever
+    the mount raised is raised here, as the ShardfsError it was; MountError where there is no mount, it has died, or it
+    does not answer in time (then with errno ETIMEDOUT).
     """
     path = daemon.resolved(mountpoint)
     mounted = daemon.mounted_at(path)

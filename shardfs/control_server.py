@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from shardfs import config, control, daemon
-from shardfs.errors import BadSettingError, MountError, ShardfsError, StorageError, UnknownCommandError
+from shardfs.errors import BadSettingError, ShardfsError, StorageError, UnknownCommandError
 
 log = logging.getLogger("shardfs")
 

@@ -1,6 +1,6 @@
 """Mounts and the processes that serve them, as the operating system sees them: mount table, unmounting, readiness, who
-serves which mount point. Knows nothing of FUSE requests, stores or the event loop, and imports neither pyfuse3 nor trio:
-what is here runs before the fork, and in processes that serve nothing.
+serves which mount point. Knows nothing of FUSE requests, stores or the event loop, and imports neither pyfuse3 nor
+trio: what is here runs before the fork, and in processes that serve nothing.
 """
 
 from __future__ import annotations

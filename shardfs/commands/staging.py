@@ -167,7 +167,7 @@ def _through_mount(locked: StagingLockedError, command: str, key: str | None, se
         return control.ask(mountpoint, command, {} if key is None else {"key": key}, seconds)
     except MountError as error:
         raise MountError(
-            f"{error}; as its process {locked.pid} has what is staged, end that mount first: shardfs umount {mountpoint}"
+            f"{error}; its process {locked.pid} has what is staged: end that mount first: shardfs umount {mountpoint}"
         ) from error
 
 
@@ -175,7 +175,9 @@ def _discard(arguments: argparse.Namespace) -> int:
     url, key = staged_url(arguments.store), arguments.key
     with _looked_at(url, key) as staged:
         held = f"{number(len(staged), 'file')}, {size(staged.data_bytes)}"
-    if not arguments.yes and not _confirmed(f"remove what is staged for {one_line(key)} ({held}), which is nowhere else?"):
+    if not arguments.yes and not _confirmed(
+        f"remove what is staged for {one_line(key)} ({held}), which is nowhere else?"
+    ):
         tell("nothing was removed")
         return FAILED
     _settle(url, "discard", key, lambda area: area.discard(_called(area, key)), config.CONTROL_ANSWER)

@@ -76,7 +76,9 @@ def _block(one: dict[str, Any]) -> str:
         lines.append(f"  {one['reason']}")
     if "cache" in one:
         cache = one["cache"]
-        lines.append(f"  process {one['pid']}, for {age(one['since_ns'], time.time_ns())}; {number(one['keys'], 'key')}")
+        lines.append(
+            f"  process {one['pid']}, for {age(one['since_ns'], time.time_ns())}; {number(one['keys'], 'key')}"
+        )
         lines.append(
             f"  memory {size(cache['used'])} of {size(cache['budget'])}, {number(cache['shards'], 'shard')}; "
             f"{number(cache['hits'], 'hit')}, {cache['misses']:,} missed, {cache['loads']:,} loaded, "
@@ -85,9 +87,8 @@ def _block(one: dict[str, Any]) -> str:
     if one.get("staged"):
         files = sum(report["files"] for report in one["staged"])
         held = sum(report["data_bytes"] for report in one["staged"])
-        lines.append(
-            f"  staged: {number(len(one['staged']), 'key')}, {number(files, 'file')}, {size(held)} (shardfs staging list)"
-        )
+        staged = f"{number(len(one['staged']), 'key')}, {number(files, 'file')}, {size(held)}"
+        lines.append(f"  staged: {staged} (shardfs staging list)")
     return "\n".join(_printable(line) for line in lines)
 
 

@@ -13,7 +13,7 @@ from shardfs.errors import BadSampleError, MissingKeyError, ShardfsError
 
 _HINTS = {
     errno.EBUSY: "close what is open for writing and commit again",
-    errno.ESTALE: "the store's own version is there, and this one can be copied out: `shardfs staging recover --to DIR`",
+    errno.ESTALE: "the store's own version is there, and `shardfs staging recover --to DIR` copies this one out",
 }
 
 
@@ -51,7 +51,8 @@ def commit(mountpoint: str, keys: list[str]) -> Outcome:
     """
     control.ask(mountpoint, "ping", seconds=config.CONTROL_ANSWER)
     outcome = Outcome()
-    for key in keys or [None]:
+    wanted: list[str | None] = [*keys] or [None]
+    for key in wanted:
         try:
             outcome.add(control.ask(mountpoint, "commit", {} if key is None else {"key": key}, seconds=None))
         except ShardfsError as error:

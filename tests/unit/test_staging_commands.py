@@ -84,7 +84,11 @@ Capsys = pytest.CaptureFixture[str]
 def test_nothing_is_staged(capsys: Capsys, store: Path, tmp_path: Path) -> None:
     assert run(capsys, "staging", "list") == (0, "", "shardfs: nothing is staged\n")
     assert run(capsys, "staging", "list", store) == (0, "", f"shardfs: nothing is staged for {store}\n")
-    assert run(capsys, "staging", "list", store, "--json") == (0, f'[\n  {{\n    "store": "{store}",\n    "staged": []\n  }}\n]\n', "")
+    assert run(capsys, "staging", "list", store, "--json") == (
+        0,
+        f'[\n  {{\n    "store": "{store}",\n    "staged": []\n  }}\n]\n',
+        "",
+    )
     assert not (tmp_path / "state").exists(), "looking makes nothing"
 
 
@@ -147,7 +151,9 @@ def test_a_broken_area_does_not_hide_the_others(capsys: Capsys, store: Path, are
 # --- copying out ------------------------------------------------------------------------------------------------------
 
 
-def test_files_are_copied_out_whatever_their_state(capsys: Capsys, store: Path, area: StagingArea, tmp_path: Path) -> None:
+def test_files_are_copied_out_whatever_their_state(
+    capsys: Capsys, store: Path, area: StagingArea, tmp_path: Path
+) -> None:
     directory = stage(area, "k", a_txt=b"one", b_txt=b"")
     (found,) = [entry for entry in directory.children() if entry.name == b"a.txt"]
     directory.set_attributes(found.id, mtime_ns=1_000_000_000_000_000_007)
@@ -334,7 +340,9 @@ STALE = StaleShardError("k was changed in the store")
 
 
 def test_commit_tells_what_was_stored(capsys: Capsys) -> None:
-    said = {"stored": [{"key": "a", "stored_bytes": 2048, "left": False}, {"key": "b", "stored_bytes": 5, "left": True}]}
+    said = {
+        "stored": [{"key": "a", "stored_bytes": 2048, "left": False}, {"key": "b", "stored_bytes": 5, "left": True}]
+    }
     with serving(answering(said, {"nothing": ["a"]}, {})):
         status, out, err = run(capsys, "commit", "/m")
         assert (status, err) == (0, "")
@@ -449,7 +457,14 @@ def test_umount_of_a_mount_that_takes_no_commands(capsys: Capsys) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1 << 20, "1.0 MiB"), (5 << 40, "5.0 TiB"), (1 << 70, "1048576.0 PiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1 << 20, "1.0 MiB"),
+        (5 << 40, "5.0 TiB"),
+        (1 << 70, "1048576.0 PiB"),
+    ],
 )
 def test_sizes_for_people(count: int, text: str) -> None:
     assert tabular.size(count) == text
