@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from shardfs.control import error_as_json
@@ -142,28 +142,40 @@ def staging_handlers(
     sealer: Sealer,
     area: StagingArea,
     workers: Workers,
+    *,
     stored: Stored = lambda key: None,
-    changed: Callable[[str], None] = lambda key: None,
+    discard: Callable[[StagedDirectory], Awaitable[None]] | None = None,
+    trusted: Callable[[StagedDirectory], None] = lambda directory: None,
 ) -> Handlers:
-    """`commit` as above, and what settles what stays staged: `discard` and `trust`. `changed` is told, on the event
-    loop, of each key that is no longer staged, or may be sealed again."""
+    """`commit` as above, and what settles what stays staged: `discard` and `trust`.
 
+    `discard` removes a staged directory from the area and from what the mount shows; without it the command is not
+    offered. `trusted` is told of one that may be sealed again.
+    """
+    handlers = {"commit": commit_handler(sealer, area, stored)}
+
+    async def trust(arguments: dict[str, Any]) -> dict[str, Any]:
+        directory = _staged(area, arguments.get("key"))
+        await workers.io(directory.trust)
+        trusted(directory)
+        return {"trusted": directory.key}
+
+    handlers["trust"] = trust
+    if discard is not None:
+        handlers["discard"] = _discard_handler(area, discard)
+    return handlers
+
+
+def _discard_handler(area: StagingArea, remove: Callable[[StagedDirectory], Awaitable[None]]) -> Handler:
     async def discard(arguments: dict[str, Any]) -> dict[str, Any]:
         directory = _staged(area, arguments.get("key"))
         key = directory.key
         if directory.writers or directory.seal.snapshot is not None:
             raise StorageError(f"{key}: a file is open for writing, or it is being stored", errno.EBUSY)
-        await workers.io(lambda: area.discard(directory))
-        changed(key)
+        await remove(directory)
         return {"discarded": key}
 
-    async def trust(arguments: dict[str, Any]) -> dict[str, Any]:
-        directory = _staged(area, arguments.get("key"))
-        await workers.io(directory.trust)
-        changed(directory.key)
-        return {"trusted": directory.key}
-
-    return {"commit": commit_handler(sealer, area, stored), "discard": discard, "trust": trust}
+    return discard
 
 
 def _text(value: Any) -> str:

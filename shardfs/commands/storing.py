@@ -90,8 +90,11 @@ def result(one: dict[str, Any]) -> str:
     return one_line(f"stored {one['key']}{held}{left}")
 
 
-def staying(report: dict[str, Any]) -> str:
-    """What stays staged under a name, in one line."""
-    reason = f": {report['reason']}" if report["reason"] else ""
+def staying(report: dict[str, Any]) -> str | None:
+    """What stays staged under a name, and why, in one line; None where there is nothing to speak of."""
+    plain = report["kind"] == "plain"
+    if not (report["files"] or report["reason"] or plain):
+        return None
+    reason = report["reason"] or ("no key until it is renamed to one" if plain else "not files of any sample")
     held = f"{number(report['files'], 'file')}, {size(report['data_bytes'])}"
-    return one_line(f"stays staged: {report['key'] or report['id']} ({held}){reason}")
+    return one_line(f"stays staged: {report['key'] or report['id']} ({held}): {reason}")

@@ -66,9 +66,10 @@ def _store(mountpoint: str, force: bool) -> int:
     for line in storing.reasons(outcome):
         tell(line)
     failed = {key for key, _ in outcome.failed}
-    staying = [report for report in outcome.staged if report["key"] not in failed]
-    for report in staying[: config.STAYING_TOLD]:
-        tell(storing.staying(report))
+    kept_back = (storing.staying(report) for report in outcome.staged if report["key"] not in failed)
+    staying = [line for line in kept_back if line is not None]
+    for line in staying[: config.STAYING_TOLD]:
+        tell(line)
     if len(staying) > config.STAYING_TOLD:
         tell(f"{len(staying) - config.STAYING_TOLD} more stay staged: shardfs staging list")
     if failed and not force:

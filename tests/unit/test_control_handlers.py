@@ -75,6 +75,13 @@ class ScriptedSealer:
         return failed
 
 
+def discarding(area: StagingArea) -> Callable[[StagedDirectory], Awaitable[None]]:
+    async def discard(directory: StagedDirectory) -> None:
+        area.discard(directory)
+
+    return discard
+
+
 def entry_of(key: str) -> Entry:
     return Entry(Key(key), Version("new"), 1000 + len(key), 0)
 
@@ -135,7 +142,7 @@ def test_commit_of_what_cannot_be_sealed(area: StagingArea) -> None:
 @pytest.mark.parametrize("key", ["", 7, ["a"], {"a": 1}, True])
 def test_arguments_that_make_no_sense(area: StagingArea, key: Any) -> None:
     async def work() -> None:
-        handlers = staging_handlers(ScriptedSealer(area), area, Workers())
+        handlers = staging_handlers(ScriptedSealer(area), area, Workers(), discard=discarding(area))
         for name in ("commit", "discard", "trust"):
             with pytest.raises(BadSettingError):
                 await handlers[name]({"key": key})
@@ -144,12 +151,15 @@ def test_arguments_that_make_no_sense(area: StagingArea, key: Any) -> None:
 
 
 def test_discard_and_trust_through_a_mount(area: StagingArea) -> None:
-    changed: list[str] = []
+    trusted: list[StagedDirectory] = []
     stage(area, "a", x_txt=b"1")
-    number = stage(area, "b", x_txt=b"1").id
+    second = stage(area, "b", x_txt=b"1")
+    number = second.id
 
     async def work() -> None:
-        handlers = staging_handlers(ScriptedSealer(area), area, Workers(), changed=changed.append)
+        handlers = staging_handlers(
+            ScriptedSealer(area), area, Workers(), discard=discarding(area), trusted=trusted.append
+        )
         assert await handlers["discard"]({"key": "a"}) == {"discarded": "a"}
         assert area.find("a") is None
         assert await handlers["trust"]({"key": "b"}) == {"trusted": "b"}
@@ -158,14 +168,21 @@ def test_discard_and_trust_through_a_mount(area: StagingArea) -> None:
             await handlers["discard"]({"key": "a"})
 
     run(work)
-    assert changed == ["a", "b", "b"]
+    assert trusted == [second]
+
+
+def test_a_mount_that_cannot_discard_does_not_offer_it(area: StagingArea) -> None:
+    async def work() -> None:
+        assert sorted(staging_handlers(ScriptedSealer(area), area, Workers())) == ["commit", "trust"]
+
+    run(work)
 
 
 def test_what_is_being_written_is_not_discarded(area: StagingArea) -> None:
     directory = stage(area, "a", x_txt=b"1")
 
     async def work() -> None:
-        handlers = staging_handlers(ScriptedSealer(area), area, Workers())
+        handlers = staging_handlers(ScriptedSealer(area), area, Workers(), discard=discarding(area))
         with (
             directory.create(ROOT, b"y.txt"),
             pytest.raises(ShardfsError, match="open for writing") as raised,

@@ -205,17 +205,35 @@ def test_stored_files_that_were_taken_over_are_copied_from_the_store(
 def test_damaged_ones_are_copied_as_far_as_they_can_be_read(
     capsys: Capsys, store: Path, area: StagingArea, tmp_path: Path
 ) -> None:
-    directory = stage(area, "k", a_txt=b"one", b_txt=b"two")
+    directory = stage(area, "k", **{f"{name}_txt": name.encode() for name in "abcdef"})
     area.close()
-    with open(area.path / directory.id / "journal", "r+b") as journal:
-        journal.seek(-3, os.SEEK_END)
-        journal.write(b"\0\0\0")
-        journal.seek(0, os.SEEK_END)
-        journal.write(b"x" * 500)
-    (area.path / directory.id / "data" / "1").unlink()
+    journal = area.path / directory.id / "journal"
+    content = bytearray(journal.read_bytes())
+    content[-80] ^= 0xFF  # in one of the last records, with good ones behind it
+    journal.write_bytes(content)
+    (area.path / directory.id / "data" / "2").unlink()
+    assert re.search(r"^k +damaged", run(capsys, "staging", "list", store)[1], re.M)
     status, _, err = run(capsys, "staging", "recover", store, "k", "--to", tmp_path / "out")
-    assert status in (0, 1), err
-    assert set(os.listdir(tmp_path / "out")) <= {"a.txt", "b.txt"}
+    assert status == 1
+    assert re.fullmatch(r"shardfs: not copied: b\.txt: [^\n]*No such file[^\n]*\n", err)
+    copied = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert {"a.txt": "a", "c.txt": "c"}.items() <= copied.items()
+    assert all(text == name[0] for name, text in copied.items())
+    assert "f.txt" not in copied or "e.txt" not in copied
+
+
+def test_names_that_lead_elsewhere_are_not_followed(
+    capsys: Capsys, store: Path, area: StagingArea, tmp_path: Path
+) -> None:
+    """A damaged journal may say anything: nothing is written outside of the new directory."""
+    directory = stage(area, "k", a_txt=b"one", b_txt=b"two")
+    for entry, name in zip(directory.children(), (b"../outside", b"/tmp/outside"), strict=True):
+        directory._ledger.record("rename", entry.id, ROOT, name, None, 0)
+    status, _, err = run(capsys, "staging", "recover", store, "k", "--to", tmp_path / "out")
+    assert status == 1
+    assert len(re.findall(r"^shardfs: not copied: [^\n]*: no file can have this name$", err, re.M)) == 2
+    assert os.listdir(tmp_path / "out") == []
+    assert not (tmp_path / "outside").exists()
 
 
 def test_nothing_is_copied_over_anything(capsys: Capsys, store: Path, area: StagingArea, tmp_path: Path) -> None:
@@ -330,8 +348,10 @@ def failing(key: str, error: ShardfsError) -> dict[str, Any]:
     return {"failed": [{"key": key, "error": error_as_json(error)}]}
 
 
-def report(key: str, state: str = "staged", reason: str | None = None) -> dict[str, Any]:
-    return {"id": "0" * 16, "key": key, "state": state, "reason": reason, "files": 2, "data_bytes": 2048}
+def report(key: str, state: str = "staged", reason: str | None = None, files: int = 2) -> dict[str, Any]:
+    kind = "plain" if key.endswith(".tmp") else "key"
+    held = {"files": files, "data_bytes": 1024 * files}
+    return {"id": "0" * 16, "key": key, "kind": kind, "state": state, "reason": reason, **held}
 
 
 BUSY = StagingError("k: a seal runs, or a file is open for writing", errno.EBUSY)
@@ -422,13 +442,16 @@ def test_umount_stores_first(capsys: Capsys) -> None:
 
 
 def test_umount_keeps_a_mount_that_cannot_store_unless_it_is_told_not_to(capsys: Capsys) -> None:
-    said = {**failing("k", UNREADABLE), "staged": [report("k"), report("d.tmp"), report("p", "parked", "another one")]}
+    said = {
+        **failing("k", UNREADABLE),
+        "staged": [report("k"), report("d.tmp"), report("p", "parked", "another one"), report("e", files=0)],
+    }
     with serving(answering(said, said)):
         with pytest.raises(MountError, match=r"stays mounted, as 1 key could not be stored; .*--force"):
             umount._store("/m", force=False)
         assert capsys.readouterr().err.splitlines() == [
             "shardfs: not stored: k/000001.json: no JSON: line 1; mend or remove that file and commit again",
-            "shardfs: stays staged: d.tmp (2 files, 2.0 KiB)",
+            "shardfs: stays staged: d.tmp (2 files, 2.0 KiB): no key until it is renamed to one",
             "shardfs: stays staged: p (2 files, 2.0 KiB): another one",
         ]
         assert umount._store("/m", force=True) == 1
