@@ -133,12 +133,12 @@ def _table(staged: Iterable[Report], now_ns: int) -> str:
 
 
 @contextlib.contextmanager
-def _looked_at(url: str, key: str) -> Any:
-    """A staged directory, for looking only. MissingKeyError, StagingError."""
+def _looked_at(url: str, key: str) -> Iterator[tuple[StagingArea, StagedDirectory]]:
+    """A staged directory and its area, for looking only. MissingKeyError, StagingError."""
     if url not in staged_stores():
         raise MissingKeyError(f"nothing is staged for {url}")
     with contextlib.closing(StagingArea.open(url, read_only=True)) as area:
-        yield _called(area, key)
+        yield area, _called(area, key)
 
 
 def _called(area: StagingArea, key: str) -> StagedDirectory:
@@ -173,7 +173,7 @@ def _through_mount(locked: StagingLockedError, command: str, key: str | None, se
 
 def _discard(arguments: argparse.Namespace) -> int:
     url, key = staged_url(arguments.store), arguments.key
-    with _looked_at(url, key) as staged:
+    with _looked_at(url, key) as (_, staged):
         held = f"{number(len(staged), 'file')}, {size(staged.data_bytes)}"
     if not arguments.yes and not _confirmed(
         f"remove what is staged for {one_line(key)} ({held}), which is nowhere else?"
@@ -195,7 +195,7 @@ def _confirmed(question: str) -> bool:
 
 def _trust(arguments: argparse.Namespace) -> int:
     url, key = staged_url(arguments.store), arguments.key
-    with _looked_at(url, key) as staged:
+    with _looked_at(url, key) as (_, staged):
         doubt = staged.doubt
     if doubt is None:
         tell(one_line(f"{key} is not in doubt"))
@@ -238,7 +238,7 @@ def _seal(arguments: argparse.Namespace, area: StagingArea, key: str | None) -> 
     from shardfs.store import open_store
 
     driver = open_store(arguments.store, arguments.driver).driver
-    shown = style(arguments.arrays, arguments.text)
+    shown = _style(arguments, area)
     wanted = [_called(area, key)] if key is not None else _by_themselves(area)
     outcome = Outcome()
     for staged in wanted:
@@ -260,14 +260,22 @@ def _seal(arguments: argparse.Namespace, area: StagingArea, key: str | None) -> 
     return outcome
 
 
+def _style(arguments: argparse.Namespace, area: StagingArea) -> str:
+    """How samples were shown to who staged over them: as this command is told, else as the area has it noted."""
+    noted = area.shown_as()
+    if arguments.arrays is None and arguments.text is None and noted is not None:
+        return noted.rpartition(" ")[2]
+    return style(arguments.arrays, arguments.text)
+
+
 def _by_themselves(area: StagingArea) -> list[StagedDirectory]:
     keys = [staged for staged in area.directories() if staged.kind == "key" and staged.parked is None]
     return sorted(keys, key=lambda staged: staged.key)
 
 
 def _copy(arguments: argparse.Namespace, url: str, key: str) -> int:
-    with _looked_at(url, key) as staged:
-        copied = copy_out(staged, Path(arguments.to), _Stored(arguments, staged))
+    with _looked_at(url, key) as (area, staged):
+        copied = copy_out(staged, Path(arguments.to), _Stored(arguments, staged, _style(arguments, area)))
     for name, reason in copied.left_out:
         tell(one_line(f"not copied: {name}: {reason}"))
     print(one_line(f"copied {key} to {arguments.to}: {number(copied.files, 'file')}, {size(copied.size)}"))
@@ -278,27 +286,27 @@ class _Stored:
     """Files of the stored shard that a staged key lies over: those of its entries that were never changed. Loads the
     shard when it is first asked, and only in the version that was there then."""
 
-    def __init__(self, arguments: argparse.Namespace, staged: StagedDirectory) -> None:
+    def __init__(self, arguments: argparse.Namespace, staged: StagedDirectory, shown: str) -> None:
         self._arguments = arguments
         self._staged = staged
+        self._shown = shown
         self._loaded: tuple[Shard, ShardTable] | None = None
 
     def __call__(self, entry: StagedEntry) -> Iterator[bytes | memoryview]:
-        shown = style(self._arguments.arrays, self._arguments.text)
-        shard, table = self._loaded = self._loaded or self._load(shown)
+        shard, table = self._loaded = self._loaded or self._load()
         assert entry.base is not None
         if entry.base >= table.files or table.size(entry.base) != entry.size:
             raise StaleShardError("the stored shard has no such file: give --arrays and --text as the mount had them")
         run = table.slice_of(entry.base)
         if run is None:
-            yield table.render(entry.base, shard, shown)
+            yield table.render(entry.base, shard, self._shown)
             return
         prefix, start, length = run
         yield prefix
         for at in range(start, start + length, config.COPY_SLICE):
             yield shard.raw[at : min(at + config.COPY_SLICE, start + length)]
 
-    def _load(self, shown: str) -> tuple[Shard, ShardTable]:
+    def _load(self) -> tuple[Shard, ShardTable]:
         from shardfs import index  # here: most that is staged needs no store
         from shardfs.store import open_store
 
@@ -307,4 +315,4 @@ class _Stored:
         if found.version != self._staged.base_version:
             raise StaleShardError(f"its bytes were in the stored shard, which was replaced since: {found.key}")
         shard = store.driver.load(found, lambda _: None)
-        return shard, index.build(shard, shown)
+        return shard, index.build(shard, self._shown)

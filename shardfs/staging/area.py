@@ -222,6 +222,13 @@ class StagingArea:
         except OSError as error:
             raise failed(f"writing {path}", error) from error
 
+    def shown_as(self) -> str | None:
+        """What `shown` was told last; None if nothing ever was, or it cannot be read."""
+        try:
+            return (self.path / _SHOWN).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, ValueError):
+            return None
+
     def create(
         self, key: str, kind: Kind = "key", base_version: str | None = None, base_bytes: int = 0
     ) -> StagedDirectory:

@@ -16,6 +16,8 @@ from shardfs.control import error_from_json
 from shardfs.control_handlers import commit_handler, staging_handlers, status_handlers
 from shardfs.errors import BadSampleError, BadSettingError, MissingKeyError, ShardfsError, StagingError
 from shardfs.model import Entry, Key, Version
+from shardfs.sealer import Sealer
+from shardfs.shard_cache import ShardCache
 from shardfs.staging import ROOT, StagedDirectory, StagingArea
 from shardfs.store import open_store
 from shardfs.vfs import build_vfs
@@ -195,6 +197,31 @@ def test_what_is_being_written_is_not_discarded(area: StagingArea) -> None:
 
     run(work)
     assert area.find("a") is directory
+
+
+def test_commit_by_the_real_sealer(tmp_path: Path, area: StagingArea) -> None:
+    (tmp_path / "s").mkdir()
+    store = open_store(tmp_path / "s", "squirrel")
+    stage(area, "good", **{"000000_json": b'{"label": 1}'})
+    stage(area, "bad", **{"000000_json": b"{"})
+    open_still = stage(area, "open", **{"000000_json": b"{}"})
+
+    async def work() -> tuple[dict[str, Any], dict[str, Any]]:
+        cache = ShardCache(store.driver, 1 << 20, "png")
+        sealer = Sealer(store.driver, cache, area, "png", None)
+        async with cache.running(), sealer.running():
+            commit = commit_handler(sealer, area, store.entry)
+            with open_still.create(ROOT, b"000001.json"):
+                return await commit({}), await commit({"key": "open"})
+
+    everything, one = run(work)
+    (stored,) = everything["stored"]
+    assert stored == {"key": "good", "stored_bytes": store.entry("good").stored_bytes, "left": False}
+    failed = {each["key"]: each["error"]["errno"] for each in everything["failed"]}
+    assert failed == {"bad": errno.EINVAL, "open": errno.EBUSY}
+    assert [each["error"]["errno"] for each in one["failed"]] == [errno.EBUSY]
+    assert [report["key"] for report in one["staged"]] == ["bad", "open"]
+    assert store.get("good")[0] == {"label": 1}
 
 
 def test_status_says_what_the_cache_says(tmp_path: Path, area: StagingArea) -> None:

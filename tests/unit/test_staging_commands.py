@@ -325,6 +325,75 @@ def test_trust(capsys: Capsys, store: Path, area: StagingArea) -> None:
     assert re.search(r"^k +staged", run(capsys, "staging", "list", store)[1], re.M)
 
 
+# --- recover ----------------------------------------------------------------------------------------------------------
+
+
+def test_recover_stores_what_is_staged(capsys: Capsys, store: Path, area: StagingArea) -> None:
+    stage(area, "deep/k", **{"000000_json": b'{"label": 7}', "000000_x_bin": b"\1\2"})
+    stage(area, "other", **{"cat_jpg": b"\xff\xd8\xff"})
+    area.create("d.tmp", "plain")
+    area.close()
+    status, out, err = run(capsys, "staging", "recover", store, "deep/k", "--driver", "squirrel")
+    assert (status, err) == (0, "")
+    assert re.fullmatch(r"stored deep/k: \d+ B\n", out)
+    assert open_store(store).get("deep/k")[0] == {"label": 7, "x": b"\1\2"}
+    status, out, err = run(capsys, "staging", "recover", store)
+    assert (status, err) == (0, "")
+    assert re.fullmatch(r"stored other: \d+ B\n", out)
+    assert open_store(store).keys() == ["deep/k", "other"]
+    assert re.fullmatch(r"key[^\n]*\nd\.tmp +plain[^\n]*\n", run(capsys, "staging", "list", store)[1])
+    assert run(capsys, "staging", "recover", store) == (0, "", "shardfs: there is nothing to store\n")
+
+
+def test_recover_goes_on_after_a_file_that_does_not_parse(capsys: Capsys, store: Path, area: StagingArea) -> None:
+    stage(area, "a", **{"000000_json": b'{"label": '})
+    stage(area, "b", **{"000000_json": b'{"label": 7}'})
+    area.close()
+    status, out, err = run(capsys, "staging", "recover", store, "--driver", "squirrel")
+    assert status == 1
+    assert out.startswith("stored b: ")
+    assert re.fullmatch(r"shardfs: not stored: a/000000\.json: [^\n]*; mend or remove that file[^\n]*\n", err)
+    assert open_store(store).keys() == ["b"]
+    assert re.search(r"^a +staged", run(capsys, "staging", "list", store)[1], re.M)
+
+
+def test_recover_keeps_both_versions_of_what_was_changed_meanwhile(
+    capsys: Capsys, store: Path, area: StagingArea, tmp_path: Path
+) -> None:
+    opened = open_store(store, "squirrel")
+    opened.set([{"label": 1}], "k")
+    directory = area.create("k", base_version=opened.entry("k").version)
+    directory.hide(0)
+    with directory.create(ROOT, b"000000.json") as file:
+        file.pwrite(b'{"label": 2}', 0)
+    area.close()
+    opened.set([{"label": 3}], "k")
+    status, out, err = run(capsys, "staging", "recover", store)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"shardfs: not stored: [^\n]*k\.conflict-[^\n]*\n", err)
+    assert opened.get("k")[0] == {"label": 3}
+    (parked,) = re.findall(r"^(k\.conflict-\S+) +parked", run(capsys, "staging", "list", store)[1], re.M)
+    assert run(capsys, "staging", "recover", store, parked, "--to", tmp_path / "mine")[0] == 0
+    assert (tmp_path / "mine/000000.json").read_bytes() == b'{"label": 2}'
+
+
+def test_recover_shows_samples_as_whoever_staged_over_them_saw_them(
+    capsys: Capsys, store: Path, area: StagingArea
+) -> None:
+    """Numbers of stored files mean others where samples are shown otherwise."""
+    opened = open_store(store, "squirrel")
+    opened.set([{"note": "one", "x": b"\1" * 9}, {"note": "two", "x": b"\2" * 9}], "k")
+    table = index.build(opened.driver.load(opened.entry("k"), lambda _: None), "png+text")
+    removed = table.find(b"000001.x.bin")
+    assert removed is not None
+    area.shown(f"{opened.driver.name} {opened.driver.reading} png+text")
+    area.create("k", base_version=opened.entry("k").version).hide(removed)
+    area.close()
+    assert run(capsys, "staging", "recover", store, "--text", "json")[0] == 1, "refused: that would be another file"
+    assert run(capsys, "staging", "recover", store)[0] == 0
+    assert list(opened.get("k")) == [{"note": "one", "x": b"\1" * 9}, {"note": "two"}]
+
+
 # --- commit -----------------------------------------------------------------------------------------------------------
 
 
