@@ -366,3 +366,11 @@ JOURNAL_RATIO = 4
 
 JOURNALS_OPEN = 256
 """Journals with a descriptor held; one more closes the one used longest ago. 1,024 descriptors are the usual limit."""
+
+STAGED_SLOW = 0.005
+STAGED_SLOW_FOR = 1.0
+"""A call of the staging area that took longer than STAGED_SLOW seconds (a write into the page cache takes a hundredth)
+shows a disk that cannot follow: for STAGED_SLOW_FOR seconds all calls go to workers, 60 microseconds each."""
+
+STAGED_LISTED = 1_024
+"""Names looked up at a time for a listing with staged files: more than one answer to the kernel can hold."""

@@ -125,6 +125,15 @@ class StagedDirectory:
             found = sorted(self._children(parent).values(), key=lambda node: node.id)
             return [self._view(node) for node in found]
 
+    def names(self, parent: int = ROOT) -> list[bytes]:
+        """The names of all entries of a directory, in the order of creation. ENOENT, ENOTDIR."""
+        with self._lock:
+            return [node.name for node in sorted(self._children(parent).values(), key=lambda node: node.id)]
+
+    def itself(self) -> StagedEntry:
+        """The directory itself, as an entry. Waits for nobody."""
+        return self._tree.root.entry()
+
     def __len__(self) -> int:
         return len(self._tree.nodes)
 
@@ -390,6 +399,14 @@ class StagedDirectory:
     def on_append(self, told: Callable[[], None]) -> None:
         """Have `told` called after each record, with the lock held."""
         self._ledger.on_append = told
+
+    def hold(self) -> bool:
+        """Have the lock, so that a call of another method waits for nobody; False if somebody else has it now."""
+        return self._lock.acquire(blocking=False)
+
+    def let_go(self) -> None:
+        """Give it back."""
+        self._lock.release()
 
     def rest(self) -> bool:
         """Give the journal's descriptor back until it is needed again; False if it is in use now."""
