@@ -364,6 +364,20 @@ JOURNAL_SLACK = 10_000
 JOURNAL_RATIO = 4
 """A journal is written anew when it has this many records more than this many times the entries it describes."""
 
+SEALS = 2
+"""Keys sealed at once: one per core. Each holds the shard that it is made of, and one sample of the new one."""
+
+WRITE_BACK = 5.0
+"""Seconds without a change and without an open writer after which a key is sealed by itself."""
+
+SEAL_RETRY = 1.0
+SEAL_RETRY_MAX = 60.0
+"""Seconds until a seal that failed is tried again: twice as long each time, up to this."""
+
+SEAL_RESCUES = 4
+"""A seal that is done looks so often for bytes that only the old shard has; each time somebody may just have taken over
+another file of it."""
+
 JOURNALS_OPEN = 256
 """Journals with a descriptor held; one more closes the one used longest ago. 1,024 descriptors are the usual limit."""
 

@@ -216,10 +216,23 @@ class ShardCache:
             self._tell(identity, error)
             raise
         finally:
-            loaded.pins -= 1
-            if self._shards.get(identity) is loaded:
-                self._make_room(max(0, reader.held - loaded.counted), identity)
-                self._count(loaded)
+            self._unpin(identity, loaded)
+
+    def _unpin(self, identity: Identity, loaded: Loaded) -> None:
+        loaded.pins -= 1
+        if self._shards.get(identity) is loaded:
+            self._make_room(max(0, loaded.shard.held - loaded.counted), identity)
+            self._count(loaded)
+
+    @contextlib.asynccontextmanager
+    async def pinned(self, entry: Entry) -> AsyncIterator[Loaded]:
+        """The shard, which is not evicted inside this block, for work that asks it itself. Errors as `shard`."""
+        loaded = await self.shard(entry)
+        loaded.pins += 1
+        try:
+            yield loaded
+        finally:
+            self._unpin((entry.key, entry.version), loaded)
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""

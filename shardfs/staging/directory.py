@@ -106,6 +106,11 @@ class StagedDirectory:
         """Whether a file of the stored shard is not to be seen: it was removed, or taken over into an entry."""
         return base in self._tree.hidden
 
+    @property
+    def hides_any(self) -> bool:
+        """Whether it hides any file of the stored shard."""
+        return bool(self._tree.hidden)
+
     # --- looking ------------------------------------------------------------------------------------------------
 
     def entry(self, number: int = ROOT) -> StagedEntry:
@@ -418,10 +423,10 @@ class StagedDirectory:
             self._lock.release()
         return True
 
-    def close(self, reason: str) -> None:
-        """End all use of it; what is on disk stays. EBADF from then on."""
+    def close(self, reason: str, *, reap: bool = True) -> None:
+        """End all use of it; what is on disk stays. EBADF from then on. Without `reap` this does not touch the disk."""
         with self._lock:
-            if self._ledger.refusal is None:
+            if self._ledger.refusal is None and reap:
                 self._ledger.reap()
             self._ledger.refusal = (reason, errno.EBADF)
             self._contents.close()
