@@ -200,6 +200,7 @@ class Record:
     """The process's start, in clock ticks since boot: a pid alone may be another process's by now."""
     mountpoint: str
     store: str
+    writable: bool = False
 
 
 def _started(pid: int, corpse: bool = False) -> int | None:
@@ -234,10 +235,10 @@ def _name(mountpoint: str) -> str:
 
 
 @contextlib.contextmanager
-def recorded(mountpoint: str, store: str) -> Iterator[None]:
+def recorded(mountpoint: str, store: str, writable: bool = False) -> Iterator[None]:
     """While inside, `find` tells that this process serves `mountpoint`."""
     uid = os.geteuid()
-    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store)
+    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store, writable)
     path: Path | None = None
     for directory in _directories(uid):
         with contextlib.suppress(OSError):
@@ -268,7 +269,8 @@ def _read(path: Path, uid: int) -> Record | None:
             if os.fstat(descriptor).st_uid != uid:
                 return None
             found = json.loads(file.read(1 << 16))
-        return Record(int(found["pid"]), int(found["started"]), str(found["mountpoint"]), str(found["store"]))
+        writable = found.get("writable") is True
+        return Record(int(found["pid"]), int(found["started"]), str(found["mountpoint"]), str(found["store"]), writable)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -283,6 +285,31 @@ def find(mountpoint: str, owner: int | None = None) -> Record | None:
         if record is not None and record.mountpoint == mountpoint and _started(record.pid) == record.started:
             return record
     return None
+
+
+def leave_word(mountpoint: str, failed: dict[str, str], kept: dict[str, str]) -> None:
+    """Note for who unmounts what was not stored, with the reasons: `hear_word` gives it."""
+    uid = os.geteuid()
+    for directory in _directories(uid):
+        if _is_ours(directory, uid):
+            with contextlib.suppress(OSError):
+                (directory / _name(mountpoint)).with_suffix(".left").write_text(
+                    json.dumps([failed, kept]), encoding="ascii"
+                )
+                return
+
+
+def hear_word(mountpoint: str, owner: int | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """What a daemon that has ended did not store, and what it was not to store; told once."""
+    uid = os.geteuid() if owner is None else owner
+    for directory in _directories(uid):
+        path = (directory / _name(mountpoint)).with_suffix(".left")
+        if _is_ours(directory, uid) and path.exists():
+            with contextlib.suppress(OSError, ValueError):
+                failed, kept = json.loads(path.read_bytes())
+                path.unlink()
+                return dict(failed), dict(kept)
+    return {}, {}
 
 
 def wait_until_gone(record: Record, seconds: float = GONE_SECONDS) -> bool:

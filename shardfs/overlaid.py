@@ -27,7 +27,7 @@ from shardfs.overlay import ROOT, Listing, OpenFile, Overlay, Ref, Sealing, attr
 from shardfs.shard_cache import ShardCache
 from shardfs.staged_calls import StagedCalls
 from shardfs.staging import StagedEntry
-from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
+from shardfs.tree import AnyDirectory, KeyDirectory, NewDirectory
 from shardfs.vfs import WRITING, Vfs
 
 FILE_MODE, DIRECTORY_MODE = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755
@@ -145,7 +145,7 @@ class OverlaidVfs(Vfs):
         place = self.place(parent)
         if place.overlay is None:
             return await super().lookup(parent, name)
-        found = await self._find(place, name)
+        found = await self.find(place, name)
         if isinstance(found, StagedEntry):
             ref = self.known(place.overlay, found)
             self._count(ref.inode, 1)
@@ -158,7 +158,7 @@ class OverlaidVfs(Vfs):
         key.asked = True
         return self._file_attributes(key, file, size)
 
-    async def _find(self, place: Place, name: bytes) -> StagedEntry | tuple[int, int] | None:
+    async def find(self, place: Place, name: bytes) -> StagedEntry | tuple[int, int] | None:
         """What has a name: an entry, or the number and the size of a stored file."""
         overlay, key = place.overlay, place.directory
         table = None
@@ -365,9 +365,7 @@ class OverlaidVfs(Vfs):
             if after is None:
                 break
             key, file_number = sealing.key, after
-        return await super().read(
-            handle if key is None else inodes.file_inode(key.slot, file_number), offset, size
-        )
+        return await super().read(handle if key is None else inodes.file_inode(key.slot, file_number), offset, size)
 
     def _same_file(self, key: KeyDirectory, file: int, sealing: Sealing) -> int | None:
         """The number that an unchanged file has in the version that was made here, if that has its bytes still."""

@@ -103,9 +103,7 @@ def overlay_of(directory: AnyDirectory | None) -> Overlay | None:
 def attributes_of(inode: int, entry: StagedEntry) -> Attributes:
     """What stat says of a staged entry: true for this moment only."""
     kind, size = (stat.S_IFDIR, 0) if entry.directory else (stat.S_IFREG, entry.size)
-    return Attributes(
-        inode, kind | entry.mode, size, entry.mtime_ns, 1, 0.0, 0.0, entry.uid, entry.gid, entry.atime_ns
-    )
+    return Attributes(inode, kind | entry.mode, size, entry.mtime_ns, 1, 0.0, 0.0, entry.uid, entry.gid, entry.atime_ns)
 
 
 def same_bytes(before: ShardTable, old: int, after: ShardTable, new: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from shardfs import inodes, names
@@ -57,7 +58,10 @@ class SettledVfs(OverlaidVfs):
         overlay = overlay_of(before)
         if before is None or overlay is None:
             return  # it was begun by an earlier mount, and is not shown yet
-        stored = isinstance(before, KeyDirectory)
+        replaced = self.tree.current(done.key)
+        if replaced is not None and replaced is not before:
+            self.tree.retire(replaced)
+            self._supersede(replaced)
         table, overlay.table = overlay.table, done.table
         fresh = self.tree.succeed(before, done.entry)
         fresh.settled = True
@@ -73,7 +77,7 @@ class SettledVfs(OverlaidVfs):
             overlay.staged, overlay.directory = done.left, fresh
             fresh.overlay, fresh.held = overlay, True
         self._end(overlay, left, done)
-        log.info("%s is stored%s", done.key, " anew" if stored else "")
+        log.info("%s is stored", done.key)
 
     def _end(self, overlay: Overlay, left: set[int], done: Sealed) -> None:
         """The entries that are not left are staged no more."""
@@ -100,13 +104,11 @@ class SettledVfs(OverlaidVfs):
     def parked(self, staged: StagedDirectory, key: str) -> None:
         """A staged directory that was a key's was set aside under another name: it is shown there from now on, and the
         key as the store has it."""
-        found = [
-            directory
-            for directory in (*self.tree.slots, *self.tree.all_begun)
-            if (overlay := overlay_of(directory)) is not None and overlay.staged is staged
-        ]
-        for directory in found:
+        candidates: tuple[KeyDirectory | NewDirectory | None, ...] = (self.tree.begun(key), self.tree.current(Key(key)))
+        for directory in candidates:
             overlay = overlay_of(directory)
+            if directory is None or overlay is None or overlay.staged is not staged:
+                continue
             directory.overlay = None
             if isinstance(directory, NewDirectory):
                 self.tree.drop(directory)
@@ -128,7 +130,7 @@ class SettledVfs(OverlaidVfs):
                 current = self.tree.current(Key(staged.key))
                 if (None if current is None else current.entry.version) != staged.base_version:
                     reason = f"{staged.key} was changed in the store since it was changed here"
-                    await self.calls.long(lambda staged=staged, reason=reason: self.area.park(staged, reason))  # type: ignore[misc]
+                    await self.calls.long(partial(self.area.park, staged, reason))
                     log.error("%s; what was written is kept as %s", reason, staged.key)
                 elif current is not None:
                     current.overlay, current.held, current.settled = Overlay(staged, current), True, True

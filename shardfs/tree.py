@@ -128,6 +128,10 @@ class KeyTree:
         self._retire(known)
         return known, self._place(above, known.name, entry)
 
+    def retire(self, known: KeyDirectory) -> None:
+        """A key's directory gives way to another that was made of it here."""
+        self._retire(known)
+
     def remove(self, known: KeyDirectory) -> None:
         """The key is gone from the store."""
         self._retire(known)
@@ -205,11 +209,6 @@ class KeyTree:
         """The directory that is to become a key."""
         return self._begun.get(key)
 
-    @property
-    def all_begun(self) -> Sequence[NewDirectory]:
-        """All directories that are to become keys."""
-        return list(self._begun.values())
-
     def way(self, path: tuple[str, ...]) -> Directory:
         """The directory a path leads to, made if need be, and to stay."""
         found = self._way(path, 0)
@@ -270,8 +269,18 @@ class KeyTree:
         if self._begun.get(directory.key) is directory:
             del self._begun[directory.key]
 
-    def move(self, directory: NewDirectory | Directory, above: Directory, name: bytes) -> None:
-        """Give an empty directory, or one made here, another name that is free. Its key stays as it is."""
+    def empty(self, directory: NewDirectory) -> Directory:
+        """A directory has nothing staged any more, and its number."""
+        above = self._by_inode[directory.parent]
+        assert isinstance(above, Directory)
+        path = (*above.path, directory.name.decode("utf-8", "surrogateescape"))
+        made = Directory(directory.inode, directory.parent, directory.name, path, made=True)
+        self._forget_new(directory)
+        self._by_inode[made.inode] = self._ways[path] = above.children[made.name] = made
+        return made
+
+    def move(self, directory: AnyDirectory, above: Directory, name: bytes) -> None:
+        """Give a directory that leads to nothing another name that is free. Its key stays as it is."""
         before = self._by_inode[directory.parent]
         assert isinstance(before, Directory)
         del before.children[directory.name]
@@ -280,7 +289,7 @@ class KeyTree:
         above.children[name] = directory
         if isinstance(directory, Directory):
             del self._ways[directory.path]
-            directory.path = (*above.path, name.decode("utf-8"))
+            directory.path = (*above.path, name.decode("utf-8", "surrogateescape"))
             self._ways[directory.path] = directory
 
     def call(self, directory: NewDirectory, key: str, is_key: bool) -> None:

@@ -146,6 +146,7 @@ class Vfs:
         directory = self._directory(parent)
         if isinstance(directory, Directory):
             return await self._lookup_directory(directory, name)
+        assert isinstance(directory, KeyDirectory)
         await self._current(directory)
         table = await self._table(directory)
         file = table.find(name)
@@ -260,6 +261,7 @@ class Vfs:
             await self._current(directory)
             table = await self._table(directory)
             return self._handle(_OpenDirectory(directory, table, (), self._listers.plus(process, directory, table)))
+        assert isinstance(directory, Directory)
         await self._refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
 
@@ -285,6 +287,7 @@ class Vfs:
             for name, size, file in opened.table.listing(start):
                 yield name, self._file_attributes(directory, file, size), file + 1
             return
+        assert isinstance(directory, Directory)
         for at, name in enumerate(opened.names[start:], start):
             below = directory.children.get(name)
             if below is not None:  # else it has gone since the directory was opened

@@ -91,7 +91,7 @@ class WritableVfs(SettledVfs):
         self.driver = driver
         self.sealer = sealer
         self.allowed = allowed
-        self._ending = False
+        self.ending = False
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -99,19 +99,21 @@ class WritableVfs(SettledVfs):
             await self.show_all()
             yield
 
-    async def finish(self) -> dict[str, str]:
-        """Refuse changes from now on, and store all keys. What stays staged, and why."""
-        self._ending = True
-        left = {key: str(error) for key, error in (await self.sealer.seal_all()).items()}
+    async def finish(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Refuse changes from now on, and store all keys. What could not be stored, by key, and what is not to be, each
+        with the reason."""
+        self.ending = True
+        failed = {key: str(error) for key, error in (await self.sealer.seal_all()).items()}
+        kept = {}
         for report in await self.calls.long(self.area.reports):
-            if report.key not in left and (report.files or report.kind == "plain"):
-                why = "it is no key: rename it to store it" if report.kind == "plain" else report.reason or report.state
-                left[report.key] = why
-        return left
+            if report.key not in failed and (report.files or report.kind == "plain"):
+                plain = "it is no key until it is renamed to one"
+                kept[report.key] = plain if report.kind == "plain" else report.reason or "no sample has these files"
+        return failed, kept
 
     def check_open(self) -> None:
         """EROFS once the mount ends."""
-        if self._ending:
+        if self.ending:
             raise StorageError("the mount is being ended", errno.EROFS)
 
     # --- where something is staged ------------------------------------------------------------------------------
@@ -181,7 +183,9 @@ class WritableVfs(SettledVfs):
         directory = place.directory
         if isinstance(directory, Directory):
             if directory is self.tree.root:
-                refuse(f"{os.fsdecode(name)}: files can be in keys only, not beside them: make a directory", errno.EPERM)
+                refuse(
+                    f"{os.fsdecode(name)}: files can be in keys only, not beside them: make a directory", errno.EPERM
+                )
             if directory.children:
                 refuse(f"{os.fsdecode(name)}: {'/'.join(directory.path)} leads to keys and is none", errno.EPERM)
             directory = await self._begin_key(directory)
@@ -414,8 +418,10 @@ class WritableVfs(SettledVfs):
         place = self.place(parent)
         key = place.directory
         if isinstance(key, Directory):
-            raise StorageError(f"{os.fsdecode(name)} is no file", errno.EISDIR if name in key.children else errno.ENOENT)
-        found = await self._find(place, name)
+            raise StorageError(
+                f"{os.fsdecode(name)} is no file", errno.EISDIR if name in key.children else errno.ENOENT
+            )
+        found = await self.find(place, name)
         if found is None:
             raise StorageError(f"no entry {name!r}", errno.ENOENT)
         if isinstance(key, KeyDirectory) and not self.allowed.delete:

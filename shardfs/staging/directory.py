@@ -389,6 +389,21 @@ class StagedDirectory:
                 raise StagingError(f"{self.key}: a key has no directories in it", errno.EINVAL)
             self._ledger.record("key", key, kind, replaces, relief=True)
 
+    def lay_over(self, version: str | None, base_bytes: int, hidden: Iterable[int]) -> None:
+        """Put it over a stored shard of which nothing is to be seen, as if it had been made over it: all its files are
+        `hidden`. None and nothing: over none again. EBUSY while a seal runs, EINVAL if it lies over one."""
+        with self._lock:
+            self._check_still()
+            nodes = list(self._tree.nodes.values())
+            if any(node.base is not None or node.children is not None for node in nodes):
+                raise _refuse(errno.EINVAL, self.key)
+            for node in nodes:
+                self._contents.refresh(node)
+            before = self._ledger.data_numbers()
+            entries = [node.fields() for node in nodes]
+            self._ledger.record("sealed", version, base_bytes, entries, sorted(hidden), relief=True)
+            self._contents.reattach(before)
+
     def park(self, key: str, reason: str) -> None:
         """Set it aside under another name, durably. EBUSY while a seal runs."""
         with self._lock:
