@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -21,11 +21,8 @@ import trio
 from shardfs import config, seal_steps
 from shardfs.drivers.base import Driver
 from shardfs.errors import (
-    BadSampleError,
-    BadSettingError,
     KeyExistsError,
     MissingKeyError,
-    NotWritableError,
     ShardfsError,
     StagingError,
     StaleShardError,
@@ -38,6 +35,7 @@ from shardfs.sealing import Base
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagedDirectory, StagingArea
 from shardfs.workers import Workers
+from shardfs.write_back import WriteBack
 
 log = logging.getLogger("shardfs")
 
@@ -73,32 +71,13 @@ class _Work:
     error: ShardfsError | None = None
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A key that is to be sealed by itself, or could not be."""
-
-    staged: StagedDirectory
-    since: float
-    """When it was last changed, or seen with an open writer. All times are the loop's, in seconds."""
-    changed: bool = True
-    """False once a seal has begun that takes all there is."""
-    written: bool = False
-    """True if it had an open writer when it was last looked at."""
-    trying: bool = False
-    stuck: bool = False
-    """True if trying again is of no use until something is changed."""
-    delay: float = 0.0
-    not_before: float = 0.0
-    problem: str | None = None
-
-
 class Sealer:
     """Seals the keys of one staging area. `arrays` is how shards are shown; `quiet` how many seconds without a change
-    and without an open writer a key is sealed after by itself, None for never."""
+    and without an open writer a key is sealed after by itself, None for never. StagingError, EINVAL, if something is
+    staged over a shard that was shown in another way."""
 
-    def __init__(
-        self, driver: Driver, cache: ShardCache, area: StagingArea, arrays: str, quiet: float | None
-    ) -> None:
+    def __init__(self, driver: Driver, cache: ShardCache, area: StagingArea, arrays: str, quiet: float | None) -> None:
+        area.shown(f"{driver.name} {driver.reading} {arrays}")
         self._driver = driver
         self._cache = cache
         self._area = area
@@ -109,7 +88,7 @@ class Sealer:
         self.on_parked: Callable[[StagedDirectory, str], None] = lambda staged, key: None
         """Called on the event loop with a directory that was set aside, and the key it had."""
         self._works: dict[str, _Work] = {}
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting = WriteBack(area, driver.appends)
         self._nursery: trio.Nursery | None = None
         self._workers: Workers | None = None
         self._places: trio.CapacityLimiter | None = None
@@ -118,8 +97,7 @@ class Sealer:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keys are sealed only inside this block. It begins with what a crash has left half done, and takes up what was
-        staged before; it ends when the seals under way have ended. StagingError if what is staged does not fit how
-        shards are shown."""
+        staged before; it ends when the seals under way have ended."""
         async with self._serving():
             for staged in self._area.directories():
                 if staged.kind == "key" and staged.seal.snapshot is not None and staged.damage is None:
@@ -135,8 +113,6 @@ class Sealer:
     async def _serving(self) -> AsyncIterator[None]:
         self._workers = Workers()
         self._places = trio.CapacityLimiter(config.SEALS)
-        how = f"{self._driver.name} {self._driver.reading} {self._arrays}"
-        await self._workers.io(lambda: self._area.shown(how))
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -152,7 +128,7 @@ class Sealer:
         try:
             await self._settled(staged)
         except ShardfsError as error:
-            self._failed(staged, error)
+            self._waiting.failed(staged, error, trio.current_time())
         except Exception:
             log.exception("settling %s", staged.key)
 
@@ -160,17 +136,8 @@ class Sealer:
 
     def touched(self, staged: StagedDirectory) -> None:
         """Something was changed in a staged directory: its quiet begins anew."""
-        waiting = self._waiting.get(staged.id)
-        if waiting is None:
-            if staged.kind != "key":
-                return
-            waiting = self._waiting[staged.id] = _Waiting(staged, 0.0)
+        if self._waiting.touched(staged, trio.current_time()):
             self._awake()
-        elif waiting.stuck:
-            waiting.stuck = False
-            self._awake()
-        waiting.since = trio.current_time()
-        waiting.changed = True
 
     async def seal(self, staged: StagedDirectory) -> Sealed | None:
         """Have the store take what is staged now; None if there is nothing to take, or only an empty shard would be
@@ -185,7 +152,7 @@ class Sealer:
             work = self._works.get(staged.id) or self._start(staged)
             late = work.begun
             await work.done.wait()
-            if not late and work.error is not None:
+            if work.error is not None and (not late or isinstance(work.error, StaleShardError)):
                 raise work.error
             sealed = work.sealed or sealed
             if not late or (work.sealed is not None and work.sealed.left is None):
@@ -195,31 +162,34 @@ class Sealer:
         """Seal all keys; the errors of those that failed, by key. Plain directories and those set aside stay."""
         errors: dict[str, ShardfsError] = {}
 
-        async def one_by_one(chain: list[StagedDirectory]) -> None:
-            for staged in chain:
-                key = staged.key
-                try:
-                    await self.seal(staged)
-                except ShardfsError as error:
-                    errors[key] = error
+        async def one(staged: StagedDirectory) -> None:
+            key = staged.key
+            try:
+                await self.seal(staged)
+            except ShardfsError as error:
+                errors[key] = error
 
         keys = [staged for staged in self._area.directories() if staged.kind == "key" and staged.parked is None]
-        async with trio.open_nursery() as nursery:
-            for chain in self._chains(keys):
-                nursery.start_soon(one_by_one, chain)
+        await self._each(keys, one)
         return errors
 
     def problems(self) -> dict[str, str]:
         """Keys whose last seal failed, and why."""
-        return {found.staged.key: found.problem for found in self._waiting.values() if found.problem is not None}
+        return self._waiting.problems()
 
-    def _chains(self, keys: Iterable[StagedDirectory]) -> list[list[StagedDirectory]]:
-        """Keys to be sealed one after the other, where the order in which new ones are stored is the one they get."""
+    async def _each(
+        self, keys: Iterable[StagedDirectory], seal: Callable[[StagedDirectory], Awaitable[None]]
+    ) -> None:
+        """Seal keys; where new ones come behind the others, one by one in order of their names, and after the others:
+        samples can be added to the last key only for as long as it is the last."""
         ordered = sorted(keys, key=lambda staged: staged.key)
-        if not self._driver.appends:
-            return [[staged] for staged in ordered]
-        new = [staged for staged in ordered if staged.base_version is None]
-        return [*([staged] for staged in ordered if staged.base_version is not None), *([new] if new else [])]
+        behind = [staged for staged in ordered if self._driver.appends and staged.base_version is None]
+        async with trio.open_nursery() as nursery:
+            for staged in ordered:
+                if staged not in behind:
+                    nursery.start_soon(seal, staged)
+        for staged in behind:
+            await seal(staged)
 
     # --- by itself ----------------------------------------------------------------------------------------------
 
@@ -230,55 +200,17 @@ class Sealer:
     async def _timer(self, quiet: float) -> None:
         while self._nursery is not None:
             self._wake = trio.Event()
-            due, nearest = self._due(quiet)
-            for chain in self._chains(due):
-                self._nursery.start_soon(self._try, chain)
+            due, nearest = self._waiting.due(quiet, trio.current_time())
+            if due:
+                self._nursery.start_soon(self._each, due, self._try)
             with trio.move_on_at(nearest):
                 await self._wake.wait()
 
-    def _due(self, quiet: float) -> tuple[list[StagedDirectory], float]:
-        """Keys that are to be sealed now, and when to look again."""
-        now, nearest, due = trio.current_time(), float("inf"), []
-        for waiting in list(self._waiting.values()):
-            staged = waiting.staged
-            if waiting.trying or waiting.stuck or not waiting.changed:
-                continue
-            if self._area.find(staged.key) is not staged:
-                del self._waiting[staged.id]
-                continue
-            if staged.kind != "key" or self._refused(waiting):
-                waiting.stuck = True
-                continue
-            when = max(waiting.since + quiet, waiting.not_before)
-            if waiting.written or when <= now:
-                waiting.written = staged.writers > 0
-                if waiting.written:
-                    # looked at more often then: nobody tells when it is closed
-                    waiting.since, when = now, now + quiet / 4
-            if when <= now:
-                waiting.trying = True
-                due.append(staged)
-            else:
-                nearest = min(nearest, when)
-        return due, nearest
-
-    def _refused(self, waiting: _Waiting) -> bool:
-        """True, with one line in the log, for what is never sealed by itself."""
-        staged = waiting.staged
-        reason = staged.damage or staged.parked or staged.doubt
-        if reason is not None and reason != waiting.problem:
-            log.warning("%s is not sealed by itself: %s; see `shardfs staging list`", staged.key, reason)
-            waiting.problem = reason
-        return reason is not None
-
-    async def _try(self, chain: list[StagedDirectory]) -> None:
-        for staged in chain:
-            with contextlib.suppress(ShardfsError):  # logged, and kept for `problems`
-                work = self._works.get(staged.id) or self._start(staged)
-                await work.done.wait()
-            waiting = self._waiting.get(staged.id)
-            if waiting is not None:
-                waiting.trying = False
+    async def _try(self, staged: StagedDirectory) -> None:
+        with contextlib.suppress(ShardfsError):  # logged, and kept for `problems`
+            work = self._works.get(staged.id) or self._start(staged)
+            await work.done.wait()
+        self._waiting.tried(staged)
         self._awake()
 
     # --- one seal -----------------------------------------------------------------------------------------------
@@ -300,48 +232,21 @@ class Sealer:
                     if self._nursery is None:
                         raise StorageError("the mount is being ended")
                     work.sealed = await self._seal(work)
-                self._succeeded(staged, work.sealed)
+                self._waiting.succeeded(staged, work.sealed is not None and work.sealed.left is not None)
             except ShardfsError as error:
                 work.error = error
-                self._failed(staged, error)
             except Exception as error:
                 text = f"sealing {staged.key}: {error or type(error).__name__}"
                 if not isinstance(error, OSError | MemoryError):
                     log.exception("sealing %s", staged.key)
                 code = error.errno if isinstance(error, OSError) else None
                 work.error = StorageError(text, code or errno.EIO)
-                self._failed(staged, work.error)
             finally:
+                if work.error is not None:
+                    self._waiting.failed(staged, work.error, trio.current_time())
                 del self._works[staged.id]
                 work.done.set()
-
-    def _succeeded(self, staged: StagedDirectory, sealed: Sealed | None) -> None:
-        waiting = self._waiting.get(staged.id)
-        if waiting is None:
-            return
-        waiting.delay = waiting.not_before = 0.0
-        waiting.stuck, waiting.problem = False, None
-        if sealed is not None and sealed.left is not None:
-            waiting.changed = True
-        if not waiting.changed or (sealed is not None and sealed.left is None):
-            del self._waiting[staged.id]
-        self._awake()
-
-    def _failed(self, staged: StagedDirectory, error: ShardfsError) -> None:
-        """Remember why, and when to try again."""
-        if staged.parked is not None or staged.kind != "key" or self._area.find(staged.key) is not staged:
-            return
-        waiting = self._waiting.setdefault(staged.id, _Waiting(staged, trio.current_time()))
-        waiting.changed = True
-        self._awake()
-        if staged.writers and error.errno == errno.EBUSY:
-            return  # no fault of anybody's
-        if str(error) != waiting.problem:
-            log.warning("%s is not sealed, and stays staged: %s", staged.key, error)
-        waiting.problem = str(error)
-        waiting.stuck = isinstance(error, BadSampleError | BadSettingError | NotWritableError)
-        waiting.delay = min(max(2 * waiting.delay, config.SEAL_RETRY), config.SEAL_RETRY_MAX)
-        waiting.not_before = trio.current_time() + waiting.delay
+                self._awake()
 
     async def _seal(self, work: _Work) -> Sealed | None:
         staged = work.staged
@@ -355,10 +260,8 @@ class Sealer:
         if staged.writers:
             raise StagingError(f"{staged.key}: a file is open for writing", errno.EBUSY)
         workers = self._working()
-        waiting = self._waiting.get(staged.id)
-        if waiting is not None:
-            waiting.changed = False  # before it is looked at: what comes now counts again
         work.begun = True
+        self._waiting.begun(staged)  # before it is looked at: what comes now counts again
         if await workers.io(lambda: seal_steps.nothing(staged)):
             return before
         key, version = Key(staged.key), staged.base_version
@@ -417,6 +320,7 @@ class Sealer:
         )
         if not left:
             self._area.withdraw(staged)
+            self._waiting.gone(staged)
         if snapshot.base_version is not None:
             self._cache.drop(replace(entry, version=Version(snapshot.base_version)))
         self._cache.tables.keep(entry, table)
@@ -439,7 +343,7 @@ class Sealer:
         if open_still or not await workers.io(lambda: seal_steps.is_conflict(self._driver, key, version)):
             return StorageError(str(error), errno.EBUSY) if isinstance(error, StaleShardError) else error
         name = await workers.io(lambda: self._area.park(staged, str(error)))
-        self._waiting.pop(staged.id, None)
+        self._waiting.gone(staged)
         log.warning("%s; what was staged is kept as %s", error, name)
         self.on_parked(staged, key)
         return StaleShardError(f"{error}; what was staged is kept as {name}")

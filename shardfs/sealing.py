@@ -309,4 +309,16 @@ def _is_number(stem: str) -> bool:
     return stem.isascii() and stem.isdigit()
 
 
-__all__ = ["Base", "Changed", "Placed", "Seal", "Source", "Stored", "Value", "Verbatim", "is_temporary", "placed", "seal"]
+__all__ = [
+    "Base",
+    "Changed",
+    "Placed",
+    "Seal",
+    "Source",
+    "Stored",
+    "Value",
+    "Verbatim",
+    "is_temporary",
+    "placed",
+    "seal",
+]
