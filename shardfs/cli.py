@@ -75,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_mount(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Mounts STORE on MNT, read-only, and serves it in the background once the mount answers."
+    parser.description = (
+        "Mounts STORE on MNT and serves it in the background once the mount answers. Read-only, unless --rw is given."
+    )
     parser.add_argument(
         "mountpoint", metavar="MNT", help="an empty directory, or one to be made (and removed at the end)"
     )
@@ -86,11 +88,22 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, allow_other, nonempty, no_index, driver=NAME, memory=SIZE, arrays=, text=; fstab's own are ignored",
+        help="ro, rw, allow_overwrite, allow_delete, write_back=, allow_other, nonempty, no_index, driver=NAME, "
+        "memory=SIZE, arrays=, text=; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as file modes permit")
+    parser.add_argument("--rw", action="store_true", help="let new keys be made, and samples be edited and added")
+    parser.add_argument(
+        "--allow-overwrite", action="store_true", help="with --rw: let a renamed directory replace a stored key"
+    )
+    parser.add_argument("--allow-delete", action="store_true", help="with --rw: let stored files and keys be removed")
+    parser.add_argument(
+        "--write-back",
+        metavar="SECONDS",
+        help="with --rw: store a key after so many quiet seconds (default: 5; off: only when it is asked for)",
+    )
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)
 

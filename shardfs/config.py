@@ -390,6 +390,9 @@ MOUNT_GONE = 10.0
 DETACHED_GONE = 1.0
 """A detached mount's daemon ends at once if nobody uses it, else with its last user: that is not waited for."""
 
+STORING_GONE = 86_400.0
+"""The same for one that is storing what was written: who interrupts the command ends nothing but the waiting."""
+
 CONTROL_ANSWER = 10.0
 """Seconds in which a mount answers what it need not work for; it needs a millisecond, and a thread that decodes takes
 the event loop a tenth of a second at worst."""
@@ -411,3 +414,11 @@ CONTROL_REPLY = 16 * MIB
 
 STAYING_TOLD = 20
 """Staged keys that `shardfs umount` tells of one by one when they stay on disk; `shardfs staging list` has them all."""
+
+STAGED_SLOW = 0.005
+STAGED_SLOW_FOR = 1.0
+"""A call of the staging area that took longer than STAGED_SLOW seconds (a write into the page cache takes a hundredth)
+shows a disk that cannot follow: for STAGED_SLOW_FOR seconds all calls go to workers, 60 microseconds each."""
+
+STAGED_LISTED = 1_024
+"""Names looked up at a time for a listing with staged files: more than one answer to the kernel can hold."""

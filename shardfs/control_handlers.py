@@ -19,7 +19,6 @@ from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError, Stora
 from shardfs.model import Entry
 from shardfs.staging import StagedDirectory, StagingArea
 from shardfs.vfs import Vfs
-from shardfs.workers import Workers
 
 
 class Sealed(Protocol):
@@ -141,7 +140,7 @@ def _failure(key: str, error: ShardfsError) -> dict[str, Any]:
 def staging_handlers(
     sealer: Sealer,
     area: StagingArea,
-    workers: Workers,
+    in_worker: Callable[[Callable[[], None]], Awaitable[None]],
     *,
     stored: Stored = lambda key: None,
     discard: Callable[[StagedDirectory], Awaitable[None]] | None = None,
@@ -149,14 +148,14 @@ def staging_handlers(
 ) -> Handlers:
     """`commit` as above, and what settles what stays staged: `discard` and `trust`.
 
-    `discard` removes a staged directory from the area and from what the mount shows; without it the command is not
-    offered. `trusted` is told of one that may be sealed again.
+    `in_worker` does what waits for the disk. `discard` removes a staged directory from the area and from what the mount
+    shows; without it the command is not offered. `trusted` is told of one that may be sealed again.
     """
     handlers = {"commit": commit_handler(sealer, area, stored)}
 
     async def trust(arguments: dict[str, Any]) -> dict[str, Any]:
         directory = _staged(area, arguments.get("key"))
-        await workers.io(directory.trust)
+        await in_worker(directory.trust)
         trusted(directory)
         return {"trusted": directory.key}
 

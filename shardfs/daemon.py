@@ -142,7 +142,14 @@ def repair(path: str) -> bool:
 
 
 def prove(path: str, seconds: float = config.MOUNT_ANSWER) -> None:
-    """Return once the mount at `path` answers. MountError if it does not, or not in time.
+    """Return once the mount at `path` answers. MountError if it does not, or not in time."""
+    reason = trouble(path, seconds)
+    if reason:
+        raise MountError(f"the mount at {path} does not work: {reason}; mount with -f to see more")
+
+
+def trouble(path: str, seconds: float) -> str:
+    """What is wrong with the mount at `path`; nothing if it answers in time.
 
     Must not be called by the thread that serves the mount; the question is asked in a thread of its own, because nobody
     can be freed from a system call that the server never answers.
@@ -160,9 +167,7 @@ def prove(path: str, seconds: float = config.MOUNT_ANSWER) -> None:
     asking = threading.Thread(target=ask, name="prove", daemon=True)
     asking.start()
     asking.join(seconds)
-    reason = outcome[0] if outcome else f"no answer within {seconds:.0f} s"
-    if reason:
-        raise MountError(f"the mount at {path} does not work: {reason}; mount with -f to see more")
+    return outcome[0] if outcome else f"no answer within {seconds:.0f} s"
 
 
 def notify(state: str) -> None:
@@ -179,6 +184,7 @@ def notify(state: str) -> None:
 # --- who serves which mount point -------------------------------------------------------------------------------------
 
 _ENDING = ".json"
+_WORD = ".left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +196,7 @@ class Record:
     """The process's start, in clock ticks since boot: a pid alone may be another process's by now."""
     mountpoint: str
     store: str
+    writable: bool = False
 
 
 def _started(pid: int, corpse: bool = False) -> int | None:
@@ -230,10 +237,10 @@ def file_name(mountpoint: str) -> str:
 
 
 @contextlib.contextmanager
-def recorded(mountpoint: str, store: str) -> Iterator[None]:
+def recorded(mountpoint: str, store: str, writable: bool = False) -> Iterator[None]:
     """While inside, `find` tells that this process serves `mountpoint`."""
     uid = os.geteuid()
-    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store)
+    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store, writable)
     path: Path | None = None
     for directory in runtime_directories(uid, make=True):
         try:
@@ -255,14 +262,20 @@ def recorded(mountpoint: str, store: str) -> Iterator[None]:
 
 def _read(path: Path, uid: int) -> Record | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_uid != uid:
-                return None
-            found = json.loads(file.read(1 << 16))
-        return Record(int(found["pid"]), int(found["started"]), str(found["mountpoint"]), str(found["store"]))
+        found = json.loads(_content(path, uid, 1 << 16))
+        pid, started, writable = int(found["pid"]), int(found["started"]), found.get("writable") is True
+        return Record(pid, started, str(found["mountpoint"]), str(found["store"]), writable)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _content(path: Path, uid: int, limit: int) -> bytes:
+    """What a daemon of a user has written. OSError, also for what is somebody else's, a link or no file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_uid != uid:
+            raise PermissionError(errno.EPERM, "it is somebody else's", str(path))
+        return file.read(limit)
 
 
 def find(mountpoint: str, owner: int | None = None) -> Record | None:
@@ -286,6 +299,32 @@ def records(owner: int | None = None) -> list[Record]:
                 if record is not None and _started(record.pid) == record.started:
                     found.setdefault(record.mountpoint, record)
     return [found[mountpoint] for mountpoint in sorted(found)]
+
+
+def leave_word(mountpoint: str, failed: dict[str, str], kept: dict[str, str]) -> None:
+    """Note for who unmounts what was not stored, with the reasons: `hear_word` gives it."""
+    if not failed and not kept:
+        return
+    for directory in runtime_directories(os.geteuid()):
+        with contextlib.suppress(OSError):
+            temporary = directory / f".{os.getpid()}{_WORD}"
+            temporary.write_text(json.dumps([failed, kept]), encoding="ascii")
+            temporary.replace(directory / (file_name(mountpoint) + _WORD))
+            return
+
+
+def hear_word(mountpoint: str, owner: int | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """What a daemon that has ended did not store, and what it was not to store; told once."""
+    uid = os.geteuid() if owner is None else owner
+    for directory in runtime_directories(uid):
+        path = directory / (file_name(mountpoint) + _WORD)
+        try:
+            failed, kept = json.loads(_content(path, uid, config.CONTROL_REPLY))
+            path.unlink()
+            return dict(failed), dict(kept)
+        except (OSError, ValueError, TypeError):
+            continue
+    return {}, {}
 
 
 def wait_until_gone(record: Record, seconds: float = config.MOUNT_GONE) -> bool:

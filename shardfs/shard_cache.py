@@ -85,7 +85,8 @@ class ShardCache:
     def __init__(self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None) -> None:
         self._driver = driver
         self._room = Room(budget, self._make_room)
-        self._arrays = arrays
+        self.arrays = arrays
+        """How samples are shown, as the layout takes it."""
         self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
         self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
@@ -203,7 +204,7 @@ class ShardCache:
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
-        return loaded.table.render_now(file, loaded.shard, self._arrays)
+        return loaded.table.render_now(file, loaded.shard, self.arrays)
 
     async def fetched(self, entry: Entry, loaded: Loaded, start: int, end: int) -> Buffer:
         """Raw bytes that are not at hand: in a worker, and kept within the budget where they are kept. Errors as
@@ -249,7 +250,7 @@ class ShardCache:
         assert self._workers is not None
         loaded.pins += 1
         try:
-            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self._arrays), table.size(file))
+            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self.arrays), table.size(file))
         finally:
             loaded.pins -= 1
         if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
@@ -318,7 +319,7 @@ class ShardCache:
             shard = driver.load(entry, grow)
             if table is not None and table.raw_bytes == shard.size:
                 return Loaded(shard, table), False
-            built = index.build(shard, self._arrays)
+            built = index.build(shard, self.arrays)
             in_place = driver.open(entry, built.raw_bytes)
             if in_place is None or in_place.computes:
                 return Loaded(shard, built), True

@@ -14,7 +14,7 @@ from shardfs.commands import FAILED, OK, as_json, one_line, tell
 from shardfs.commands.tabular import age, number, size
 from shardfs.errors import MountError, ShardfsError
 
-_SERVING, _SILENT, _DEAD, _DETACHED = "serving", "silent", "dead", "detached"
+_SERVING, _DETACHED, _SILENT, _DEAD, _ELSEWHERE = "serving", "detached", "silent", "dead", "unreachable"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,8 +64,22 @@ def _of(path: str) -> dict[str, Any]:
     try:
         return {**facts, **control.ask(path, "status", seconds=config.CONTROL_STATUS)}
     except ShardfsError as error:
-        silent = error.errno == errno.ETIMEDOUT
-        return {**facts, "health": _SILENT if silent or record is not None else _DEAD, "reason": str(error)}
+        return {**facts, **_unasked(path, error)}
+
+
+def _unasked(path: str, error: ShardfsError) -> dict[str, str]:
+    """What can be told of a mount that does not say it."""
+    if error.errno == errno.ETIMEDOUT:
+        return {"health": _SILENT, "reason": str(error)}
+    trouble = daemon.trouble(path, config.CONTROL_STATUS)
+    if trouble == os.strerror(errno.ENOTCONN):
+        return {"health": _DEAD, "reason": "its process has died: unmount it, or mount there again"}
+    if trouble:
+        return {"health": _SILENT, "reason": trouble}
+    return {
+        "health": _ELSEWHERE,
+        "reason": "it works, but its socket is not found: in another XDG_RUNTIME_DIR, perhaps",
+    }
 
 
 def _block(one: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import argparse
 import os
 
 from shardfs import config, daemon
-from shardfs.commands import FAILED, OK, explain, storing, tell
+from shardfs.commands import FAILED, OK, explain, one_line, storing, tell
 from shardfs.commands.tabular import number
 from shardfs.errors import MountError, ShardfsError, UnknownCommandError
 
@@ -37,12 +37,18 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
     if mounted.owner is not None and os.geteuid() not in (0, mounted.owner):
         raise MountError(f"{mountpoint} was mounted by user {mounted.owner}: only that user and root can unmount it")
     record = daemon.find(path, mounted.owner)
-    status = OK if mounted.read_only or record is None else _store(mountpoint, force)
+    told: set[str] = set()
+    status = _store(mountpoint, force, told) if record is not None and record.writable else OK
+    daemon.hear_word(path, mounted.owner)  # of an earlier mount
     daemon.unmount(path, lazy)
     if record is None:
         return status
-    if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else config.MOUNT_GONE):
-        return status
+    if _gone(record, lazy, mountpoint):
+        failed, kept = daemon.hear_word(path, mounted.owner)  # of what came between
+        for key, reason in (*failed.items(), *kept.items()):
+            if key not in told:
+                tell(one_line(f"stays staged: {key}: {reason}"))
+        return status or (FAILED if failed else OK)
     if lazy:
         tell(f"{mountpoint} is detached; its process {record.pid} ends when nobody uses it any more")
         return status
@@ -51,8 +57,19 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
     )
 
 
-def _store(mountpoint: str, force: bool) -> int:
-    """Have a writable mount store all; the exit status. MountError if it is to stay mounted because of that."""
+def _gone(record: daemon.Record, lazy: bool, mountpoint: str) -> bool:
+    """Whether a daemon has ended. One that may have something to store is waited for."""
+    if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else config.MOUNT_GONE):
+        return True
+    if lazy or not record.writable:
+        return False
+    tell(f"{mountpoint} is unmounted; its process {record.pid} is storing what was written")
+    return daemon.wait_until_gone(record, config.STORING_GONE)
+
+
+def _store(mountpoint: str, force: bool, told: set[str]) -> int:
+    """Have a writable mount store all; the exit status, and in `told` the keys that were spoken of. MountError if it is
+    to stay mounted because of that."""
     kept = "it stays on disk, for the next mount"
     try:
         outcome = storing.commit(mountpoint, [])
@@ -66,6 +83,7 @@ def _store(mountpoint: str, force: bool) -> int:
     for line in storing.reasons(outcome):
         tell(line)
     failed = {key for key, _ in outcome.failed}
+    told |= failed | {report["key"] for report in outcome.staged}
     kept_back = (storing.staying(report) for report in outcome.staged if report["key"] not in failed)
     staying = [line for line in kept_back if line is not None]
     for line in staying[: config.STAYING_TOLD]:

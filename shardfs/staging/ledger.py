@@ -102,10 +102,14 @@ class Ledger:
             self.room.shrink(max(0, self.room.size - config.STAGED_SPARE))
             self.journal.append(payload)
 
+    def waits(self, number: int) -> bool:
+        """Whether `before_change` would wait for the disk."""
+        return number < self.settled and not self._dirt_durable
+
     def before_change(self, number: int) -> None:
         """To be called before bytes of a data file change in place: what is on disk then no longer says that all of
         it is as it should be. StagingError."""
-        if number < self.settled and not self._dirt_durable:
+        if self.waits(number):
             if self.tree.clean:
                 self.record("dirty")
             self._sync_journal()

@@ -74,6 +74,14 @@ def test_all_mounts_are_listed_with_those_that_are_silent_or_dead(tiny_store: Pa
         assert str(three) not in run("status").stdout
 
 
+def test_a_mount_whose_socket_is_elsewhere_is_not_called_dead(tiny_store: Path, tmp_path: Path) -> None:
+    with mounting(tiny_store) as path:
+        (tmp_path / "elsewhere").mkdir()
+        done = run("status", path, "--json", XDG_RUNTIME_DIR=str(tmp_path / "elsewhere"))
+        assert done.returncode == 1
+        assert json.loads(done.stdout)["health"] == "unreachable"
+
+
 def test_a_detached_mount_is_listed_until_it_ends(tiny_store: Path) -> None:
     with mount_point() as path:
         assert run("mount", tiny_store, path).returncode == 0

@@ -144,7 +144,7 @@ def test_commit_of_what_cannot_be_sealed(area: StagingArea) -> None:
 @pytest.mark.parametrize("key", ["", 7, ["a"], {"a": 1}, True])
 def test_arguments_that_make_no_sense(area: StagingArea, key: Any) -> None:
     async def work() -> None:
-        handlers = staging_handlers(ScriptedSealer(area), area, Workers(), discard=discarding(area))
+        handlers = staging_handlers(ScriptedSealer(area), area, Workers().io, discard=discarding(area))
         for name in ("commit", "discard", "trust"):
             with pytest.raises(BadSettingError):
                 await handlers[name]({"key": key})
@@ -160,7 +160,7 @@ def test_discard_and_trust_through_a_mount(area: StagingArea) -> None:
 
     async def work() -> None:
         handlers = staging_handlers(
-            ScriptedSealer(area), area, Workers(), discard=discarding(area), trusted=trusted.append
+            ScriptedSealer(area), area, Workers().io, discard=discarding(area), trusted=trusted.append
         )
         assert await handlers["discard"]({"key": "a"}) == {"discarded": "a"}
         assert area.find("a") is None
@@ -175,7 +175,7 @@ def test_discard_and_trust_through_a_mount(area: StagingArea) -> None:
 
 def test_a_mount_that_cannot_discard_does_not_offer_it(area: StagingArea) -> None:
     async def work() -> None:
-        assert sorted(staging_handlers(ScriptedSealer(area), area, Workers())) == ["commit", "trust"]
+        assert sorted(staging_handlers(ScriptedSealer(area), area, Workers().io)) == ["commit", "trust"]
 
     run(work)
 
@@ -184,7 +184,7 @@ def test_what_is_being_written_is_not_discarded(area: StagingArea) -> None:
     directory = stage(area, "a", x_txt=b"1")
 
     async def work() -> None:
-        handlers = staging_handlers(ScriptedSealer(area), area, Workers(), discard=discarding(area))
+        handlers = staging_handlers(ScriptedSealer(area), area, Workers().io, discard=discarding(area))
         with (
             directory.create(ROOT, b"y.txt"),
             pytest.raises(ShardfsError, match="open for writing") as raised,
