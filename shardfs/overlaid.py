@@ -78,10 +78,10 @@ class OverlaidVfs(Vfs):
     def known(self, overlay: Overlay, entry: StagedEntry) -> Ref:
         """The number by which the kernel knows, or is to know, an entry."""
         ref = overlay.refs.get(entry.id)
-        if ref is not None:
-            return ref
+        if ref is not None and self.ref_of(ref.inode) is ref:
+            return ref  # else the kernel has forgotten all of the version that its number was of
         origin = overlay.origins.get(entry.id)
-        if origin is None:
+        if origin is None or self.tree.slot(origin[0].slot) is not origin[0]:
             ref = Ref(self.tree.new_inode(), overlay, entry.id)
             self._refs[ref.inode] = ref
         else:
