@@ -16,9 +16,10 @@ from typing import Any, Protocol
 from shardfs.control import error_as_json
 from shardfs.control_server import Handler, Handlers
 from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError, StorageError
-from shardfs.model import Entry
+from shardfs.model import Entry, Key
 from shardfs.staging import StagedDirectory, StagingArea
 from shardfs.vfs import Vfs
+from shardfs.writing import WritableVfs
 
 
 class Sealed(Protocol):
@@ -49,13 +50,29 @@ Stored = Callable[[str], Entry | None]
 """What the store has under a key now, as far as the mount knows."""
 
 
+def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
+    """All that a mount of `vfs` can be asked for. `store` is its URL as anybody may see it."""
+    if not isinstance(vfs, WritableVfs):
+        return status_handlers(vfs, store, driver)
+    area, sealer = vfs.area, vfs.sealer
+
+    def stored(key: str) -> Entry | None:
+        found = vfs.tree.current(Key(key))
+        return None if found is None else found.entry
+
+    return {
+        **status_handlers(vfs, store, driver, writable=True, area=area),
+        **staging_handlers(sealer, area, vfs.calls.long, stored=stored, trusted=sealer.touched),
+    }
+
+
 # --- any mount --------------------------------------------------------------------------------------------------------
 
 
 def status_handlers(
     vfs: Vfs, store: str, driver: str, *, writable: bool = False, area: StagingArea | None = None
 ) -> Handlers:
-    """`ping` and `status`. `store` is its URL as anybody may see it; `area` what is staged, for a writable mount."""
+    """`ping` and `status`; `area` is what is staged, for a writable mount."""
     begun = time.time_ns()
 
     async def ping(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import pyfuse3
 import trio
 
 from shardfs import config, daemon, request_loop
-from shardfs.control_handlers import staging_handlers, status_handlers
+from shardfs.control_handlers import handlers_of
 from shardfs.control_server import Handlers, served
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
 from shardfs.fuse import Operations
@@ -32,7 +32,6 @@ from shardfs.fuse_writing import WritableOperations
 from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
-from shardfs.model import Entry, Key
 from shardfs.notices import Notices
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagingArea
@@ -127,22 +126,6 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
         gid=os.getegid(),
         read_ahead=read_ahead,
     )
-
-
-def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
-    """What commands may ask of the mount."""
-    if not isinstance(vfs, WritableVfs):
-        return status_handlers(vfs, store, driver)
-    area, sealer = vfs.area, vfs.sealer
-
-    def stored(key: str) -> Entry | None:
-        found = vfs.tree.current(Key(key))
-        return None if found is None else found.entry
-
-    return {
-        **status_handlers(vfs, store, driver, writable=True, area=area),
-        **staging_handlers(sealer, area, vfs.calls.long, stored=stored, trusted=sealer.touched),
-    }
 
 
 def tune() -> None:

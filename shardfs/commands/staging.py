@@ -34,6 +34,7 @@ from shardfs.errors import (
     StagingError,
     StagingLockedError,
     StaleShardError,
+    UnknownCommandError,
 )
 from shardfs.model import Key
 from shardfs.staging import Report, StagedDirectory, StagedEntry, StagingArea, copy_out, staged_stores
@@ -165,6 +166,10 @@ def _through_mount(locked: StagingLockedError, command: str, key: str | None, se
     try:
         control.ask(mountpoint, "ping", seconds=config.CONTROL_ANSWER)
         return control.ask(mountpoint, command, {} if key is None else {"key": key}, seconds)
+    except UnknownCommandError as error:
+        raise MountError(
+            f"the mount at {mountpoint} shows it: remove it there, or end that mount first: shardfs umount {mountpoint}"
+        ) from error
     except MountError as error:
         raise MountError(
             f"{error}; its process {locked.pid} has what is staged: end that mount first: shardfs umount {mountpoint}"

@@ -60,7 +60,7 @@ def _of(path: str) -> dict[str, Any]:
     elif mounted is not None:
         facts["store"] = mounted.source
     if not there:
-        return {**facts, "health": _DETACHED, "reason": "it ends when nobody uses it any more"}
+        return {**facts, "health": _DETACHED, "reason": "it ends when nobody uses it and all is stored"}
     try:
         return {**facts, **control.ask(path, "status", seconds=config.CONTROL_STATUS)}
     except ShardfsError as error:

@@ -74,7 +74,8 @@ def why(key: str, error: ShardfsError, state: str = "staged") -> str:
         hint = "look at it, and if it is whole: `shardfs staging trust`"
     elif state == "damaged":
         hint = "`shardfs staging recover --to DIR` copies what is left of it"
-    return one_line(f"{text if text.startswith(key) else f'{key}: {text}'}; {hint}")
+    named = text if text.startswith((f"{key}:", f"{key}/")) else f"{key}: {text}"
+    return one_line(f"{named}; {hint}")
 
 
 def reasons(outcome: Outcome) -> list[str]:

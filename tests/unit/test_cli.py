@@ -419,6 +419,28 @@ def test_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not file.exists()
 
 
+def test_all_records_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with daemon.recorded("/n", "store"), daemon.recorded("/m", "store", writable=True):
+        (tmp_path / "shardfs" / "0.json").write_text("{")
+        ours = [record for record in daemon.records() if record.pid == os.getpid()]
+        assert [(record.mountpoint, record.writable) for record in ours] == [("/m", True), ("/n", False)]
+    assert [record for record in daemon.records() if record.pid == os.getpid()] == []
+
+
+def test_what_a_daemon_has_left_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with daemon.recorded("/m", "store"):
+        daemon.leave_word("/m", {}, {})
+        assert daemon.hear_word("/m") == ({}, {})
+        daemon.leave_word("/m", {"k": "why"}, {"x.tmp": "plain"})
+        assert daemon.hear_word("/n") == ({}, {})
+        assert daemon.hear_word("/m") == ({"k": "why"}, {"x.tmp": "plain"})
+        assert daemon.hear_word("/m") == ({}, {})
+        (tmp_path / "shardfs" / (daemon.file_name("/m") + ".left")).write_text("[1]")
+        assert daemon.hear_word("/m") == ({}, {})
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -447,7 +447,7 @@ def test_commit_tells_what_was_stored(capsys: Capsys) -> None:
     [
         (BUSY, 6, "not stored: k: a seal runs, or a file is open for writing; close what is open"),
         (UNREADABLE, 1, "not stored: k/000001.json: no JSON: line 1; mend or remove that file"),
-        (STALE, 1, "not stored: k was changed in the store; the store's own version is there"),
+        (STALE, 1, "not stored: k: k was changed in the store; the store's own version is there"),
         (StagingError("no room", errno.ENOSPC), 1, "not stored: k: no room; it stays staged"),
     ],
     ids=["EBUSY", "EINVAL", "ESTALE", "ENOSPC"],
@@ -493,6 +493,10 @@ def test_commit_waits_for_no_mount_that_is_silent(capsys: Capsys, monkeypatch: p
         status, _, err = run(capsys, "commit", "/m")
         go.set()
     assert (status, err) == (4, "shardfs: the mount at /m does not answer\n")
+
+
+def test_the_key_is_always_named() -> None:
+    assert storing.why("a", StagingError("a file is open", errno.EBUSY)).startswith("a: a file is open; ")
 
 
 def test_doubtful_and_damaged_ones_say_what_to_do() -> None:
