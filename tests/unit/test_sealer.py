@@ -893,6 +893,7 @@ def test_a_killed_process_loses_and_doubles_nothing(tmp_path: Path, system: str)
             finally:
                 child.send_signal(signal.SIGKILL)
             done += len(child.stdout.read()) - 1
+        assert child.returncode == -signal.SIGKILL
         assert done > 0
         expected, play = START, random.Random(seed)
         for _ in range(done):
