@@ -177,9 +177,7 @@ class Sealer:
         """Keys whose last seal failed, and why."""
         return self._waiting.problems()
 
-    async def _each(
-        self, keys: Iterable[StagedDirectory], seal: Callable[[StagedDirectory], Awaitable[None]]
-    ) -> None:
+    async def _each(self, keys: Iterable[StagedDirectory], seal: Callable[[StagedDirectory], Awaitable[None]]) -> None:
         """Seal keys; where new ones come behind the others, one by one in order of their names, and after the others:
         samples can be added to the last key only for as long as it is the last."""
         ordered = sorted(keys, key=lambda staged: staged.key)
