@@ -240,7 +240,7 @@ class Sealer:
                 code = error.errno if isinstance(error, OSError) else None
                 work.error = StorageError(text, code or errno.EIO)
             finally:
-                if work.error is not None:
+                if work.error is not None and self._nursery is not None:
                     self._waiting.failed(staged, work.error, trio.current_time())
                 del self._works[staged.id]
                 work.done.set()
