@@ -18,7 +18,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -269,8 +269,8 @@ def _read(path: Path, uid: int) -> Record | None:
             if os.fstat(descriptor).st_uid != uid:
                 return None
             found = json.loads(file.read(1 << 16))
-        writable = found.get("writable") is True
-        return Record(int(found["pid"]), int(found["started"]), str(found["mountpoint"]), str(found["store"]), writable)
+        record = Record(int(found["pid"]), int(found["started"]), str(found["mountpoint"]), str(found["store"]))
+        return replace(record, writable=found.get("writable") is True)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
