@@ -50,16 +50,19 @@ class MountWords:
 def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords:
     """The words of all `-o`. BadSettingError names the one that is wrong, and what is nearest to it."""
     words = MountWords()
+    asked: set[str] = set()
     for word in (word for option in options for word in option.split(",") if word):
         name, equals, value = word.partition("=")
         if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete"):
             setattr(words, word, True)
         elif name in ("driver", "memory", "arrays", "text", "write_back") and equals:
             setattr(words, name, value)
-        elif word == "rw":
-            words.rw = True
-        elif word != "ro" and word not in HARMLESS.split() and not word.startswith(HARMLESS_BEGINNINGS):
+        elif word in ("ro", "rw"):
+            words.rw, asked = word == "rw", asked | {word}
+        elif word not in HARMLESS.split() and not word.startswith(HARMLESS_BEGINNINGS):
             raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
+    if len(asked) == 2:
+        raise BadSettingError("-o ro,rw: choose one of the two")
     if words.rw and from_mount8 and not (words.allow_overwrite or words.allow_delete or words.write_back):
         words.rw, words.rw_by_default = False, True
     if words.arrays is not None and words.arrays not in ARRAYS:

@@ -145,6 +145,7 @@ def test_info(capsys: pytest.CaptureFixture[str], store: Path) -> None:
         (["mount", "{store}"], 2, "MNT"),
         (["mount", "{store}", "m", "--allow-delete"], 2, "give --rw, too"),
         (["mount", "{store}", "m", "--rw", "--write-back", "soon"], 2, "'soon' is no time to wait"),
+        (["mount", "{store}", "m", "-o", "ro,rw"], 2, "choose one"),
         (["mount", "{store}", "m", "-o", "memroy=1G"], 2, "did you mean memory="),
         (["mount", "{store}", "m", "-o", "frobnicate"], 2, "known are: ro, rw, allow_overwrite"),
         (["mount", "{store}", "m", "-o", "memory=lots"], 2, "'lots' is no size"),
