@@ -473,7 +473,7 @@ def test_umount_stores_what_was_written_and_says_what_it_does_not(
         assert stored(store, "a")[0] == {"x": bytes(100), "label": 4}
         assert len(stored(store, "later")) == 10
     finally:
-        shardfs("umount", path)
+        shardfs("umount", "--force", path)
 
 
 def test_a_key_is_stored_after_some_quiet(
