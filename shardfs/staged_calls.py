@@ -53,7 +53,7 @@ class StagedCalls:
                 staged.let_go()
                 ended = time.perf_counter()
                 if ended - began > config.STAGED_SLOW:
-                    self._quick_from = ended + config.STAGED_SLOW_FOR
+                    self._quick_from = ended + (ended - began) * config.STAGED_SLOW_SHARE
         except StagingError as error:
             if error.errno == errno.EBADF:
                 raise StaleShardError(f"{staged.key} was just stored") from error
