@@ -177,9 +177,7 @@ class Sealer:
         """Keys whose last seal failed, and why."""
         return self._waiting.problems()
 
-    async def _each(
-        self, keys: Iterable[StagedDirectory], seal: Callable[[StagedDirectory], Awaitable[None]]
-    ) -> None:
+    async def _each(self, keys: Iterable[StagedDirectory], seal: Callable[[StagedDirectory], Awaitable[None]]) -> None:
         """Seal keys; where new ones come behind the others, one by one in order of their names, and after the others:
         samples can be added to the last key only for as long as it is the last."""
         ordered = sorted(keys, key=lambda staged: staged.key)
@@ -242,7 +240,7 @@ class Sealer:
                 code = error.errno if isinstance(error, OSError) else None
                 work.error = StorageError(text, code or errno.EIO)
             finally:
-                if work.error is not None:
+                if work.error is not None and self._nursery is not None:
                     self._waiting.failed(staged, work.error, trio.current_time())
                 del self._works[staged.id]
                 work.done.set()

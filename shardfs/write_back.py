@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 
 from shardfs import config
-from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError
+from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError, StagingError
 from shardfs.staging import StagedDirectory, StagingArea
 
 log = logging.getLogger("shardfs")
@@ -84,8 +84,8 @@ class WriteBack:
             return
         waiting = self._waiting.setdefault(staged.id, _Waiting(staged, now))
         waiting.changed = True
-        if staged.writers and error.errno == errno.EBUSY:
-            return  # nobody's fault: it is looked at again anyway
+        if error.errno == errno.EBUSY and isinstance(error, StagingError):
+            return  # somebody writes, which is nobody's fault: it is looked at again anyway
         if str(error) != waiting.problem:
             log.warning("%s is not sealed, and stays staged: %s", staged.key, error)
         waiting.problem = str(error)

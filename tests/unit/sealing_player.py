@@ -87,20 +87,23 @@ class Player:
         self.table = table
         self.version = version
         self.sealer: Sealer | None = None
+        self.highest = table.first_sample + table.samples - 1
 
     def sealed(self, sealed: Sealed) -> None:
         self.table, self.version = sealed.table, sealed.entry.version
 
     def staged(self) -> StagedDirectory:
-        return self.area.find(KEY) or self.area.create(KEY, base_version=self.version)
+        found = self.area.find(KEY)
+        return self.area.create(KEY, base_version=self.version) if found is None else found
 
     def put(self, at: int | None, value: int) -> None:
         """Change a sample, or add one; as careful programs do, by renaming a file over it."""
         staged = self.staged()
         names = named(staged, self.table)
         if at is None:
-            highest = max(*(int(name[:6]) for name in names), self.table.first_sample + self.table.samples - 1)
-            name = b"%06d.json" % (highest + 1)
+            # not one that was removed during a seal: what was the last sample could come before it then
+            self.highest = max(self.highest, *(int(name[:6]) for name in names)) + 1
+            name = b"%06d.json" % self.highest
         else:
             name = list(names)[at]
         with staged.create(ROOT, b".new") as file:
