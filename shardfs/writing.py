@@ -195,9 +195,9 @@ class WritableVfs(ChangingVfs):
         table = await self._table(key)
         stored = table.find(name) is not None
         if not stored and entry is not None and overlay is not None:
-            origin = overlay.origins[entry.id][1] if entry.id in overlay.origins else entry.base
-            if origin is not None and entry.base is not None:
-                staged, first = overlay.staged, table.name(entry.base)
+            of, file = overlay.origins.get(entry.id, (key, entry.base))
+            if file is not None and of is key:
+                staged, first = overlay.staged, table.name(file)
                 stored = await self.calls.quick(staged, lambda: staged.find(ROOT, first)) is None
         if stored:
             refuse(f"{key.entry.key}/{os.fsdecode(name)} is stored: removing needs --allow-delete", errno.EPERM)

@@ -350,6 +350,9 @@ def test_what_is_staged_is_removed_and_what_is_stored_is_not(mnt: Path, store: P
     os.rename(mnt / "a/000001.x.bin", mnt / "a/other.x.bin")
     with refused(errno.EPERM):
         os.unlink(mnt / "a/other.x.bin")
+    (mnt / "a/other.x.bin").write_bytes(b"changed")
+    with refused(errno.EPERM):
+        os.unlink(mnt / "a/other.x.bin")
     os.rename(mnt / "a/other.x.bin", mnt / "a/000001.x.bin")
     assert len(stored(store, "a")) == 3
 
