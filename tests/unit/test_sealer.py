@@ -285,9 +285,8 @@ def test_samples_removed_renumber_the_rest(world: World) -> None:
 
 def test_a_large_shard_is_opened_and_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "LARGE_LOAD", 1_000)
-    monkeypatch.setattr(config, "FRAME_TARGET", 4_096)
     world = World(tmp_path, SquirrelDriver(LocalStorage(tmp_path / "store"), compression="zst"))
-    records = [Value({"n": at, "text": f"{at} " * 300}, "x") for at in range(100)]
+    records = [Value({"n": at, "text": f"{at} " * 1_000}, "x") for at in range(600)]
     world.driver.write_records(K, records, base=None)
     before = stored_raw(world)
 
@@ -306,7 +305,7 @@ def test_a_large_shard_is_opened_and_not_loaded(tmp_path: Path, monkeypatch: pyt
 
     world.run(test)
     after = stored_raw(world)
-    assert [at for at in range(100) if before[at] != after[at]] == [7]
+    assert [at for at in range(600) if before[at] != after[at]] == [7]
     world.area.close()
 
 
