@@ -168,6 +168,8 @@ class ChangingVfs(SettledVfs):
         overlay, at, directory = await self._room_for(parent, name)
         if isinstance(directory, KeyDirectory):
             file = (await self._table(directory)).find(name)
+            if directory.superseded:
+                raise StaleShardError(f"{directory.entry.key} was just stored")
             if file is not None and not overlay.staged.hides(file):
                 if flags & os.O_EXCL:
                     raise StorageError(f"{os.fsdecode(name)} is there", errno.EEXIST)
@@ -207,7 +209,8 @@ class ChangingVfs(SettledVfs):
                 return OpenFile(ref, staged.open(ref.entry, True), True)
 
             # emptying may have to wait for the disk, as a change in place
-            file = await (self.calls.patient(staged, opened) if empty else self.calls.quick(staged, opened))
+            call = self.calls.patient if empty else self.calls.quick
+            file = await call(staged, opened, steady=False)
         self.sealer.touched(staged)
         return self.add_file(file)
 
@@ -245,7 +248,7 @@ class ChangingVfs(SettledVfs):
     async def bring(self, ref: Ref) -> None:
         """Have a staged file's bytes in the staging area. ESTALE if the store does not have them any more."""
         staged, key = ref.overlay.staged, ref.overlay.directory
-        base = (await self.calls.quick(staged, lambda: staged.entry(ref.entry))).base
+        base = (await self.calls.quick(staged, lambda: staged.entry(ref.entry), steady=False)).base
         if base is None:
             return
         if not isinstance(key, KeyDirectory):
@@ -266,9 +269,9 @@ class ChangingVfs(SettledVfs):
             raise StorageError("not open for writing", errno.EBADF)
         file, staged = opened.file, opened.ref.overlay.staged
         if file.waits():
-            count = await self.calls.long(lambda: file.pwrite(data, offset))
+            count = await self.calls.patient(staged, lambda: file.pwrite(data, offset), steady=False)
         else:
-            count = await self.calls.quick(staged, lambda: file.pwrite(data, offset))
+            count = await self.calls.quick(staged, lambda: file.pwrite(data, offset), steady=False)
         self.sealer.touched(staged)
         return count
 
@@ -279,7 +282,7 @@ class ChangingVfs(SettledVfs):
             self.release(handle)
         elif opened.file is not None:
             file, staged = opened.file, opened.ref.overlay.staged
-            await self.calls.quick(staged, file.close)
+            await self.calls.quick(staged, file.close, steady=False)
             if opened.writing and opened.ref.last is None:
                 self.sealer.touched(staged)
 

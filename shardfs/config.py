@@ -415,10 +415,12 @@ CONTROL_REPLY = 16 * MIB
 STAYING_TOLD = 20
 """Staged keys that `shardfs umount` tells of one by one when they stay on disk; `shardfs staging list` has them all."""
 
-STAGED_SLOW = 0.005
-STAGED_SLOW_FOR = 1.0
+STAGED_SLOW = 0.01
+STAGED_SLOW_SHARE = 10
 """A call of the staging area that took longer than STAGED_SLOW seconds (a write into the page cache takes a hundredth)
-shows a disk that cannot follow: for STAGED_SLOW_FOR seconds all calls go to workers, 60 microseconds each."""
+shows a disk that cannot follow, or a machine that is busy: for so many times as long all calls go to workers. So calls
+on the event loop stop it for no more than a tenth of the time, and for 0.2 s at once, as long as the kernel lets a
+writer wait. At 5 ms, two busy cores kept all calls in workers for nothing."""
 
 STAGED_LISTED = 1_024
 """Names looked up at a time for a listing with staged files: more than one answer to the kernel can hold."""

@@ -58,6 +58,7 @@ async def _rename_entry(
         if is_temporary(new_name):
             await vfs.bring(ref)  # it will be no part of the next version, which could not have its bytes
     assert overlay is not None
+    vfs.check_still(source)
     staged, hides = overlay.staged, over[0] if isinstance(over, tuple) else None
     await vfs.calls.patient(staged, lambda: staged.rename(source.entry, name, target.entry, new_name, hides))
     if isinstance(over, StagedEntry):

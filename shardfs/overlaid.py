@@ -107,6 +107,12 @@ class OverlaidVfs(Vfs):
             raise StaleShardError("this directory was stored, or removed")
         return Place(None, ref.overlay, ref.entry)
 
+    def check_still(self, place: Place) -> None:
+        """ESTALE if a seal has made something else of a directory since it was looked at."""
+        directory = place.directory
+        if directory is not None and self.tree.directory(directory.inode) is not directory:
+            raise StaleShardError("the directory was just stored")
+
     def looked_up(self, inode: int, count: int = 1) -> None:
         self._count(inode, count)
 
@@ -197,13 +203,7 @@ class OverlaidVfs(Vfs):
         if ref.last is not None:
             return ref.last
         staged = ref.overlay.staged
-        try:
-            entry = await self.calls.quick(staged, lambda: staged.entry(ref.entry))
-        except StorageError as error:
-            if error.errno == errno.ENOENT:
-                raise StaleShardError("the file was removed") from error
-            raise
-        return attributes_of(ref.inode, entry)
+        return attributes_of(ref.inode, await self.calls.quick(staged, lambda: staged.entry(ref.entry), steady=False))
 
     def _directory_attributes(self, directory: AnyDirectory) -> Attributes:
         overlay = overlay_of(directory)
@@ -280,8 +280,8 @@ class OverlaidVfs(Vfs):
 
         try:
             found = gather() if staged is None else await self.calls.quick(staged, gather)
-        except StorageError as error:
-            if error.errno == errno.ENOENT:
+        except StaleShardError:
+            if place.directory is None:
                 return []  # the directory was removed
             raise
         made = []
@@ -294,9 +294,9 @@ class OverlaidVfs(Vfs):
 
     def files(self, handle: int) -> FileRun | None:
         opened = self._handles.get(handle)
-        if opened is not None and isinstance(key := opened.directory, KeyDirectory):
-            if key.overlay is not None or key.superseded or handle in self._listings:
-                return None
+        key = None if opened is None else opened.directory
+        if isinstance(key, KeyDirectory) and (key.overlay is not None or key.superseded or handle in self._listings):
+            return None
         return super().files(handle)
 
     def releasedir(self, handle: int) -> None:
@@ -334,7 +334,7 @@ class OverlaidVfs(Vfs):
             file = staged.open(ref.entry, False) if entry.base is None else None
             return OpenFile(ref, file, False)
 
-        return self.add_file(await self.calls.quick(staged, look))
+        return self.add_file(await self.calls.quick(staged, look, steady=False))
 
     def add_file(self, opened: OpenFile) -> int:
         """A handle for an open file."""
@@ -389,7 +389,7 @@ class OverlaidVfs(Vfs):
             with staged.open(ref.entry, False) as file:
                 return file.pread(size, offset)
 
-        found = await self.calls.long(read)
+        found = await self.calls.patient(staged, read, steady=False)
         if isinstance(found, bytes):
             return found
         if not isinstance(key, KeyDirectory):

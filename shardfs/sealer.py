@@ -15,6 +15,7 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
@@ -88,6 +89,7 @@ class Sealer:
         self.on_parked: Callable[[StagedDirectory, str], None] = lambda staged, key: None
         """Called on the event loop with a directory that was set aside, and the key it had."""
         self._works: dict[str, _Work] = {}
+        self._unclean: list[tuple[StagedDirectory, bool]] = []
         self._waiting = WriteBack(area, driver.appends)
         self._nursery: trio.Nursery | None = None
         self._workers: Workers | None = None
@@ -127,6 +129,7 @@ class Sealer:
     async def _settle_at_start(self, staged: StagedDirectory) -> None:
         try:
             await self._settled(staged)
+            await self._clean()
         except ShardfsError as error:
             self._waiting.failed(staged, error, trio.current_time())
         except Exception:
@@ -245,6 +248,7 @@ class Sealer:
                 del self._works[staged.id]
                 work.done.set()
                 self._awake()
+            await self._clean()
 
     async def _seal(self, work: _Work) -> Sealed | None:
         staged = work.staged
@@ -302,17 +306,17 @@ class Sealer:
         places = await workers.cpu(lambda: seal_steps.place(written, table), 0)
         for attempt in range(config.SEAL_RESCUES):
             try:
-                return await self._counted(staged, written, places)
+                return self._count(staged, written, places)
             except StagingError as error:
                 if error.errno != errno.EINVAL or attempt == config.SEAL_RESCUES - 1:
                     raise
                 await workers.io(lambda: seal_steps.rescue(staged, snapshot, places, base))
         raise AssertionError("unreachable")
 
-    async def _counted(self, staged: StagedDirectory, written: Written, places: Places) -> Sealed:
+    def _count(self, staged: StagedDirectory, written: Written, places: Places) -> Sealed:
+        """Make a new version count: the one step. StagingError, EINVAL, where bytes must be rescued first."""
         entry, snapshot, table = written.entry, written.snapshot, places.after
         numbers, old = places.numbers, places.base_numbers.get
-        # from here to on_sealed nothing is awaited
         left = staged.seal.done(
             entry.version, numbers, old, entry.stored_bytes, new_name=places.new_name, durable=False
         )
@@ -325,11 +329,19 @@ class Sealer:
         has_file = {number: file for number, file in numbers.items() if file is not None}
         sealed = Sealed(entry.key, entry, table, has_file, places.base_numbers, staged if left else None)
         self.on_sealed(sealed)
-        try:
-            await self._working().io(staged.seal.commit if left else lambda: self._area.remove(staged))
-        except ShardfsError as error:
-            log.warning("%s is in the store, but its staging could not be cleaned up: %s", entry.key, error)
+        self._unclean.append((staged, left))
         return sealed
+
+    async def _clean(self) -> None:
+        """Free what was sealed. Nobody waits for it: removing ten thousand files may take longer than sealing them."""
+        while self._unclean:
+            staged, left = self._unclean.pop()
+            try:
+                await self._working().io(staged.seal.commit if left else partial(self._area.remove, staged))
+            except (ShardfsError, OSError) as error:
+                if left and self._area.find(staged.key) is not staged:
+                    continue  # sealed once more since, and gone
+                log.warning("%s is in the store, but its staging could not be cleaned up: %s", staged.key, error)
 
     async def _parked(
         self, staged: StagedDirectory, key: Key, version: str | None, error: ShardfsError

@@ -19,7 +19,7 @@ from typing import TypeVar
 import trio
 
 from shardfs import config
-from shardfs.errors import StagingError, StaleShardError
+from shardfs.errors import ShardfsError, StagingError, StaleShardError
 from shardfs.staging import StagedDirectory
 from shardfs.workers import Workers
 
@@ -40,33 +40,37 @@ class StagedCalls:
         self._workers = Workers()
         yield
 
-    async def quick(self, staged: StagedDirectory, work: Callable[[], T]) -> T:
-        """Do what needs no more than the page cache. Raises what `work` does; ESTALE where a seal has taken the
-        directory meanwhile: the kernel then looks again, and finds what it has become."""
+    async def quick(self, staged: StagedDirectory, work: Callable[[], T], *, steady: bool = True) -> T:
+        """Do what needs no more than the page cache. What is known of the directory at the call holds when `work` runs:
+        ESTALE where a seal has come in between, upon which the kernel looks again. Not so without `steady`, for what
+        means an open file or an entry's own number, which a seal does not touch. Raises what `work` does."""
         began = time.perf_counter()
+        if began < self._quick_from or not staged.hold():
+            return await self.patient(staged, work, steady=steady)
         try:
-            if began < self._quick_from or not staged.hold():
-                return await self.long(work)
-            try:
-                return work()
-            finally:
-                staged.let_go()
-                ended = time.perf_counter()
-                if ended - began > config.STAGED_SLOW:
-                    self._quick_from = ended + config.STAGED_SLOW_FOR
+            return work()
         except StagingError as error:
-            if error.errno == errno.EBADF:
-                raise StaleShardError(f"{staged.key} was just stored") from error
-            raise
+            raise _looked_again(error) from error
+        finally:
+            staged.let_go()
+            ended = time.perf_counter()
+            if ended - began > config.STAGED_SLOW:
+                self._quick_from = ended + (ended - began) * config.STAGED_SLOW_SHARE
 
-    async def patient(self, staged: StagedDirectory, work: Callable[[], T]) -> T:
-        """Do what may have to wait for the disk. Errors as `quick`."""
+    async def patient(self, staged: StagedDirectory, work: Callable[[], T], *, steady: bool = True) -> T:
+        """The same for what may have to wait for the disk."""
+        version = staged.base_version
+
+        def checked() -> T:
+            with staged.held():
+                if steady and staged.base_version != version:  # numbers and names mean other files by now
+                    raise StaleShardError(f"{staged.key} was just stored")
+                return work()
+
         try:
-            return await self.long(work)
+            return await self.long(checked)
         except StagingError as error:
-            if error.errno == errno.EBADF:
-                raise StaleShardError(f"{staged.key} was just stored") from error
-            raise
+            raise _looked_again(error) from error
 
     async def long(self, work: Callable[[], T]) -> T:
         """Do what waits for the disk."""
@@ -86,3 +90,8 @@ class StagedCalls:
             users.pop()
             if not users:
                 del self._locks[what]
+
+
+def _looked_again(error: StagingError) -> ShardfsError:
+    """What to say of an entry, or of a directory, that is staged no more: it may be in the store by now."""
+    return StaleShardError(str(error)) if error.errno in (errno.EBADF, errno.ENOENT) else error

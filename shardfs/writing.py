@@ -105,21 +105,21 @@ class WritableVfs(ChangingVfs):
                 staged, entry = overlay.staged, ROOT if ref is None else ref.entry
                 mode, *rest = others
                 bits = None if mode is None else mode & 0o7777
-                await self.calls.quick(staged, lambda: staged.set_attributes(entry, bits, *rest))
+                await self.calls.quick(staged, lambda: staged.set_attributes(entry, bits, *rest), steady=False)
         return await self.getattr(inode)
 
     async def _resize(self, ref: Ref, opened: OpenFile | None, size: int) -> None:
         staged = ref.overlay.staged
         if opened is not None and opened.file is not None and opened.writing:
             file = opened.file
-            await self.calls.patient(staged, lambda: file.truncate(size))
+            await self.calls.patient(staged, lambda: file.truncate(size), steady=False)
         else:
             if ref.last is not None:
                 raise StaleShardError("the file was stored since it was looked up")
             async with self.calls.alone((staged.id, ref.entry)):
                 if size:
                     await self.bring(ref)
-                await self.calls.patient(staged, lambda: staged.truncate(ref.entry, size))
+                await self.calls.patient(staged, lambda: staged.truncate(ref.entry, size), steady=False)
         self.sealer.touched(staged)
 
     # --- directories --------------------------------------------------------------------------------------------
@@ -170,6 +170,7 @@ class WritableVfs(ChangingVfs):
         if isinstance(key, KeyDirectory) and not self.allowed.delete:
             entry = found if isinstance(found, StagedEntry) else None
             await self._check_removable(key, place.overlay, name, entry)
+        self.check_still(place)
         if isinstance(found, StagedEntry):
             assert place.overlay is not None
             overlay, staged = place.overlay, place.overlay.staged
@@ -179,6 +180,7 @@ class WritableVfs(ChangingVfs):
             assert isinstance(key, KeyDirectory)
             file = found[0]
             staged = (await self.overlay(key)).staged
+            self.check_still(place)
             await self.calls.quick(staged, lambda: staged.hide(file))
         self.sealer.touched(staged)
 
@@ -193,9 +195,9 @@ class WritableVfs(ChangingVfs):
         table = await self._table(key)
         stored = table.find(name) is not None
         if not stored and entry is not None and overlay is not None:
-            origin = overlay.origins[entry.id][1] if entry.id in overlay.origins else entry.base
-            if origin is not None and entry.base is not None:
-                staged, first = overlay.staged, table.name(entry.base)
+            of, file = overlay.origins.get(entry.id, (key, entry.base))
+            if file is not None and of is key:
+                staged, first = overlay.staged, table.name(file)
                 stored = await self.calls.quick(staged, lambda: staged.find(ROOT, first)) is None
         if stored:
             refuse(f"{key.entry.key}/{os.fsdecode(name)} is stored: removing needs --allow-delete", errno.EPERM)

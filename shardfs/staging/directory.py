@@ -7,10 +7,11 @@ nothing of what names mean, nor of how a shard is encoded.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from shardfs import config
@@ -419,6 +420,12 @@ class StagedDirectory:
     def on_append(self, told: Callable[[], None]) -> None:
         """Have `told` called after each record, with the lock held."""
         self._ledger.on_append = told
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else changes anything, or looks, inside this block."""
+        with self._lock:
+            yield
 
     def hold(self) -> bool:
         """Have the lock, so that a call of another method waits for nobody; False if somebody else has it now."""

@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -19,9 +20,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from shardfs import open_store
+from shardfs import daemon, open_store
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import mounting
+from tests.mount.conftest import mount_point, mounting
 from tests.mount.conftest import run as shardfs
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(90)]
@@ -42,9 +43,13 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def refused(code: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:
+    try:
         yield
-    assert caught.value.errno == code, f"{errno.errorcode[caught.value.errno or 0]}, not {errno.errorcode[code]}"
+    except OSError as error:
+        if error.errno != code:
+            raise
+    else:
+        pytest.fail(f"this should be {errno.errorcode[code]}")
 
 
 @pytest.fixture
@@ -181,7 +186,8 @@ def test_a_rename_that_cannot_be_stored_changes_nothing_and_can_be_repeated(mnt:
     (mnt / "x.tmp/000000.json").write_text("{")
     with refused(errno.EINVAL):
         os.rename(mnt / "x.tmp", mnt / "x")
-    assert "x.tmp" in os.listdir(mnt) and "x" not in os.listdir(mnt)
+    assert "x.tmp" in os.listdir(mnt)
+    assert "x" not in os.listdir(mnt)
     (mnt / "x.tmp/000000.json").write_text('{"n": 1}')
     os.rename(mnt / "x.tmp", mnt / "x")
     assert stored(store, "x") == [{"n": 1}]
@@ -214,7 +220,8 @@ def test_np_save_and_pil_and_datasets_of_ordinary_files(mnt: Path, store: Path) 
     with PIL.Image.open(mnt / "new/000000.pic.png") as read:
         assert read.tobytes() == picture.tobytes()
     samples = stored(store, "new")
-    assert isinstance(samples[0], dict) and np.array_equal(samples[0]["matrix"], array)
+    assert isinstance(samples[0], dict)
+    assert np.array_equal(samples[0]["matrix"], array)
     assert samples[1] == {"cls": 7, "__key__": "cat"}
 
 
@@ -341,6 +348,9 @@ def test_what_is_staged_is_removed_and_what_is_stored_is_not(mnt: Path, store: P
     with refused(errno.EPERM):
         os.unlink(mnt / "a/000000.json")
     os.rename(mnt / "a/000001.x.bin", mnt / "a/other.x.bin")
+    with refused(errno.EPERM):
+        os.unlink(mnt / "a/other.x.bin")
+    (mnt / "a/other.x.bin").write_bytes(b"changed")
     with refused(errno.EPERM):
         os.unlink(mnt / "a/other.x.bin")
     os.rename(mnt / "a/other.x.bin", mnt / "a/000001.x.bin")
@@ -489,6 +499,32 @@ def test_a_key_is_stored_after_some_quiet(
             time.sleep(0.05)
         assert [(path / f"new/{n:06d}.note.bin").read_bytes() for n in range(30)] == [b"%d" % n for n in range(30)]
     assert [sample["note"] for sample in stored(store, "new")] == [b"%d" % n for n in range(30)]  # type: ignore[index]
+
+
+def test_what_was_written_is_there_again_after_the_daemon_was_killed(
+    store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with mount_point() as path:
+        words = ("--rw", "--write-back", "off", "--log", str(tmp_path / "log"))
+        assert shardfs("mount", store, path, *words).returncode == 0
+        run("cp", "-r", source, path / "new")
+        (path / "a/000001.json").write_text('{"label": 5}')
+        record = daemon.find(str(path))
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+        assert daemon.wait_until_gone(record)
+        assert shardfs("mount", store, path, *words).returncode == 0
+        same(source, path / "new")
+        assert (path / "a/000001.json").read_text() == '{"label": 5}'
+        assert shardfs("umount", path).stderr == ""
+    assert len(stored(store, "new")) == 10
+    assert stored(store, "a")[1] == {"x": b"\1" * 100, "label": 5}
+
+
+def test_a_second_writable_mount_of_a_store_is_refused(mnt: Path, store: Path, tmp_path: Path) -> None:
+    done = shardfs("mount", "--rw", store, tmp_path / "second")
+    assert (done.returncode, "is writing to" in done.stderr) == (6, True), done.stderr
 
 
 def test_threads_write_different_keys_and_one(mnt: Path, store: Path) -> None:

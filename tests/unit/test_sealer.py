@@ -283,6 +283,32 @@ def test_samples_removed_renumber_the_rest(world: World) -> None:
     assert ns(world) == [0, 2, 4, 50, 9]
 
 
+def test_a_large_shard_is_opened_and_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "LARGE_LOAD", 1_000)
+    world = World(tmp_path, SquirrelDriver(LocalStorage(tmp_path / "store"), compression="zst"))
+    records = [Value({"n": at, "text": f"{at} " * 1_000}, "x") for at in range(600)]
+    world.driver.write_records(K, records, base=None)
+    before = stored_raw(world)
+
+    async def test() -> None:
+        table = await world.cache.table(entry := world.driver.entry(K))
+        world.cache.drop(entry)
+        world.cache.tables.keep(entry, table)
+        staged = world.over()
+        await world.edit(staged, b"000007.json", line(n=-7, text=""))
+        sealed = await world.sealer.seal(staged)
+        assert sealed is not None
+        assert (world.cache.counts.opened, world.cache.counts.loads) == (1, 2), "the old one opened, the new one loaded"
+        loaded = world.cache.peek(sealed.entry)
+        assert loaded is not None
+        assert loaded.pins == 0
+
+    world.run(test)
+    after = stored_raw(world)
+    assert [at for at in range(600) if before[at] != after[at]] == [7]
+    world.area.close()
+
+
 def test_nothing_to_seal(world: World) -> None:
     some(world, 1)
 

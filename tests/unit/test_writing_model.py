@@ -120,7 +120,7 @@ class Mount:
     def open(self, path: str, flags: int = os.O_RDONLY) -> int:
         if flags & os.O_CREAT:
             try:
-                inode = self.inode(path)
+                self.inode(path)
             except FileNotFoundError:
                 handle, _ = self.ask(self.vfs.create, *self._split(path), 0o644, flags, 1, 2)
                 return int(handle)
@@ -264,8 +264,9 @@ class Writing(RuleBasedStateMachine):
         try:
             self.mount.rename(temporary, key)
             self.model[key] = renumbered(files)
-        except OSError as error:  # staged files are in the way
-            assert error.errno in (errno.ENOTEMPTY, errno.EBUSY)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):  # staged files are in the way
+                raise
             for name in files:
                 self.mount.unlink(f"{temporary}/{name}")
             self.mount.rmdir(temporary)
