@@ -92,7 +92,8 @@ class ShardCache:
         """With `parts`, shards that their driver can read in parts are not loaded once their table is known."""
         self._driver = driver
         self._room = Room(budget, self._make_room)
-        self._arrays = arrays
+        self.arrays = arrays
+        """How samples are shown, as the layout takes it."""
         self._parts = parts
         self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
@@ -118,6 +119,11 @@ class ShardCache:
     def used(self) -> int:
         """Bytes held, or reserved for loads under way."""
         return self._room.used
+
+    @property
+    def budget(self) -> int:
+        """Bytes that may be held."""
+        return self._room.budget
 
     def calm(self) -> bool:
         """True while nothing is being loaded."""
@@ -210,7 +216,7 @@ class ShardCache:
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
-        return loaded.table.render_now(file, loaded.shard, self._arrays)
+        return loaded.table.render_now(file, loaded.shard, self.arrays)
 
     async def fetched(self, entry: Entry, loaded: Loaded, start: int, end: int) -> Buffer:
         """Raw bytes that are not at hand: in a worker, and kept within the budget where they are kept. Errors as
@@ -227,8 +233,24 @@ class ShardCache:
             self._tell(identity, error)
             raise
         finally:
-            loaded.pins -= 1
-            self._recount(identity, loaded)
+            self._unpin(identity, loaded)
+
+    def _unpin(self, identity: Identity, loaded: Loaded) -> None:
+        """What a shard holds may have changed meanwhile: make room for it, and count it."""
+        loaded.pins -= 1
+        if self._shards.get(identity) is loaded:
+            self._make_room(max(0, loaded.shard.held - loaded.counted), identity)
+            self._count(loaded)
+
+    @contextlib.asynccontextmanager
+    async def pinned(self, entry: Entry) -> AsyncIterator[Loaded]:
+        """The shard, which is not evicted inside this block, for work that asks it itself. Errors as `shard`."""
+        loaded = await self.shard(entry)
+        loaded.pins += 1
+        try:
+            yield loaded
+        finally:
+            self._unpin((entry.key, entry.version), loaded)
 
     def _refill(self, entry: Entry, loaded: Loaded, start: int, end: int) -> None:
         """Have a range made ready, if the shard is still here and that fits beside all that is held."""
@@ -245,19 +267,10 @@ class ShardCache:
         loaded.pins += 1
         try:
             await self._workers.cpu(lambda: hold(start, end), end - start)
-        except ShardfsError as error:
+        except (ShardfsError, OSError, MemoryError) as error:
             log.debug("%s was not made ready: %s", identity[0], error)  # who asks for it is told
-        except (OSError, MemoryError) as error:
-            log.debug("%s was not made ready: %s", identity[0], error)
         finally:
-            loaded.pins -= 1
-            self._recount(identity, loaded)
-
-    def _recount(self, identity: Identity, loaded: Loaded) -> None:
-        """What a shard holds may have changed: make room for it, and count it."""
-        if self._shards.get(identity) is loaded:
-            self._make_room(max(0, loaded.shard.held - loaded.counted), identity)
-            self._count(loaded)
+            self._unpin(identity, loaded)
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
@@ -270,7 +283,7 @@ class ShardCache:
         assert self._workers is not None
         loaded.pins += 1
         try:
-            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self._arrays), table.size(file))
+            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self.arrays), table.size(file))
         finally:
             loaded.pins -= 1
         if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
@@ -342,7 +355,7 @@ class ShardCache:
             shard = driver.load(entry, grow)
             if table is not None and table.raw_bytes == shard.size:
                 return Loaded(shard, table), False
-            built = index.build(shard, self._arrays)
+            built = index.build(shard, self.arrays)
             in_place = driver.open(entry, built.raw_bytes) if self._parts else None
             if in_place is None or in_place.computes:
                 return Loaded(shard, built), True

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from shardfs import config
-from shardfs.drivers.base import Driver, Grow, InMemory, NewRecord, Record, Shard, ShardReader
+from shardfs.drivers.base import Driver, Grow, InMemory, NewRecord, Note, Record, Shard, ShardReader
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Entry, Key, Version
@@ -79,6 +79,7 @@ class FakeDriver:
 
     name = "fake"
     writable = False
+    appends = False
     reading = "fake"
 
     def __init__(self, **sizes: int) -> None:
@@ -135,7 +136,12 @@ class FakeDriver:
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         raise NotImplementedError
 
-    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+    def settle(self, key: Key, noted: str) -> Entry | None:
+        raise AssertionError("nothing is written")
+
+    def write_records(
+        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
+    ) -> Entry:
         raise NotImplementedError
 
     def remove(self, key: Key) -> None:
