@@ -414,11 +414,12 @@ class ShardCache:
 
     def _close_some(self) -> None:
         """Bound the shards that each hold a descriptor. The newest stays."""
-        for identity in list(self._shards)[:-1] if self._partial > config.READERS else ():
+        most = config.readers()
+        for identity in list(self._shards)[:-1] if self._partial > most else ():
             loaded = self._shards[identity]
             if loaded.partial and not loaded.pins:
                 self._evict(identity)
-                if self._partial <= config.READERS:
+                if self._partial <= most:
                     break
 
     def _tell(self, identity: Identity, error: ShardfsError) -> None:
