@@ -170,9 +170,12 @@ class ShardCache:
         self._ahead.discard(identity)
         self.on_touch(entry)
         await load.done.wait()
-        if load.loaded is None:
+        if load.loaded is not None:
+            return load.loaded
+        try:
             raise load.error or StorageError("the mount is being ended")
-        return load.loaded
+        finally:
+            del load  # or the error would hold itself
 
     def load_ahead(self, entry: Entry, size: int) -> bool:
         """Load a shard of about `size` raw bytes that nobody has asked for yet, if that takes nothing from anybody."""
@@ -304,6 +307,8 @@ class ShardCache:
                 log.exception("loading %s", load.entry.key)
             load.error = StorageError(f"loading {load.entry.key}: {type(error).__name__}: {error}")
         finally:
+            if load.error is not None:
+                load.error.__traceback__ = None  # which would hold the load, and with it the error
             self._room.release(load.claim)
             del self._loads[identity]
             if load.loaded is not None:
