@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 MIB = 1 << 20
@@ -28,7 +29,14 @@ ADVISE_LIMIT = 128 * MIB
 used as a whole."""
 
 READERS = 256
-"""Shards that may be open for reading parts of them: each holds a descriptor."""
+"""Shards that may be open for reading parts of them: each holds a descriptor..."""
+
+READERS_SHARE = 4
+"""...and together no more than one part in this many of what the process may have: the rest is for shards that are
+read while they are pinned, and for storage, of which each of WORKERS_IO threads may hold two."""
+
+DESCRIPTORS = 4096
+"""A process that serves a mount raises its limit of descriptors to this, as far as it may."""
 
 BOMB_FLOOR = 128 * MIB
 """Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds. A damaged shard
@@ -261,6 +269,12 @@ def cgroup_limits(groups: Path, root: Path) -> list[int]:
                 if limit is not None:
                     limits.append(limit)
     return limits
+
+
+def readers() -> int:
+    """How many shards may be open for reading parts of them, in a process with so few descriptors as this one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return READERS if most == resource.RLIM_INFINITY else min(READERS, most // READERS_SHARE)
 
 
 def default_budget() -> int:

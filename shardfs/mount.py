@@ -12,6 +12,7 @@ import errno
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -132,6 +133,7 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
 def tune() -> None:
     """Process-wide settings for serving: only for a process that does nothing else."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    _allow_descriptors()
     # Nothing here makes cycles by the thousand, and a listing of a million files makes objects by the million: the
     # collector would take a tenth of its time.
     gc.freeze()
@@ -144,6 +146,14 @@ def tune() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
         # Each worker thread would get an arena of its own and keep its peak.
         libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def _allow_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = config.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(config.DESCRIPTORS, hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        with contextlib.suppress(OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # --- before mounting --------------------------------------------------------------------------------------------------

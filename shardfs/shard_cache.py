@@ -176,9 +176,12 @@ class ShardCache:
         self._ahead.discard(identity)
         self.on_touch(entry)
         await load.done.wait()
-        if load.loaded is None:
+        if load.loaded is not None:
+            return load.loaded
+        try:
             raise load.error or StorageError("the mount is being ended")
-        return load.loaded
+        finally:
+            del load  # or the error would hold itself
 
     def load_ahead(self, entry: Entry, size: int) -> bool:
         """Load a shard of about `size` raw bytes that nobody has asked for yet, if that takes nothing from anybody."""
@@ -317,6 +320,8 @@ class ShardCache:
                 log.exception("loading %s", load.entry.key)
             load.error = StorageError(f"loading {load.entry.key}: {type(error).__name__}: {error}")
         finally:
+            if load.error is not None:
+                load.error.__traceback__ = None  # which would hold the load, and with it the error
             self._room.release(load.claim)
             del self._loads[identity]
             if load.loaded is not None:
@@ -427,11 +432,12 @@ class ShardCache:
 
     def _close_some(self) -> None:
         """Bound the shards that each hold a descriptor. The newest stays."""
-        for identity in list(self._shards)[:-1] if self._partial > config.READERS else ():
+        most = config.readers()
+        for identity in list(self._shards)[:-1] if self._partial > most else ():
             loaded = self._shards[identity]
             if loaded.partial and not loaded.pins:
                 self._evict(identity)
-                if self._partial <= config.READERS:
+                if self._partial <= most:
                     break
 
     def _tell(self, identity: Identity, error: ShardfsError) -> None:
