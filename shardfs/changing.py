@@ -77,6 +77,11 @@ class ChangingVfs(SettledVfs):
         if self.ending:
             raise StorageError("the mount is being ended", errno.EROFS)
 
+    def touched(self, staged: StagedDirectory) -> None:
+        """Something was changed: its quiet begins anew, unless a seal has just taken all there was."""
+        if self.area.find(staged.key) is staged:
+            self.sealer.touched(staged)
+
     # --- where something is staged ------------------------------------------------------------------------------
 
     def stage(self, key: str, kind: Kind, version: str | None = None, size: int = 0) -> StagedDirectory:
@@ -187,7 +192,7 @@ class ChangingVfs(SettledVfs):
         entry, opened = await self.calls.quick(staged, make)
         ref = self.known(overlay, entry)
         self.looked_up(ref.inode)
-        self.sealer.touched(staged)
+        self.touched(staged)
         if opened is None:
             return await self.open(ref.inode, flags), attributes_of(ref.inode, entry)
         opened.ref = ref
@@ -211,7 +216,7 @@ class ChangingVfs(SettledVfs):
             # emptying may have to wait for the disk, as a change in place
             call = self.calls.patient if empty else self.calls.quick
             file = await call(staged, opened, steady=False)
-        self.sealer.touched(staged)
+        self.touched(staged)
         return self.add_file(file)
 
     async def changeable(self, inode: int) -> Ref:
@@ -272,7 +277,7 @@ class ChangingVfs(SettledVfs):
             count = await self.calls.patient(staged, lambda: file.pwrite(data, offset), steady=False)
         else:
             count = await self.calls.quick(staged, lambda: file.pwrite(data, offset), steady=False)
-        self.sealer.touched(staged)
+        self.touched(staged)
         return count
 
     async def close(self, handle: int) -> None:
@@ -284,7 +289,7 @@ class ChangingVfs(SettledVfs):
             file, staged = opened.file, opened.ref.overlay.staged
             await self.calls.quick(staged, file.close, steady=False)
             if opened.writing and opened.ref.last is None:
-                self.sealer.touched(staged)
+                self.touched(staged)
 
 
 def _pieces(loaded: Loaded, file: int, arrays: str) -> Iterator[bytes | memoryview]:

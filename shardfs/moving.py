@@ -63,7 +63,7 @@ async def _rename_entry(
     await vfs.calls.patient(staged, lambda: staged.rename(source.entry, name, target.entry, new_name, hides))
     if isinstance(over, StagedEntry):
         vfs.dropped(overlay, over.id)
-    vfs.sealer.touched(staged)
+    vfs.touched(staged)
 
 
 class _Directories:
@@ -161,7 +161,7 @@ class _Directories:
         now = self._above.children.get(self._name)
         assert now is not None
         self._tree.move(now, self._to, self._new_name)
-        vfs.sealer.touched(staged)
+        vfs.touched(staged)
 
     async def _lay_over(self, overlay: Overlay, target: KeyDirectory) -> None:
         """Have a new key replace a stored one: nothing of that is to be seen."""

@@ -120,7 +120,7 @@ class WritableVfs(ChangingVfs):
                 if size:
                     await self.bring(ref)
                 await self.calls.patient(staged, lambda: staged.truncate(ref.entry, size), steady=False)
-        self.sealer.touched(staged)
+        self.touched(staged)
 
     # --- directories --------------------------------------------------------------------------------------------
 
@@ -182,7 +182,7 @@ class WritableVfs(ChangingVfs):
             staged = (await self.overlay(key)).staged
             self.check_still(place)
             await self.calls.quick(staged, lambda: staged.hide(file))
-        self.sealer.touched(staged)
+        self.touched(staged)
 
     def dropped(self, overlay: Overlay, number: int) -> None:
         """An entry is not in its directory any more; who has it open keeps it."""

@@ -193,6 +193,18 @@ def test_a_rename_that_cannot_be_stored_changes_nothing_and_can_be_repeated(mnt:
     assert stored(store, "x") == [{"n": 1}]
 
 
+def test_a_key_that_somebody_else_has_stored_meanwhile_is_not_replaced(mnt: Path, store: Path, source: Path) -> None:
+    run("cp", "-r", source, mnt / "x.tmp")
+    open_store(store).set([{"label": 1}], "x")
+    for _ in range(2):
+        with refused(errno.EEXIST):
+            os.rename(mnt / "x.tmp", mnt / "x")
+        same(source, mnt / "x.tmp")
+        assert not [name for name in os.listdir(mnt) if "conflict" in name]
+    assert stored(store, "x") == [{"label": 1}]
+    run("rm", "-r", mnt / "x.tmp")
+
+
 def test_whoever_works_in_a_key_goes_on_over_a_seal(mnt: Path, store: Path, source: Path) -> None:
     (mnt / "new").mkdir()
     command = "for f in ../../source/*; do cp $f . || exit 1; sync . || exit 2; pwd >/dev/null || exit 3; done; ls"
@@ -484,6 +496,20 @@ def test_umount_stores_what_was_written_and_says_what_it_does_not(
         assert len(stored(store, "later")) == 10
     finally:
         shardfs("umount", "--force", path)
+
+
+def test_a_signal_that_ends_the_daemon_stores_what_was_written(
+    store: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    with mount_point() as path:
+        assert shardfs("mount", "--rw", store, path, "--log", str(tmp_path / "log")).returncode == 0
+        run("cp", "-r", source, path / "new")
+        record = daemon.find(str(path))
+        assert record is not None
+        os.kill(record.pid, signal.SIGTERM)
+        assert daemon.wait_until_gone(record, 30)
+    assert len(stored(store, "new")) == 10
 
 
 def test_a_key_is_stored_after_some_quiet(

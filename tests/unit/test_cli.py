@@ -317,6 +317,10 @@ def test_words_of_fstab_are_ignored() -> None:
     odd = "x-systemd.automount,x-systemd.idle-timeout=1min,X-mount.mkdir,comment=x,default_permissions,,"
     assert options.parse_words([harmless, odd]) == options.MountWords()
     assert options.parse_words(["rw,dev,suid"], from_mount8=True) == options.MountWords(rw_by_default=True)
+    asked = options.parse_words(["rw,dev", "write_back=3"], from_mount8=True)
+    assert asked == options.MountWords(rw=True, write_back="3")
+    assert options.parse_words(["rw,allow_delete"]) == options.MountWords(rw=True, allow_delete=True)
+    assert [options.parse_write_back(text) for text in (None, "off", "0", "0.5")] == [5.0, None, None, 0.5]
 
 
 @pytest.mark.parametrize(
