@@ -53,10 +53,11 @@ class Notices:
 
         Few at a time: each waits with its shard in hand, beyond the budget.
         """
-        if key.lookups > config.PREFILL_KNOWN and self._waiting.acquire(blocking=False):
-            # taken before it is queued: it may be done before this goes on
-            if not self._put(lambda: self._fill(key, loaded)):
-                self._waiting.release()
+        if key.lookups <= config.PREFILL_KNOWN or not self._waiting.acquire(blocking=False):
+            return
+        # taken before it is queued: it may be done before this goes on
+        if not self._put(lambda: self._fill(key, loaded)):
+            self._waiting.release()
 
     def _put(self, work: Callable[[], None] | None) -> bool:
         """Queue something; False where there is no place for it."""
