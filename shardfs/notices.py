@@ -39,7 +39,7 @@ class Notices:
         self._forget_pages = forget_pages
         self._store = store
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(config.NOTICES)
-        self._fills = 0
+        self._waiting = threading.Semaphore(config.PREFILLS)
         self._thread = threading.Thread(target=self._run, name="shardfs-notices", daemon=True)
         self.filled = 0
         """Files given to the kernel so far."""
@@ -57,8 +57,11 @@ class Notices:
 
         Few at a time: each waits with its shard in hand, beyond the budget.
         """
-        if key.lookups > config.PREFILL_KNOWN and self._fills < config.PREFILLS:
-            self._fills += self._put(lambda: self._fill(key, loaded))
+        if key.lookups <= config.PREFILL_KNOWN or not self._waiting.acquire(blocking=False):
+            return
+        # taken before it is queued: it may be done before this goes on
+        if not self._put(lambda: self._fill(key, loaded)):
+            self._waiting.release()
 
     def _put(self, work: Callable[[], None] | None) -> bool:
         """Queue something; False where there is no place for it."""
@@ -100,7 +103,7 @@ class Notices:
                 self._forget_name(directory, name)
 
     def _fill(self, key: KeyDirectory, loaded: Loaded) -> None:
-        self._fills -= 1
+        self._waiting.release()
         table, shard, unknown = loaded.table, loaded.shard, 0
         if memory_is_short(table.total_size()):
             return

@@ -343,6 +343,7 @@ class ShardCache:
             self.counts.opened += 1
             loaded = Loaded(reader, table, partial=True)
             if isinstance(reader, Refilled):
+                reader.limit = min(reader.limit, self._room.budget)
                 reader.refill = lambda start, end: workers.soon(lambda: self._refill(entry, loaded, start, end))
             return loaded
         if not load.wanted and estimate * config.READ_AHEAD_SHARE > self._room.budget:

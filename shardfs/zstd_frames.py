@@ -195,7 +195,7 @@ class Frames:
     def __init__(self, file: Stored, table: SeekTable, limit: int) -> None:
         self._file = file
         self._table = table
-        self._limit = limit
+        self.limit = limit
         self._frames: OrderedDict[int, bytes] = OrderedDict()
         self._frame_bytes = 0
         self._pending: dict[int, _Pending] = {}
@@ -310,7 +310,7 @@ class Frames:
 
     def _keep(self, frame: int, data: bytes, dropped: list[bytes]) -> None:
         # room first: whoever asks for `held` meanwhile must not find more than the limit
-        while self._frames and self._frame_bytes + len(data) > self._limit:
+        while self._frames and self._frame_bytes + len(data) > self.limit:
             dropped.append(self._frames.popitem(last=False)[1])
             self._frame_bytes -= len(dropped[-1])
         self._frames[frame] = data

@@ -97,6 +97,8 @@ class Refilled(Protocol):
     wanted next, and `hold` makes it ready in a worker, with the errors of `fetch`."""
 
     refill: Callable[[int, int], None]
+    limit: int
+    """Bytes that it keeps ready at most, and what was asked for last in any case: may be set lower by who has less."""
 
     def hold(self, start: int, end: int) -> None: ...
 

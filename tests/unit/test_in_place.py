@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,3 +246,32 @@ def test_without_parts_every_shard_is_loaded_whole(data_set: Path) -> None:
             assert (cache.counts.loads, cache.counts.opened) == (6, 0)
 
     trio.run(main)
+
+
+def test_what_one_long_write_is_in_the_middle_of_is_not_taken_for_the_new_content(tmp_path: Path) -> None:
+    """The file's times change when a write begins: who opened it then got the old end with the new beginning, and
+    nothing ever said so."""
+    size, path = 48 << 20, tmp_path / "shard"
+    path.write_bytes(b"a" * size)
+    storage, ended = LocalStorage(tmp_path), threading.Event()
+    got: list[bytes] = []
+
+    def read() -> None:
+        before = storage.stat("shard").version
+        while not ended.is_set():
+            version = storage.stat("shard").version
+            if version != before:
+                with contextlib.suppress(StaleShardError), storage.open("shard", version) as reader:
+                    got.append(reader.read_at(0, 1) + reader.read_at(size - 1, 1))
+                    return
+
+    for content in (b"b", b"a", b"b"):
+        ended.clear()
+        thread = threading.Thread(target=read)
+        thread.start()
+        descriptor = os.open(path, os.O_WRONLY)
+        assert os.pwrite(descriptor, content * size, 0) == size
+        os.close(descriptor)
+        ended.set()
+        thread.join()
+    assert set(got) <= {b"aa", b"bb"}

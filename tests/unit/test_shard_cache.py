@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from shardfs import config
+from shardfs import config, zstd_frames
 from shardfs.drivers.base import Driver, Grow, InMemory, NewRecord, Note, Record, Shard, ShardReader
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError, StorageError
@@ -811,3 +811,29 @@ def test_a_damaged_shard_that_is_asked_for_again_and_again_takes_no_more_memory(
         trio.run(main)
     finally:
         gc.enable()
+
+
+def test_the_frames_of_one_shard_stay_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `--memory 32M` one shard of 120 MB held them all."""
+    frame, budget = 2_000, 10_000
+    monkeypatch.setattr(config, "LARGE_LOAD", 5_000)
+    monkeypatch.setattr(zstd_frames.FrameWriter.__init__, "__defaults__", (frame,))
+    driver = SquirrelDriver(LocalStorage(tmp_path), compression="zst")
+    for key in ("a", "b"):
+        driver.write(Key(key), ({"data": os.urandom(900)} for _ in range(60)))
+    first, second = driver.entries()
+
+    async def main() -> None:
+        cache = ShardCache(driver, budget, "png")
+        with trio.fail_after(PATIENCE):
+            async with cache.running():
+                for entry in (first, second):
+                    await cache.shard(entry)
+                loaded = await cache.shard(first)
+                assert loaded.partial
+                for start in range(0, loaded.shard.size - frame, frame):
+                    await cache.fetched(first, loaded, start, start + frame)
+                    assert frame <= loaded.shard.held <= budget + 1_000, "frames, and the table of where they are"
+                    assert cache.used == loaded.shard.held
+
+    trio.run(main)
