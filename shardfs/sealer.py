@@ -184,10 +184,12 @@ class Sealer:
         """Seal keys; where new ones come behind the others, one by one in order of their names, and after the others:
         samples can be added to the last key only for as long as it is the last."""
         ordered = sorted(keys, key=lambda staged: staged.key)
-        behind = [staged for staged in ordered if self._driver.appends and staged.base_version is None]
+        behind = []
         async with trio.open_nursery() as nursery:
             for staged in ordered:
-                if staged not in behind:
+                if self._driver.appends and staged.base_version is None:
+                    behind.append(staged)
+                else:
                     nursery.start_soon(seal, staged)
         for staged in behind:
             await seal(staged)
@@ -211,8 +213,8 @@ class Sealer:
         with contextlib.suppress(ShardfsError):  # logged, and kept for `problems`
             work = self._works.get(staged.id) or self._start(staged)
             await work.done.wait()
-        self._waiting.tried(staged)
-        self._awake()
+        if self._waiting.tried(staged):
+            self._awake()
 
     # --- one seal -----------------------------------------------------------------------------------------------
 
@@ -247,7 +249,8 @@ class Sealer:
                     self._waiting.failed(staged, work.error, trio.current_time())
                 del self._works[staged.id]
                 work.done.set()
-                self._awake()
+                if work.sealed is None or work.sealed.left is not None:
+                    self._awake()
             await self._clean()
 
     async def _seal(self, work: _Work) -> Sealed | None:

@@ -120,11 +120,12 @@ class WriteBack:
                 held = held or (self._appends and not new and not waiting.written and waiting.problem is None)
         return found, nearest
 
-    def tried(self, staged: StagedDirectory) -> None:
-        """A key that was due has been sealed, or not."""
+    def tried(self, staged: StagedDirectory) -> bool:
+        """A key that was due has been sealed, or not. True if it is still waiting."""
         waiting = self._waiting.get(staged.id)
         if waiting is not None:
             waiting.trying = False
+        return waiting is not None
 
     @staticmethod
     def _when(waiting: _Waiting, quiet: float, now: float) -> float:
