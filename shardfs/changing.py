@@ -18,7 +18,7 @@ from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
 from shardfs.errors import ShardfsError, StaleShardError, StorageError
 from shardfs.overlay import ROOT, OpenFile, Overlay, Ref, attributes_of, overlay_of
-from shardfs.settling import SettledVfs
+from shardfs.settling import Sealed, SettledVfs
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.staging import Kind, StagedDirectory, StagedEntry, StagingArea
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
@@ -32,7 +32,7 @@ class Sealing(Protocol):
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]: ...
     def touched(self, staged: StagedDirectory) -> None: ...
-    async def seal(self, staged: StagedDirectory) -> object: ...
+    async def seal(self, staged: StagedDirectory) -> Sealed | None: ...
     async def seal_all(self) -> dict[str, ShardfsError]: ...
 
 

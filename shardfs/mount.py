@@ -12,6 +12,7 @@ import errno
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -23,8 +24,9 @@ import pyfuse3
 import trio
 
 from shardfs import config, daemon, request_loop
-from shardfs.daemon import MissingSystemError
-from shardfs.errors import MountError
+from shardfs.control_handlers import handlers_of
+from shardfs.control_server import Handlers, served
+from shardfs.errors import MissingSystemError, MountError
 from shardfs.fuse import Operations
 from shardfs.fuse_writing import WritableOperations
 from shardfs.index_db import IndexDb
@@ -95,13 +97,15 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
             stack.callback(database.close)
         vfs = build(store, options, database, area)
         stack.enter_context(prepared(path, options.nonempty))
-        trio.run(_serve, vfs, path, fuse_options(store, options), store.url, ready)
+        handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
+        trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
 
 
 def build(store: Store, options: MountOptions, database: IndexDb | None, area: StagingArea | None) -> Vfs:
     """The file system that is served; writable with `area`."""
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
-    cache = ShardCache(store.driver, budget, options.arrays, database)
+    parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
+    cache = ShardCache(store.driver, budget, options.arrays, database, parts)
     if area is None:
         return Vfs(store.driver, cache, os.geteuid(), os.getegid(), read_ahead)
     return build_writable(
@@ -119,6 +123,7 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
 def tune() -> None:
     """Process-wide settings for serving: only for a process that does nothing else."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    _allow_descriptors()
     # Nothing here makes cycles by the thousand, and a listing of a million files makes objects by the million: the
     # collector would take a tenth of its time.
     gc.freeze()
@@ -131,6 +136,14 @@ def tune() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
         # Each worker thread would get an arena of its own and keep its peak.
         libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def _allow_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = config.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(config.DESCRIPTORS, hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        with contextlib.suppress(OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # --- before mounting --------------------------------------------------------------------------------------------------
@@ -234,14 +247,16 @@ def _percent(character: str) -> str:
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
-async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callable[[], None]) -> None:
+async def _serve(
+    vfs: Vfs, path: str, options: set[str], url: str, handlers: Handlers, ready: Callable[[], None]
+) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         writable = vfs if isinstance(vfs, WritableVfs) else None
         operations = Operations(vfs, prefills()) if writable is None else WritableOperations(writable, prefills())
         descriptor = init(operations, path, options)
         device = _device(path)
-        loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
+        loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor, vfs.cache.calm)
         log.debug("request loop: %s", "stock" if loop is None else "ours")
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
@@ -261,7 +276,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
                 _hanging_ends(path, device) as ending,
                 notices.running(),
             ):
-                async with vfs.running(), trio.open_nursery() as nursery:
+                async with vfs.running(), served(path, handlers), trio.open_nursery() as nursery:
 
                     def terminate() -> None:
                         ending()

@@ -405,7 +405,8 @@ def build_vfs(
     gid: int,
     database: IndexDb | None = None,
     read_ahead: bool = True,
+    parts: bool = True,
 ) -> Vfs:
     """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
-    cache = ShardCache(store.driver, budget, arrays, database)
+    cache = ShardCache(store.driver, budget, arrays, database, parts)
     return Vfs(store.driver, cache, uid, gid, read_ahead)

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from shardfs import config, daemon
+from shardfs import background, config, daemon
 from shardfs.commands import OK, explain, tell
 from shardfs.commands.options import MountWords, parse_size, parse_words, parse_write_back, style
-from shardfs.daemon import Failure, MissingSystemError
-from shardfs.errors import BadSettingError, MountError
+from shardfs.errors import BadSettingError, MissingSystemError, MountError
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
@@ -118,14 +117,14 @@ def _background(request: Request, shown: str) -> int:
         _log_to(request.log_file, request.verbosity, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
-    started = daemon.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
-    if isinstance(started, Failure):
+    started = background.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
+    if isinstance(started, background.Failure):
         tell(started.text)
         return started.code
     try:
         daemon.prove(daemon.resolved(request.mountpoint))
     except BaseException:
-        daemon.end(started)
+        background.end(started)
         raise
     _say_ready(request, shown)
     return OK

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shardfs.model import Entry, Key
 from shardfs.values import Buffer, Tree
@@ -89,6 +89,16 @@ class ShardReader(Protocol):
     def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
         """The bytes of each field of one whole record, by its name in the tree; None where the format has fields only
         as parts of a text, and for a record that is no dict."""
+
+
+@runtime_checkable
+class Refilled(Protocol):
+    """A ShardReader that can have parts made ready: it tells `refill`, in any thread, which range of raw bytes will be
+    wanted next, and `hold` makes it ready in a worker, with the errors of `fetch`."""
+
+    refill: Callable[[int, int], None]
+
+    def hold(self, start: int, end: int) -> None: ...
 
 
 class Shard(ShardReader, Protocol):

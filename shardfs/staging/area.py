@@ -172,6 +172,11 @@ class StagingArea:
         """The staged directory of a key or plain name; one that is damaged too. Waits for nothing."""
         return self._keys.get(key)
 
+    def called(self, name: str) -> StagedDirectory | None:
+        """The staged directory of a key or plain name, or else of that id: a damaged one may have lost its key."""
+        found = self.find(name)
+        return self._directories.get(name) if found is None else found
+
     def reports(self) -> list[Report]:
         """What there is, oldest first."""
         found = []
@@ -216,6 +221,13 @@ class StagingArea:
             raise
         except OSError as error:
             raise failed(f"writing {path}", error) from error
+
+    def shown_as(self) -> str | None:
+        """What `shown` was told last; None if nothing ever was, or it cannot be read."""
+        try:
+            return (self.path / _SHOWN).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, ValueError):
+            return None
 
     def create(
         self, key: str, kind: Kind = "key", base_version: str | None = None, base_bytes: int = 0
@@ -344,7 +356,8 @@ def _prepare(path: Path, url: str) -> int:
         except BlockingIOError as error:
             owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise StagingLockedError(
-                f"process {owner} is writing to {url}: end it, or its mount, first ({path} is locked)"
+                f"process {owner} is writing to {url}: end it, or its mount, first ({path} is locked)",
+                int(owner) if owner.isdecimal() else None,
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
