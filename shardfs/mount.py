@@ -19,7 +19,6 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyfuse3
 import trio
@@ -27,7 +26,7 @@ import trio
 from shardfs import config, daemon, request_loop
 from shardfs.control_handlers import handlers_of
 from shardfs.control_server import Handlers, served
-from shardfs.errors import BadSettingError, MissingSystemError, MountError
+from shardfs.errors import MissingSystemError, MountError
 from shardfs.fuse import Operations
 from shardfs.fuse_writing import WritableOperations
 from shardfs.index_db import IndexDb
@@ -38,7 +37,7 @@ from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagingArea
 from shardfs.store import Store, local_path
 from shardfs.vfs import Vfs
-from shardfs.writable import build_writable
+from shardfs.writable import build_writable, open_area
 from shardfs.writing import Allowed, WritableVfs
 
 log = logging.getLogger("shardfs")
@@ -100,15 +99,6 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
         trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
-
-
-def open_area(store: Store) -> StagingArea:
-    """What is staged for a store, for this process alone. BadSettingError for a store that cannot be written."""
-    if not store.driver.writable:
-        raise BadSettingError(f"{store.url} ({store.driver.name}) can only be read here: mount it without --rw")
-    path = Path(os.path.realpath(local_path(store.url)))
-    # the same store must have the same area, however it is called
-    return StagingArea.open(path.as_uri(), store_path=path)
 
 
 def build(store: Store, options: MountOptions, database: IndexDb | None, area: StagingArea | None) -> Vfs:

@@ -132,12 +132,19 @@ class OverlaidVfs(Vfs):
         ref = None if inodes.slot_of(inode) else self._refs.get(inode)
         if ref is not None:
             ref.lookups -= count
-            if ref.lookups <= 0 and ref.last is not None:
-                del self._refs[inode]
+            self.let_go(ref)
         elif isinstance(directory := self.tree.directory(inode), NewDirectory):
             directory.entered -= count
         else:
             super().forget(inode, count)
+
+    def let_go(self, ref: Ref) -> None:
+        """Forget an entry that is staged no more, if the kernel has."""
+        if ref.lookups > 0 or not (ref.removed or ref.last is not None):
+            return
+        self._refs.pop(ref.inode, None)
+        if ref.overlay.refs.get(ref.entry) is ref:
+            del ref.overlay.refs[ref.entry]
 
     # --- names and attributes -----------------------------------------------------------------------------------
 

@@ -38,6 +38,8 @@ class Ref:
     entry: int
     lookups: int = 0
     """Lookups minus forgets; those of numbers in a slot are counted by the slot."""
+    removed: bool = False
+    """True once it is in no directory any more: it lives on for who has it open."""
     last: Attributes | None = None
     """What it was like in the end, once it is in the store: its name means another number from then on."""
 

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from shardfs import inodes, names
+from shardfs import names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
 from shardfs.overlaid import FILE_MODE, OverlaidVfs
-from shardfs.overlay import Overlay, Ref, Sealing, overlay_of
+from shardfs.overlay import Overlay, Sealing, overlay_of
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagedDirectory, StagingArea
 from shardfs.tree import Directory, KeyDirectory, NewDirectory
@@ -93,13 +93,8 @@ class SettledVfs(OverlaidVfs):
             if file is not None:
                 status = file.status()
                 size, mtime_ns = status.st_size, status.st_mtime_ns
-            self._retire(ref, Attributes(ref.inode, FILE_MODE, size, mtime_ns, 1, 0.0, 0.0))
-
-    def _retire(self, ref: Ref, last: Attributes) -> None:
-        """An entry is staged no more: its number is for those who have it open."""
-        ref.last = last
-        if ref.lookups <= 0 and not inodes.slot_of(ref.inode):
-            self._refs.pop(ref.inode, None)
+            ref.last = Attributes(ref.inode, FILE_MODE, size, mtime_ns, 1, 0.0, 0.0)
+            self.let_go(ref)
 
     def parked(self, staged: StagedDirectory, key: str) -> None:
         """A staged directory that was a key's was set aside under another name: it is shown there from now on, and the

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from shardfs.drivers.base import Driver
+from shardfs.errors import BadSettingError
 from shardfs.sealer import Sealer
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagingArea
+from shardfs.store import Store, local_path
 from shardfs.writing import Allowed, WritableVfs
+
+
+def open_area(store: Store) -> StagingArea:
+    """What is staged for a store, for this process alone. BadSettingError for a store that cannot be written."""
+    if not store.driver.writable:
+        raise BadSettingError(f"{store.url} ({store.driver.name}) can only be read here: mount it without --rw")
+    path = Path(os.path.realpath(local_path(store.url)))
+    # the same store must have the same area, however it is called
+    return StagingArea.open(path.as_uri(), store_path=path)
 
 
 def build_writable(

@@ -187,6 +187,10 @@ class WritableVfs(ChangingVfs):
     def dropped(self, overlay: Overlay, number: int) -> None:
         """An entry is not in its directory any more; who has it open keeps it."""
         overlay.origins.pop(number, None)
+        ref = overlay.refs.get(number)
+        if ref is not None:
+            ref.removed = True
+            self.let_go(ref)
 
     async def _check_removable(
         self, key: KeyDirectory, overlay: Overlay | None, name: bytes, entry: StagedEntry | None
@@ -210,8 +214,10 @@ class WritableVfs(ChangingVfs):
         if not isinstance(above, Directory):
             if place.overlay is None or place.overlay.staged.kind == "key":
                 raise StorageError(f"{os.fsdecode(name)} is no directory", errno.ENOTDIR)
-            staged = place.overlay.staged
-            await self.calls.patient(staged, lambda: staged.rmdir(place.entry, name))
+            plain, found = place.overlay, await self.find(place, name)
+            await self.calls.patient(plain.staged, lambda: plain.staged.rmdir(place.entry, name))
+            if isinstance(found, StagedEntry):
+                self.dropped(plain, found.id)
             return
         async with self.calls.alone((above.inode, name)):
             directory = above.children.get(name)

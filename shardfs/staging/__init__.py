@@ -1,9 +1,9 @@
 """Staged shards on local disk: what is written and not yet in the store, safe from the death of process and machine.
 
 Plain and synchronous. Knows nothing of what names mean, of samples or formats, nor of how a seal encodes. From the top:
-`area` (all of a store, one owner), `copying` (out of it), `directory` (one staged key: names), `recovery`, `sealing`
-(its states), `contents` (bytes), `reserve` and `room` (disk space), `ledger` (tree and journal together), `tree` (pure
-state), `journal`.
+`area` (all of a store, one owner), `copying` (out of it), `directory` over `view` (one staged key: names), `recovery`,
+`sealing` (its states), `contents` (bytes), `reserve` and `room` (disk space), `ledger` (tree and journal together),
+`tree` (pure state), `journal`.
 """
 
 from __future__ import annotations

@@ -9,163 +9,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from shardfs import config
 from shardfs.errors import StagingError
-from shardfs.staging.contents import Contents, StagedFile
-from shardfs.staging.ledger import Ledger
-from shardfs.staging.sealing import Seal
+from shardfs.staging.contents import StagedFile
 from shardfs.staging.tree import ROOT, Kind, Node, StagedEntry
+from shardfs.staging.view import DirectoryView, refuse
 
 State = Literal["staged", "sealing", "parked", "doubtful", "damaged"]
 
 _FIXED = (b"", b".", b"..")
 
 
-def _refuse(code: int, name: bytes | int | str) -> StagingError:
-    return StagingError(f"{name!r}: {os.strerror(code)}", code)
-
-
 def _check_name(name: bytes) -> None:
     if len(name) > config.NAME_MAX:
-        raise _refuse(errno.ENAMETOOLONG, name)
+        raise refuse(errno.ENAMETOOLONG, name)
     if name in _FIXED or b"/" in name or b"\0" in name:
-        raise _refuse(errno.EINVAL, name)
+        raise refuse(errno.EINVAL, name)
 
 
-class StagedDirectory:
+class StagedDirectory(DirectoryView):
     """Files that are to become one shard, or a directory with any names. Made by StagingArea."""
-
-    def __init__(self, ledger: Ledger, for_shard: bool) -> None:
-        self._ledger = ledger
-        self._tree = ledger.tree
-        self._lock = ledger.lock
-        self._contents = Contents(ledger, for_shard)
-        self.seal = Seal(ledger, self._contents)
-        """How it becomes a shard of the store."""
-
-    # --- what it is ---------------------------------------------------------------------------------------------
-
-    @property
-    def id(self) -> str:
-        """A random name, never used again in its area."""
-        return self._tree.id
-
-    @property
-    def key(self) -> str:
-        return self._tree.key
-
-    @property
-    def kind(self) -> Kind:
-        return self._tree.kind
-
-    @property
-    def base_version(self) -> str | None:
-        """The version of the stored shard it lies over; None if there was none."""
-        return self._tree.base_version
-
-    @property
-    def created_ns(self) -> int:
-        return self._tree.created_ns
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of all files that have theirs here."""
-        return self._contents.reserve.data_bytes
-
-    @property
-    def writers(self) -> int:
-        """Files that are open for writing, counted once for each opening."""
-        return self._contents.writers
-
-    @property
-    def damage(self) -> str | None:
-        """What is wrong with it on disk: then it can only be looked at, or discarded."""
-        refusal = self._ledger.refusal
-        return refusal[0] if refusal is not None and refusal[1] == errno.EIO else None
-
-    @property
-    def doubt(self) -> str | None:
-        """Why what was not synced may be missing (the machine went down); None once it has been trusted."""
-        return self._tree.doubt
-
-    @property
-    def parked(self) -> str | None:
-        """Why it was set aside, never to be sealed by itself."""
-        return self._tree.parked
-
-    @property
-    def finished(self) -> bool:
-        """True if a seal has taken all there was and nothing came since: it can be discarded."""
-        return self._tree.finished
-
-    def hides(self, base: int) -> bool:
-        """Whether a file of the stored shard is not to be seen: it was removed, or taken over into an entry."""
-        return base in self._tree.hidden
-
-    @property
-    def hides_any(self) -> bool:
-        """Whether it hides any file of the stored shard."""
-        return bool(self._tree.hidden)
-
-    # --- looking ------------------------------------------------------------------------------------------------
-
-    def entry(self, number: int = ROOT) -> StagedEntry:
-        """One entry, also one that was removed and is still open. ENOENT."""
-        with self._lock:
-            return self._view(self._node(number))
-
-    def find(self, parent: int, name: bytes) -> StagedEntry | None:
-        """The entry of a name. ENOENT and ENOTDIR are of `parent`."""
-        with self._lock:
-            node = self._children(parent).get(name)
-            return None if node is None else self._view(node)
-
-    def children(self, parent: int = ROOT) -> list[StagedEntry]:
-        """All entries of a directory, in the order of creation. ENOENT, ENOTDIR."""
-        with self._lock:
-            found = sorted(self._children(parent).values(), key=lambda node: node.id)
-            return [self._view(node) for node in found]
-
-    def names(self, parent: int = ROOT) -> list[bytes]:
-        """The names of all entries of a directory, in the order of creation. ENOENT, ENOTDIR."""
-        with self._lock:
-            return [node.name for node in sorted(self._children(parent).values(), key=lambda node: node.id)]
-
-    def itself(self) -> StagedEntry:
-        """The directory itself, as an entry. Waits for nobody."""
-        return self._tree.root.entry()
-
-    def __len__(self) -> int:
-        return len(self._tree.nodes)
-
-    def _view(self, node: Node) -> StagedEntry:
-        self._contents.refresh(node)
-        return node.entry()
-
-    def _node(self, number: int) -> Node:
-        node = self._tree.node(number) or self._contents.removed(number)
-        if node is None:
-            raise _refuse(errno.ENOENT, number)
-        return node
-
-    def _children(self, parent: int) -> dict[bytes, Node]:
-        node = self._tree.node(parent)
-        if node is None:
-            raise _refuse(errno.ENOENT, parent)
-        if node.children is None:
-            raise _refuse(errno.ENOTDIR, node.name)
-        return node.children
-
-    def _named(self, parent: int, name: bytes) -> Node:
-        node = self._children(parent).get(name)
-        if node is None:
-            raise _refuse(errno.ENOENT, name)
-        return node
 
     # --- making -------------------------------------------------------------------------------------------------
 
@@ -173,9 +40,9 @@ class StagedDirectory:
         self._ledger.check()
         _check_name(name)
         if name in self._children(parent):
-            raise _refuse(errno.EEXIST, name)
+            raise refuse(errno.EEXIST, name)
         if len(self._tree.nodes) >= config.STAGED_ENTRIES:
-            raise _refuse(errno.ENOSPC, name)
+            raise refuse(errno.ENOSPC, name)
 
     def create(self, parent: int, name: bytes, mode: int = 0o644, uid: int = 0, gid: int = 0) -> StagedFile:
         """Make a new, empty file and open it for writing. EEXIST, ENOENT, ENOTDIR, ENAMETOOLONG, ENOSPC."""
@@ -198,7 +65,7 @@ class StagedDirectory:
         with self._lock:
             self._check_new(parent, name)
             if self._tree.kind == "key":
-                raise _refuse(errno.EPERM, name)
+                raise refuse(errno.EPERM, name)
             now = time.time_ns()
             node = Node(self._tree.next_id, parent, name, {}, None, None, 0, mode, uid, gid, now, now)
             self._ledger.record("create", *node.fields())
@@ -211,7 +78,7 @@ class StagedDirectory:
         with self._lock:
             self._check_new(ROOT, name)
             if base in self._tree.hidden:
-                raise _refuse(errno.EEXIST, name)
+                raise refuse(errno.EEXIST, name)
             number = self._tree.next_id
             node = Node(number, ROOT, name, None, None, base, size, mode, uid, gid, mtime_ns, mtime_ns)
             self._ledger.record("entry", *node.fields())
@@ -229,7 +96,7 @@ class StagedDirectory:
         returns. Nothing to do if it has them (then `pieces` is not touched). ENOENT, ENOSPC; what `pieces` raises."""
         node = self._tree.nodes.get(number)
         if node is None:
-            raise _refuse(errno.ENOENT, number)
+            raise refuse(errno.ENOENT, number)
         if node.base is not None:
             self._contents.fill(node, pieces)
 
@@ -238,7 +105,7 @@ class StagedDirectory:
         with self._lock:
             node = self._tree.node(number)
             if node is None:
-                raise _refuse(errno.ENOENT, number)
+                raise refuse(errno.ENOENT, number)
             if writing:
                 self._ledger.check()
             self._check_bytes(node)
@@ -247,7 +114,7 @@ class StagedDirectory:
     @staticmethod
     def _check_bytes(node: Node) -> None:
         if node.children is not None:
-            raise _refuse(errno.EISDIR, node.name)
+            raise refuse(errno.EISDIR, node.name)
         if node.data is None:
             raise StagingError(f"{node.name!r} has its bytes in the stored shard: copy them up first", errno.EINVAL)
 
@@ -315,17 +182,17 @@ class StagedDirectory:
     def _check_outside(self, node: Node, place: int) -> None:
         while place != ROOT:
             if place == node.id:
-                raise _refuse(errno.EINVAL, node.name)
+                raise refuse(errno.EINVAL, node.name)
             place = self._tree.nodes[place].parent
 
     @staticmethod
     def _check_replaceable(node: Node, over: Node) -> None:
         if over.children is not None and node.children is None:
-            raise _refuse(errno.EISDIR, over.name)
+            raise refuse(errno.EISDIR, over.name)
         if over.children is None and node.children is not None:
-            raise _refuse(errno.ENOTDIR, over.name)
+            raise refuse(errno.ENOTDIR, over.name)
         if over.children:
-            raise _refuse(errno.ENOTEMPTY, over.name)
+            raise refuse(errno.ENOTEMPTY, over.name)
 
     def unlink(self, parent: int, name: bytes) -> None:
         """Remove a file; whoever has it open keeps it. ENOENT, EISDIR."""
@@ -333,7 +200,7 @@ class StagedDirectory:
             self._ledger.check()
             node = self._named(parent, name)
             if node.children is not None:
-                raise _refuse(errno.EISDIR, name)
+                raise refuse(errno.EISDIR, name)
             self._ledger.record("remove", node.id, time.time_ns(), relief=True)
             self._contents.dropped(node)
 
@@ -343,9 +210,9 @@ class StagedDirectory:
             self._ledger.check()
             node = self._named(parent, name)
             if node.children is None:
-                raise _refuse(errno.ENOTDIR, name)
+                raise refuse(errno.ENOTDIR, name)
             if node.children:
-                raise _refuse(errno.ENOTEMPTY, name)
+                raise refuse(errno.ENOTEMPTY, name)
             self._ledger.record("remove", node.id, time.time_ns(), relief=True)
 
     def sync(self) -> None:
@@ -397,7 +264,7 @@ class StagedDirectory:
             self._check_still()
             nodes = list(self._tree.nodes.values())
             if any(node.base is not None or node.children is not None for node in nodes):
-                raise _refuse(errno.EINVAL, self.key)
+                raise refuse(errno.EINVAL, self.key)
             for node in nodes:
                 self._contents.refresh(node)
             before = self._ledger.data_numbers()
@@ -415,7 +282,7 @@ class StagedDirectory:
     def _check_still(self) -> None:
         self._ledger.check()
         if self._tree.seal is not None:
-            raise _refuse(errno.EBUSY, self.key)
+            raise refuse(errno.EBUSY, self.key)
 
     def on_append(self, told: Callable[[], None]) -> None:
         """Have `told` called after each record, with the lock held."""

@@ -311,3 +311,24 @@ def renumbered(files: dict[str, bytes]) -> dict[str, bytes]:
 TestWriting = Writing.TestCase
 TestWriting.settings = STEPS
 TestWriting.pytestmark = [pytest.mark.timeout(110)]  # type: ignore[attr-defined]
+
+
+def test_what_the_kernel_has_forgotten_is_not_remembered(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    with Mount(tmp_path / "store", tmp_path / "state") as mount:
+        mount.mkdir("key")
+        mount.mkdir("x.tmp")
+        for number in range(20):
+            handle, found = mount.ask(mount.vfs.create, mount.inode("key"), b"f%d" % number, 0o644, os.O_CREAT, 1, 2)
+            mount.ask(mount.vfs.write, handle, 0, b"text")
+            mount.unlink(f"key/f{number}")
+            assert mount.read_at(handle, 0, 10) == b"text"
+            assert mount.ask(mount.vfs.getattr, found.inode).size == 4
+            mount.ask(mount.vfs.close, handle)
+            mount.vfs.forget(found.inode, 1)
+        mount.mkdir("x.tmp/sub")
+        inode = mount.inode("x.tmp/sub")
+        mount.rmdir("x.tmp/sub")
+        mount.vfs.forget(inode, 2)
+        assert mount.vfs._refs == {}
+        assert mount.vfs._files == {}
