@@ -18,11 +18,21 @@ from typing import Any
 
 from shardfs import compression, config
 from shardfs.drivers import mds
-from shardfs.drivers.base import Grow, NewRecord, ShardReader
+from shardfs.drivers.base import Grow, NewRecord, ShardReader, Value
 from shardfs.drivers.hashes import HASHES, Hash, hasher
 from shardfs.drivers.in_place import InPlace
 from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
-from shardfs.drivers.streaming_writing import INDEX, Publication, basename_of, bytes_of, revisions, successors
+from shardfs.drivers.streaming_writing import (
+    INDEX,
+    Publication,
+    basename_of,
+    bytes_of,
+    codec_of,
+    is_free,
+    revisions,
+    successors,
+    template_columns,
+)
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -42,6 +52,8 @@ INDEX_MAX = 256 << 20
 """Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
 
 _ENDINGS = (".mds", ".zstd", ".gz", ".bz2", ".br", ".snappy", INDEX)
+ChooseColumns = Callable[[mds.Columns | None], mds.Columns]
+
 _COMPRESSION = re.compile(r"(zstd|gz)(?::[0-9]{1,2})?")
 
 
@@ -60,22 +72,30 @@ class StreamingDriver:
 
     `validate_hash`: `auto` checks each file read against the fastest hash its index has, a name (`xxh64`, `sha1`...)
     demands that hash, `off` or None checks none. `size_limit` (bytes, or a text as `64mb`) splits a new key that is
-    larger into several shards; without it a key is one shard, below 4 GiB. `problems` says after each listing what is
-    not shown and why.
+    larger into several shards; without it a key is one shard, below 4 GiB. `compression` (`zstd`, `gz`, a level behind
+    a colon, or `none`) is that of new keys; without it they have the compression of the shard before them, or none in a
+    new split. `problems` says after each listing what is not shown and why.
     BadSettingError for other words, MissingExtraError for a demanded hash whose package is not installed.
     """
 
     name = "streaming"
-    writable = False
+    writable = True
     reading = ""
 
     def __init__(
-        self, storage: LocalStorage, *, validate_hash: str | None = "auto", size_limit: int | str | None = None
+        self,
+        storage: LocalStorage,
+        *,
+        validate_hash: str | None = "auto",
+        size_limit: int | str | None = None,
+        compression: str | None = None,
     ) -> None:
         if validate_hash not in (None, "off", "auto", *HASHES):
             raise BadSettingError(f"validate_hash {validate_hash!r}: use auto, off or one of {', '.join(HASHES)}")
         self._storage = storage
         self._size_limit = bytes_of(size_limit) or None
+        self._compression = compression
+        codec_of(None if compression == "none" else compression)
         self._validate = None if validate_hash == "off" else validate_hash
         if self._validate not in (None, "auto") and hasher(str(self._validate)) is None:
             raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
@@ -108,10 +128,28 @@ class StreamingDriver:
         return f"{place.identity}-{self._storage.mark(name, Version(version))}"
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
-        raise NotWritableError("streaming data sets are read only here: their writer makes whole new data sets")
+        """See Driver. A new key becomes the last shard of its split; what replaces one has its columns, and a new file.
+        RenumberingError where the shards behind would get other numbers."""
+        records = (Value(sample, str(number)) for number, sample in enumerate(samples))
+        base = self.find(key)
+        if base is None:
+            self._append(key, records)
+        else:
+            self._rewrite(key, records, base)
+
+    def find(self, key: Key) -> Entry | None:
+        """The listing of one key; None where the data set has none of that name, or is to be made yet."""
+        try:
+            return self.entry(key)
+        except MissingKeyError:
+            return None
+        except BadStoreError:
+            if self._storage.list((INDEX,)):
+                raise
+            return None
 
     def remove(self, key: Key) -> None:
-        raise NotWritableError("streaming data sets are read only here: nothing is ever deleted from them")
+        raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
 
     def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
         """See Driver. A new key becomes the last shard of its split, with the columns, compression and hashes of the
@@ -154,7 +192,11 @@ class StreamingDriver:
         publication.publish(edit, INDEX_MAX)
         return self._published(key, publication)
 
-    def _append(self, key: Key, records: Iterable[NewRecord]) -> Entry:
+    def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns) -> Entry:
+        """`write_records` for a new key, whose columns are what `columns` makes of those of the shard before it."""
+        return self._append(key, records, columns)
+
+    def _append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns | None = None) -> Entry:
         split, stem = self._new_place(key)
         publication = Publication(self._storage, split)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
@@ -166,8 +208,15 @@ class StreamingDriver:
 
         edit(shards)
         template = next((shard for shard in reversed(shards) if shard.get("format") == "mds"), None)
-        stems = successors(self._storage, split, stem)
-        self._write_shards(publication, records, template, self._size_limit, stems)
+        if is_free(self._storage, split, stem):
+            stems = successors(self._storage, split, stem)
+        else:  # what was written when somebody was interrupted before the index had it, or is about to be in it
+            stems = revisions(self._storage, split, stem)
+        before = None if template is None else template_columns(template)
+        given = None if columns is None else columns(before)
+        if self._compression is not None:
+            template = {**(template or {}), "compression": None if self._compression == "none" else self._compression}
+        self._write_shards(publication, records, template, self._size_limit, stems, given)
         publication.publish(edit, INDEX_MAX)
         return self._published(key, publication)
 

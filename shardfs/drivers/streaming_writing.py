@@ -92,15 +92,22 @@ class Publication:
         return listed, json.loads(data)
 
     def write_shards(
-        self, records: Iterable[NewRecord], template: Described | None, limit: int | None, stems: Iterator[str]
+        self,
+        records: Iterable[NewRecord],
+        template: Described | None,
+        limit: int | None,
+        stems: Iterator[str],
+        given: mds.Columns | None = None,
     ) -> None:
         """Write all records as shards with the settings of `template` (None: those of a new data set), a new one where
-        `limit` bytes would be exceeded, called by `stems` in turn. StorageError, EFBIG for 4 GiB in one."""
+        `limit` bytes would be exceeded, called by `stems` in turn. Columns are those `given`, else the template's, else
+        made for the first record. StorageError, EFBIG for 4 GiB in one."""
         records = iter(records)
         first = next(records, None)
         if first is None:
             raise BadSettingError("no samples: an MDS shard without any is nothing that the library can read")
-        made = template_columns(template) if template is not None else _inferred(first)
+        known = template is not None and "column_names" in template
+        made = given or (template_columns(template) if template is not None and known else _inferred(first))
         shard = _settings(template, made)
         description = mds_writing.description(shard)
         numbered = (_packed(record, made) for record in itertools.chain((first,), records))

@@ -1,0 +1,123 @@
+"""Shards as many gzip members, compressed at once, and how many raw bytes they hold together.
+
+A gzip file of several members is an ordinary one (RFC 1952, 2.2): every reader gives what is in them one behind the
+other. What the trailer of the last one says of the size is true of that member only, so behind several members there is
+one more that is empty, with the size of all in an extra field of its header (subfield `SF`, 8 bytes, little-endian):
+readers that do not know of it skip it. Knows nothing of what the raw bytes mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from functools import cache
+from typing import Any, BinaryIO
+
+from shardfs import config
+from shardfs.in_order import InOrder
+from shardfs.values import Buffer
+
+_HEAD = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + b"\x0c\0" + b"SF\x08\0"
+"""Magic, deflate, a header with an extra field, neither time nor system; length of the field; its subfield's head."""
+_TAIL = b"\x03\0" + bytes(8)
+"""Nothing, deflated, and the check value and size of nothing."""
+
+SIZE_MEMBER = len(_HEAD) + 8 + len(_TAIL)
+"""Stored bytes of the member that says how many raw bytes there are."""
+
+_GZIP = 31
+"""zlib's word for a gzip header and trailer around a window of 32 KiB."""
+
+
+def raw_size(tail: bytes) -> int:
+    """Raw bytes of the file that ends with `tail` (SIZE_MEMBER bytes are enough), as its end says; a hint, 0 for none.
+    Where one program appended to what another wrote it is wrong."""
+    last = tail[-SIZE_MEMBER:]
+    if len(last) == SIZE_MEMBER and last.startswith(_HEAD) and last.endswith(_TAIL):
+        return int.from_bytes(last[len(_HEAD) : len(_HEAD) + 8], "little")
+    return int.from_bytes(tail[-4:], "little") if len(tail) >= 4 else 0
+
+
+@cache
+def _igzip() -> Any:
+    """isal's twin of zlib, which compresses several times as fast, at four levels; None where it is not installed."""
+    try:
+        return importlib.import_module("isal.isal_zlib")
+    except ImportError:
+        return None
+
+
+def encoder_for(level: int | None) -> tuple[Any, int]:
+    """What compresses for a level (None: the default), and at which level of its own.
+
+    The default is isal's highest, or without isal zlib's 6. A level that somebody asked for is one of zlib's: isal does
+    it where it makes files as small as zlib does at that level, else zlib. So 6 to 9 are always zlib's.
+    """
+    igzip = _igzip()
+    if igzip is not None:
+        if level is None:
+            return igzip, config.IGZIP_DEFAULT
+        if level in config.IGZIP_LEVELS:
+            return igzip, config.IGZIP_LEVELS[level]
+    return zlib, config.GZIP_DEFAULT if level is None else level
+
+
+class MemberWriter:
+    """Writes raw bytes into `file` as members of config.GZIP_MEMBER of them each, whatever the pieces they come in.
+
+    Headers carry neither name nor time: equal raw bytes make equal files, whatever the number of threads. Used in a
+    `with` block, at whose end the threads do.
+    """
+
+    def __init__(self, file: BinaryIO, level: int | None) -> None:
+        self._file = file
+        self._pending = bytearray()
+        self._size = 0
+        self._members = 0
+        self._module, self._level = encoder_for(level)
+        self._order = InOrder(self._compressed, self._write)
+
+    def __enter__(self) -> MemberWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._order.close()
+
+    def put(self, piece: bytes | Buffer) -> None:
+        """More raw bytes."""
+        size = config.GZIP_MEMBER
+        self._size += len(piece)
+        if len(self._pending) + len(piece) < size:
+            self._pending += piece
+            return
+        with memoryview(piece) as view:
+            at = size - len(self._pending)
+            self._pending += view[:at]
+            self._flush()
+            while len(view) - at >= size:
+                self._pending += view[at : at + size]
+                self._flush()
+                at += size
+            self._pending += view[at:]
+
+    def _flush(self) -> None:
+        self._members += 1
+        self._order.put(self._pending)
+        self._pending = bytearray()
+
+    def _compressed(self, raw: bytearray) -> bytes:
+        made: bytes = self._module.compress(raw, self._level, wbits=_GZIP)
+        return made
+
+    def _write(self, member: bytes) -> None:
+        self._file.write(member)
+
+    def finish(self) -> None:
+        """Write what is left. Once, after the last piece."""
+        if self._pending or not self._members:
+            self._flush()
+        self._order.finish()
+        self._order.close()
+        if self._members > 1:
+            self._file.write(_HEAD + self._size.to_bytes(8, "little") + _TAIL)
+
