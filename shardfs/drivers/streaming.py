@@ -131,22 +131,16 @@ class StreamingDriver:
         """See Driver. A new key becomes the last shard of its split; what replaces one has its columns, and a new file.
         RenumberingError where the shards behind would get other numbers."""
         records = (Value(sample, str(number)) for number, sample in enumerate(samples))
-        base = self.find(key)
-        if base is None:
+        try:
+            base = self.entry(key)
+        except MissingKeyError:
             self._append(key, records)
         else:
             self._rewrite(key, records, base)
 
-    def find(self, key: Key) -> Entry | None:
-        """The listing of one key; None where the data set has none of that name, or is to be made yet."""
-        try:
-            return self.entry(key)
-        except MissingKeyError:
-            return None
-        except BadStoreError:
-            if self._storage.list((INDEX,)):
-                raise
-            return None
+    def is_new(self) -> bool:
+        """True for a directory without any index, which the first key makes a data set."""
+        return not any(listed.name.rpartition("/")[2] == INDEX for listed in self._storage.list((INDEX,)))
 
     def remove(self, key: Key) -> None:
         raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
@@ -365,10 +359,11 @@ class StreamingDriver:
             index = scan.places[key].split + INDEX
             if self._stat(index) == scan.indexes[index]:
                 return scan
-        scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
-        if key not in scan.places:
-            raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
-        return scan
+        if self._scan is not None or not self.is_new():
+            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
+            if key in scan.places:
+                return scan
+        raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
 
     def _rescan(self, files: dict[str, Listed]) -> _Scan:
         """Read the indexes among `files` again, unless all are those of the last scan."""
