@@ -29,7 +29,9 @@ from shardfs.drivers.streaming_writing import (
     bytes_of,
     codec_of,
     is_free,
+    new_place,
     revisions,
+    splits,
     successors,
     template_columns,
 )
@@ -46,7 +48,7 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
+from shardfs.storage.local import Listed, LocalStorage
 
 INDEX_MAX = 256 << 20
 """Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
@@ -140,7 +142,7 @@ class StreamingDriver:
 
     def is_new(self) -> bool:
         """True for a directory without any index, which the first key makes a data set."""
-        return not any(listed.name.rpartition("/")[2] == INDEX for listed in self._storage.list((INDEX,)))
+        return not splits(self._storage)
 
     def remove(self, key: Key) -> None:
         raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
@@ -191,7 +193,7 @@ class StreamingDriver:
         return self._append(key, records, columns)
 
     def _append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns | None = None) -> Entry:
-        split, stem = self._new_place(key)
+        split, stem = new_place(self._storage, key)
         publication = Publication(self._storage, split)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
 
@@ -221,22 +223,6 @@ class StreamingDriver:
         except BaseException:
             publication.abandon(INDEX_MAX)
             raise
-
-    def _new_place(self, key: Key) -> tuple[str, str]:
-        """The split that a new key belongs to, and its name in there: the innermost split around it, or its own
-        directory where there is none. BadSettingError for what cannot be a key."""
-        parts = key.split("/")
-        if any(part.startswith(TEMPORARY) or part in ("", ".", "..") for part in parts) or "\0" in key:
-            raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
-        if key_of(f"{key}.mds") != key or key.endswith(".mds") or len(parts[-1].encode()) > config.NAME_KEEP - 16:
-            raise BadSettingError(
-                f"key {key[:80]!r} cannot be the name of a shard: it is too long, or reads as a version"
-            )
-        indexes = [listed.name for listed in self._storage.list((INDEX,))]
-        splits = [name.removesuffix(INDEX) for name in indexes if name.rpartition("/")[2] == INDEX]
-        around = max((split for split in splits if key.startswith(split)), key=len, default=None)
-        split = "".join(f"{part}/" for part in parts[:-1]) if around is None else around
-        return split, key[len(split) :]
 
     def _check_current(self, key: Key, base: Entry) -> None:
         try:

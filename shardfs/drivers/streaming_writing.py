@@ -26,7 +26,7 @@ from shardfs import compression, config
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
-from shardfs.drivers.streaming_index import BadIndexError, parse_index
+from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -36,7 +36,8 @@ from shardfs.errors import (
     StaleShardError,
     StorageError,
 )
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.model import Key
+from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
 
 INDEX = "index.json"
 _CODEC = re.compile(r"(zstd|gz)(?::([0-9]{1,2}))?")
@@ -283,6 +284,25 @@ def _settings(template: Described | None, made: mds.Columns) -> Described:
 
 def _packed(record: NewRecord, made: mds.Columns) -> bytes | memoryview:
     return record.data if isinstance(record, Verbatim) else mds_writing.record(made, record.sample, record.name)
+
+
+def splits(storage: LocalStorage) -> list[str]:
+    """The directories with an index, as far as it matters here whatever that says; a `/` behind each but the root."""
+    names = [listed.name for listed in storage.list((INDEX,))]
+    return [name.removesuffix(INDEX) for name in names if name.rpartition("/")[2] == INDEX]
+
+
+def new_place(storage: LocalStorage, key: Key) -> tuple[str, str]:
+    """The split that a new key belongs to, and its name in there: the innermost split around it, or its own directory
+    where there is none. BadSettingError for what cannot be a key."""
+    parts = key.split("/")
+    if any(part.startswith(TEMPORARY) or part in ("", ".", "..") for part in parts) or "\0" in key:
+        raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
+    if key_of(f"{key}.mds") != key or key.endswith(".mds") or len(parts[-1].encode()) > config.NAME_KEEP - 16:
+        raise BadSettingError(f"key {key[:80]!r} cannot be the name of a shard: it is too long, or reads as a version")
+    around = max((split for split in splits(storage) if key.startswith(split)), key=len, default=None)
+    split = "".join(f"{part}/" for part in parts[:-1]) if around is None else around
+    return split, key[len(split) :]
 
 
 def revisions(storage: LocalStorage, split: str, basename: str) -> Iterator[str]:
