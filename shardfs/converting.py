@@ -163,6 +163,8 @@ class _Run:
         return copy
 
     def write(self, copy: _Copy) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
         if isinstance(self._target, StreamingDriver) and copy.columns is not None:
             entry = self._target.append(copy.key, copy.records, copy.columns)
         else:
@@ -193,12 +195,18 @@ class _Run:
         return copy
 
     def _verbatim(self, key: Key, shard: Shard) -> _Copy:
-        runs = [(record.start, record.end) for _, record in self._records(shard)]  # all are looked at before any is written
-        copy = _Copy(key, (Verbatim(shard.raw[start:end]) for start, end in runs), samples=len(runs))
+        runs = [(record.start, record.end) for record in shard.records()]  # all are looked at before any is written
+        copy = _Copy(key, self._runs(shard, runs), samples=len(runs))
         if isinstance(shard, mds.MdsShard):
             columns = shard.columns
             copy.columns = lambda before: columns
         return copy
+
+    def _runs(self, shard: Shard, runs: Iterable[tuple[int, int]]) -> Iterator[NewRecord]:
+        for start, end in runs:
+            if self.stop.is_set():
+                raise _StoppedError
+            yield Verbatim(shard.raw[start:end])
 
     def _values(self, copy: _Copy, shard: Shard, rules: Rules | None) -> Iterator[NewRecord]:
         """The samples to be encoded; they are counted as they are taken, and with `rules` their changes too."""

@@ -120,4 +120,3 @@ class MemberWriter:
         self._order.close()
         if self._members > 1:
             self._file.write(_HEAD + self._size.to_bytes(8, "little") + _TAIL)
-

@@ -106,7 +106,9 @@ class Survey:
             encoding = _EMPTY if value == [] and type(value) is list else _pictures(value) or _inferred(value)
             if encoding is None:
                 kind = type(value).__name__
-                raise BadSettingError(f"sample {name}: field {field} is a {kind}, which no column of an MDS shard holds")
+                raise BadSettingError(
+                    f"sample {name}: field {field} is a {kind}, which no column of an MDS shard holds"
+                )
             self._met.setdefault(field, {}).setdefault(encoding, name)
 
     def columns(self, before: Columns | None) -> Columns:

@@ -74,7 +74,9 @@ def jsonl_line(sample: Any, number: int | str) -> bytes:
     try:
         return _dumped(sample).encode("ascii") + b"\n"
     except _REFUSED as error:
-        raise BadSettingError(f"sample {number} cannot be written as JSON: {_blamed(sample, _dumped) or error}") from error
+        raise BadSettingError(
+            f"sample {number} cannot be written as JSON: {_blamed(sample, _dumped) or error}"
+        ) from error
 
 
 def _dumped(value: Any) -> str:

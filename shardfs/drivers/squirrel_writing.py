@@ -18,7 +18,6 @@ from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.msgpack_spans import Walker
 from shardfs.values import Buffer
 
-
 Encoded = tuple[bytes | Buffer, int]
 """The bytes of a record, and how many values it counts as at most when it is read (config.py says of what)."""
 
@@ -113,9 +112,7 @@ def _is_json(value: Any, levels: int) -> bool:
         value = value.values()
     elif kind is not list and kind is not tuple:
         return False
-    return levels > 0 and (
-        _LIGHT.issuperset(map(type, value)) or all(_is_json(item, levels - 1) for item in value)
-    )
+    return levels > 0 and (_LIGHT.issuperset(map(type, value)) or all(_is_json(item, levels - 1) for item in value))
 
 
 def _msgpack_with_cells(sample: Any, name: str) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from shardfs import compression, config
+from shardfs import compression
 from shardfs.drivers import mds
 from shardfs.drivers.base import Grow, NewRecord, ShardReader, Value
 from shardfs.drivers.hashes import HASHES, Hash, hasher

@@ -90,7 +90,10 @@ def test_what_mosaicml_streaming_writes_we_read_equal(tmp_path: Path, compressio
 def large_samples() -> list[dict[str, Any]]:
     """Five megabytes: several members or frames of a shard."""
     rng = random.Random(3)
-    return [{"n": at, "text": " ".join(f"w{rng.randrange(999)}" for _ in range(9_000)), "raw": rng.randbytes(60_000)} for at in range(50)]
+    return [
+        {"n": at, "text": " ".join(f"w{rng.randrange(999)}" for _ in range(9_000)), "raw": rng.randbytes(60_000)}
+        for at in range(50)
+    ]
 
 
 @pytest.mark.timeout(300)

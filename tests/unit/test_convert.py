@@ -80,7 +80,9 @@ def squirrel(tmp_path: Path) -> Store:
 
 
 @pytest.mark.parametrize("compression", [None, "none", "zstd", "gz:1"])
-def test_squirrel_to_mds_and_back_shows_the_same_files(squirrel: Store, tmp_path: Path, compression: str | None) -> None:
+def test_squirrel_to_mds_and_back_shows_the_same_files(
+    squirrel: Store, tmp_path: Path, compression: str | None
+) -> None:
     report, mds = convert(squirrel, tmp_path / "mds", "streaming", compression=compression)
     assert (report.keys, report.converted, report.kept, report.failed) == (3, 3, 0, {})
     assert report.samples == 7 + 8 + 9
@@ -92,7 +94,9 @@ def test_squirrel_to_mds_and_back_shows_the_same_files(squirrel: Store, tmp_path
     assert report.stored_bytes == sum(mds.entry(key).stored_bytes for key in mds)
 
 
-@pytest.mark.parametrize("case", ["mds_jpeg_file_passthrough", "mds_none_hash_splits", "mds_zstd_hash_splits", "mds_pkl"])
+@pytest.mark.parametrize(
+    "case", ["mds_jpeg_file_passthrough", "mds_none_hash_splits", "mds_zstd_hash_splits", "mds_pkl"]
+)
 def test_fixtures_of_mds_become_squirrel_and_mds_again(case: str, tmp_path: Path) -> None:
     source = open_store(DATA / "streaming" / case / "data")
     report, squirrel = convert(source, tmp_path / "squirrel", "squirrel")
@@ -310,7 +314,9 @@ def test_a_damaged_key_is_told_and_the_others_go_on(tmp_path: Path) -> None:
 # --- interrupted runs ---------------------------------------------------------------------------------------------
 
 
-def test_what_the_target_has_is_not_read_again(squirrel: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_target_has_is_not_read_again(
+    squirrel: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for driver in ("streaming", "squirrel"):
         report, target = convert(squirrel, tmp_path / driver, driver, keys="deep/*")
         assert (report.keys, report.converted) == (2, 2)

@@ -14,6 +14,11 @@ def compressing_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("shardfs-compress")]
 
 
+def put_all(order: InOrder[int, int]) -> None:
+    for piece in range(100):
+        order.put(piece)
+
+
 def test_results_come_in_order_however_long_each_takes() -> None:
     released = threading.Event()
 
@@ -80,8 +85,7 @@ def test_what_a_thread_raises_is_raised_at_the_caller_and_the_threads_end() -> N
     taken: list[int] = []
     order = InOrder(work, taken.append, threads=2)
     with pytest.raises(LookupError, match="piece 3"):
-        for piece in range(100):
-            order.put(piece)
+        put_all(order)
     order.close()
     assert taken == [0, 1, 2]
     assert compressing_threads() == []
@@ -94,8 +98,7 @@ def test_results_that_nobody_can_take_end_it_too() -> None:
 
     order = InOrder(lambda piece: piece, take, threads=2)
     with pytest.raises(OSError, match="no space"):
-        for piece in range(100):
-            order.put(piece)
+        put_all(order)
     order.close()
     assert compressing_threads() == []
 
