@@ -125,13 +125,13 @@ PICKLE_OPS = 1_000_000
 """Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""
 
 GZIP_MEMBER = MIB
-"""Raw bytes in one member of a .gz shard written here: each is compressed by itself, so that several cores can. A member
-begins without the 32 KiB before it that matches are found in: text takes 0.6 % more."""
+"""Raw bytes in one member of a .gz shard written here: each is compressed by itself, so that several cores can. Matches
+are looked for in 32 KiB before, of which a member's beginning has none."""
 
 GZIP_DEFAULT = 6
 IGZIP_DEFAULT = 3
-"""Levels at which .gz shards are written where none is asked for, by zlib and by isal. isal's 3 is 7 to 10 times as fast
-as zlib's 6 (docs/BENCHMARKS.md); texts become 3 % larger, source code 13 %, arrays and pictures are the same."""
+"""Levels at which .gz shards are written where none is asked for, by zlib and by isal. isal's 3 is 7 to 10 times as
+fast as zlib's 6; texts become 3 % larger, source code 13 %, arrays and pictures are the same (docs/BENCHMARKS.md)."""
 
 IGZIP_LEVELS = {1: 1, 2: 3, 3: 3}
 """zlib's levels that one of isal's is as good as, or better: files no larger, in a third to a tenth of the time."""

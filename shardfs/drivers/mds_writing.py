@@ -103,7 +103,7 @@ class Survey:
         for field, value in sample.items():
             if not isinstance(field, str):
                 raise BadSettingError(f"sample {name} has a field {field!r:.80}: a column is named by a text")
-            encoding = _EMPTY if value == [] and type(value) is list else _pictures(value) or _inferred(value)
+            encoding = _EMPTY if isinstance(value, list) and not value else _pictures(value) or _inferred(value)
             if encoding is None:
                 kind = type(value).__name__
                 raise BadSettingError(
@@ -123,13 +123,13 @@ class Survey:
         found = set(met) - {_EMPTY}
         if _EMPTY in met and not (len(found) == 1 and min(found).startswith("list[")):
             found.add("json")
-        if len(found) == 1 and old not in _GENERAL:
+        if old in _GENERAL and found <= _GENERAL[old] | {old}:
+            return old
+        if len(found) == 1:
             return found.pop()
         for general, special in _GENERAL.items():
             if found <= special | {general}:
-                return general if len(found) > 1 or old == general else found.pop()
-        if len(found) == 1:
-            return found.pop()
+                return general
         text = " and ".join(f"{encoding} in sample {name}" for encoding, name in met.items())
         raise BadSettingError(f"field {field} is {text}, and no column of an MDS shard holds these")
 

@@ -171,7 +171,7 @@ class Publication:
                 except _IndexMovedError:
                     continue
             raise StaleShardError(f"{self.split}{INDEX} keeps changing while it is being replaced")
-        except (ShardfsError, ValueError):
+        except BaseException:
             self.abandon(limit)
             raise
 

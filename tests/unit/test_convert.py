@@ -155,9 +155,10 @@ def test_json_lines_to_msgpack_and_mds(tmp_path: Path) -> None:
     for key in source:
         assert shown(source, key) == shown(msgpacked, key)
     rows = open_store(tmp_path / "rows", "squirrel-jsonl")
-    rows.set([{"n": at, "x": [at, {"y": None}]} for at in range(5)], "rows")
+    rows.set([{"n": at, "x": [at, {"y": None}], "big": at << 70} for at in range(5)], "rows")
     report, mds = convert(rows, tmp_path / "mds", "streaming")
     assert report.failed == {}
+    assert columns_of(mds, "rows") == {"big": "str_int", "n": "int", "x": "json"}
     assert shown(rows, "rows") == shown(mds, "rows")
 
 
@@ -194,7 +195,6 @@ def columns_of(store: Store, key: str) -> dict[str, str]:
     ("values", "encoding"),
     [
         ([1, 2], "int"),
-        ([1, 2**70], "str_int"),
         ([1, 2.5], "json"),
         ([1, None, "x"], "json"),
         ([True, False], "json"),
@@ -227,7 +227,7 @@ def test_columns_stay_what_they_are_from_shard_to_shard_where_they_can(tmp_path:
     for key, values in {"a": [JPEG, PNG], "b": [JPEG], "c": [JPEG]}.items():
         source.set([{"image": value, "n": None if key == "a" else 5} for value in values], key)
     _, mds = convert(source, tmp_path / "m", "streaming")
-    assert {key: columns_of(mds, key) for key in mds} == dict.fromkeys("abc", {"image": "bytes", "n": "json"})
+    assert {key: columns_of(mds, key) for key in mds} == {key: {"image": "bytes", "n": "json"} for key in "abc"}
     source.set([{"image": "a text", "n": 5}], "d")
     convert(source, tmp_path / "m", "streaming")
     assert columns_of(mds, "d") == {"image": "str", "n": "json"}
@@ -288,7 +288,7 @@ def test_a_key_that_cannot_be_converted_is_told_with_sample_field_and_reason(
     report, target = convert(source, tmp_path / "t", driver, jobs=1)
     assert list(report.failed) == ["b"]
     assert re.search(why, report.failed["b"])
-    assert "c" not in target.keys() or report.converted == 2
+    assert "c" not in target or report.converted == 2
     report, target = convert(source, tmp_path / "t", driver, keep_going=True)
     assert (list(report.failed), sorted(target.keys())) == (["b"], ["a", "c"])
     assert leftovers(tmp_path / "t") == []
@@ -297,7 +297,9 @@ def test_a_key_that_cannot_be_converted_is_told_with_sample_field_and_reason(
 def leftovers(root: Path) -> list[str]:
     """Files that no key accounts for."""
     names = {path.name for path in root.rglob("*") if path.is_file()}
-    keys = {key.rpartition("/")[2] for key in open_store(root).keys()}
+    keys = {
+        key.rpartition("/")[2] for key in open_store(root, "squirrel" if "index.json" not in names else "streaming")
+    }
     return sorted(name for name in names if name != "index.json" and name.split(".")[0] not in keys)
 
 
@@ -314,14 +316,12 @@ def test_a_damaged_key_is_told_and_the_others_go_on(tmp_path: Path) -> None:
 # --- interrupted runs ---------------------------------------------------------------------------------------------
 
 
-def test_what_the_target_has_is_not_read_again(
-    squirrel: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_target_has_is_not_written_again(squirrel: Store, tmp_path: Path) -> None:
     for driver in ("streaming", "squirrel"):
-        report, target = convert(squirrel, tmp_path / driver, driver, keys="deep/*")
+        report, target = convert(squirrel, tmp_path / f"to {driver}", driver, keys="deep/*")
         assert (report.keys, report.converted) == (2, 2)
         before = {entry.key: entry.version for entry in target.driver.entries()}
-        report, target = convert(squirrel, tmp_path / driver, driver)
+        report, target = convert(squirrel, tmp_path / f"to {driver}", driver)
         assert (report.keys, report.converted, report.kept) == (3, 1, 2)
         now = {entry.key: entry for entry in target.driver.entries()}
         assert sorted(now) == ["a", "deep/b", "deep/c"]
@@ -381,15 +381,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, how: int, d
     if process.returncode != 0:  # else it was done already
         assert process.returncode == (130 if how == signal.SIGINT else -9)
     stopped = open_store(target, driver)
-    for key in stopped.keys():
-        assert len(stopped.get(key)) == 300
+    done = stopped.keys()
+    assert all(len(stopped.get(key)) == 300 for key in done)
     if how == signal.SIGINT:
         assert not list(target.glob(".shardfs-tmp-*"))
-        assert leftovers(target) == []
     again = run(tmp_path / "s", target, "--driver", driver, "--json")
     out, err = again.communicate(timeout=60)
     assert again.returncode == 0, err
-    assert json.loads(out)["kept"] == len(stopped.keys()) or driver == "streaming"
+    assert json.loads(out)["kept"] == len(done)
     assert open_store(target).keys() == source.keys()
     for key in ("k00", "k15", "k29"):
         assert shown(open_store(target), key) == shown(source, key)
@@ -482,7 +481,7 @@ def test_store_set_makes_a_data_set_and_replaces_keys_in_it(tmp_path: Path) -> N
     key = store.set([{"n": 3}])
     assert store.keys() == ["a", key]
     store.set([{"n": 5}, {"n": 6}], "a")
-    assert [sample["n"] for each in open_store(tmp_path).keys() for sample in store.get(each)] == [5, 6, 3]
+    assert [sample["n"] for each in open_store(tmp_path) for sample in store.get(each)] == [5, 6, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["a.mds.zstd", "a.r2.mds.zstd", f"{key}.mds.zstd", "index.json"]
     )
