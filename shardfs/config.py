@@ -136,6 +136,12 @@ fast as zlib's 6; texts become 3 % larger, source code 13 %, arrays and pictures
 IGZIP_LEVELS = {1: 1, 2: 3, 3: 3}
 """zlib's levels that one of isal's is as good as, or better: files no larger, in a third to a tenth of the time."""
 
+GZIP_PROBES = 64
+GZIP_PROBE = 512
+GZIP_WORTH = 0.98
+"""Where no level is asked for, a member is compressed well if so many pieces of so many bytes out of it become smaller
+than this share of them; pictures and noise are not, and are done at level 1, three times as fast."""
+
 WORK_THREADS = 4
 """Threads that compress one shard at most: samples are encoded by one, which keeps about so many busy."""
 

@@ -50,8 +50,8 @@ def _igzip() -> Any:
 def encoder_for(level: int | None) -> tuple[Any, int]:
     """What compresses for a level (None: the default), and at which level of its own.
 
-    The default is isal's highest, or without isal zlib's 6. A level that somebody asked for is one of zlib's: isal does
-    it where it makes files as small as zlib does at that level, else zlib. So 6 to 9 are always zlib's.
+    The default is isal's highest, or without isal zlib's 6, for what compresses at all, and 1 for the rest. A level that somebody asked for is one of zlib's: isal does
+    it where it makes files as small as zlib does at that level, else zlib. So 4 to 9 are always zlib's.
     """
     igzip = _igzip()
     if igzip is not None:
@@ -60,6 +60,9 @@ def encoder_for(level: int | None) -> tuple[Any, int]:
         if level in config.IGZIP_LEVELS:
             return igzip, config.IGZIP_LEVELS[level]
     return zlib, config.GZIP_DEFAULT if level is None else level
+
+
+_UNEVEN = 7919
 
 
 class MemberWriter:
@@ -75,6 +78,7 @@ class MemberWriter:
         self._size = 0
         self._members = 0
         self._module, self._level = encoder_for(level)
+        self._choose = level is None
         self._order = InOrder(self._compressed, self._write)
 
     def __enter__(self) -> MemberWriter:
@@ -106,8 +110,20 @@ class MemberWriter:
         self._pending = bytearray()
 
     def _compressed(self, raw: bytearray) -> bytes:
-        made: bytes = self._module.compress(raw, self._level, wbits=_GZIP)
+        # in one call: each one between would wait for the GIL, and who encodes samples seldom gives it away
+        level = 1 if self._choose and not self._worth(raw) else self._level
+        made: bytes = self._module.compress(raw, level, wbits=_GZIP)
         return made
+
+    def _worth(self, raw: bytearray) -> bool:
+        """Whether compressing well saves what is worth its time, by samples from all over a member."""
+        size, step = config.GZIP_PROBE, len(raw) // config.GZIP_PROBES
+        if step < 2 * size:
+            return True
+        # at uneven distances: samples of one size would show the same of themselves over and over
+        starts = (at * step + at * at * _UNEVEN % (step - size) for at in range(config.GZIP_PROBES))
+        probe = b"".join(raw[start : start + size] for start in starts)
+        return len(self._module.compress(probe, 1)) < config.GZIP_WORTH * len(probe)
 
     def _write(self, member: bytes) -> None:
         self._file.write(member)

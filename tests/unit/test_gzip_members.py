@@ -136,6 +136,17 @@ def test_levels_from_6_on_are_zlibs_own(level: int) -> None:
     assert stored == zlib.compress(TEXT[:5000], level, wbits=31)
 
 
+def test_what_hardly_compresses_is_done_quickly_unless_a_level_is_asked_for() -> None:
+    module, level = gzip_members.encoder_for(None)
+    assert written([NOISE]) == module.compress(NOISE, 1, wbits=31)
+    assert written([TEXT]) == module.compress(TEXT, level, wbits=31)
+    assert written([NOISE], 6) == zlib.compress(NOISE, 6, wbits=31)
+    for share in (0.1, 0.5):  # a few labels among pictures, and text among them
+        pieces = (NOISE[at : at + 10_000] + TEXT[at : at + int(10_000 * share)] for at in range(0, 300_000, 10_000))
+        mixed = b"".join(pieces)
+        assert len(written([mixed])) < len(zlib.compress(mixed, 6)) * 1.03
+
+
 @pytest.mark.parametrize("codec", ["gz", "zstd"])
 def test_a_failure_while_writing_ends_the_threads(small: int, codec: str) -> None:
     class Full(io.BytesIO):
