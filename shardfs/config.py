@@ -128,6 +128,10 @@ GZIP_MEMBER = MIB
 """Raw bytes in one member of a .gz shard written here: each is compressed by itself, so that several cores can. Matches
 are looked for in 32 KiB before, of which a member's beginning has none."""
 
+GZIP_SLICE = 256 * 1024
+"""Of a member so much is compressed in one call. What comes out of a whole one is gathered in memory that is taken anew
+each time, which costs as much as compressing it quickly; each call between two of less would wait for the GIL."""
+
 GZIP_DEFAULT = 6
 IGZIP_DEFAULT = 3
 """Levels at which .gz shards are written where none is asked for, by zlib and by isal. isal's 3 is 7 to 10 times as

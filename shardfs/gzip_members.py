@@ -50,8 +50,9 @@ def _igzip() -> Any:
 def encoder_for(level: int | None) -> tuple[Any, int]:
     """What compresses for a level (None: the default), and at which level of its own.
 
-    The default is isal's highest, or without isal zlib's 6, for what compresses at all, and 1 for the rest. A level that somebody asked for is one of zlib's: isal does
-    it where it makes files as small as zlib does at that level, else zlib. So 4 to 9 are always zlib's.
+    The default is isal's highest, or without isal zlib's 6, for what compresses at all, and 1 for the rest. A level that
+    somebody asked for is one of zlib's: isal does it where it makes files as small as zlib does at that level, else
+    zlib. So 4 to 9 are always zlib's.
     """
     igzip = _igzip()
     if igzip is not None:
@@ -109,11 +110,13 @@ class MemberWriter:
         self._order.put(self._pending)
         self._pending = bytearray()
 
-    def _compressed(self, raw: bytearray) -> bytes:
-        # in one call: each one between would wait for the GIL, and who encodes samples seldom gives it away
+    def _compressed(self, raw: bytearray) -> list[bytes]:
         level = 1 if self._choose and not self._worth(raw) else self._level
-        made: bytes = self._module.compress(raw, level, wbits=_GZIP)
-        return made
+        stream = self._module.compressobj(level, wbits=_GZIP)
+        with memoryview(raw) as view:
+            slices = range(0, len(raw), config.GZIP_SLICE)
+            made = [stream.compress(view[at : at + config.GZIP_SLICE]) for at in slices]
+        return [*made, stream.flush()]
 
     def _worth(self, raw: bytearray) -> bool:
         """Whether compressing well saves what is worth its time, by samples from all over a member."""
@@ -125,8 +128,9 @@ class MemberWriter:
         probe = b"".join(raw[start : start + size] for start in starts)
         return len(self._module.compress(probe, 1)) < config.GZIP_WORTH * len(probe)
 
-    def _write(self, member: bytes) -> None:
-        self._file.write(member)
+    def _write(self, member: list[bytes]) -> None:
+        for piece in member:
+            self._file.write(piece)
 
     def finish(self) -> None:
         """Write what is left. Once, after the last piece."""

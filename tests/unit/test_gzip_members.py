@@ -10,6 +10,7 @@ import threading
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,11 @@ def written(pieces: Sequence[bytes], level: int | None = None) -> bytes:
 
 def cut(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+def whole(stream: Any, data: bytes) -> bytes:
+    made: bytes = stream.compress(data)
+    return made + stream.flush()
 
 
 def decompressed(stored: bytes) -> bytes:
@@ -137,14 +143,15 @@ def test_levels_from_6_on_are_zlibs_own(level: int) -> None:
 
 
 def test_what_hardly_compresses_is_done_quickly_unless_a_level_is_asked_for() -> None:
+    noise, text = NOISE[:200_000], TEXT[:200_000]
     module, level = gzip_members.encoder_for(None)
-    assert written([NOISE]) == module.compress(NOISE, 1, wbits=31)
-    assert written([TEXT]) == module.compress(TEXT, level, wbits=31)
-    assert written([NOISE], 6) == zlib.compress(NOISE, 6, wbits=31)
+    assert written([noise]) == whole(module.compressobj(1, wbits=31), noise)
+    assert written([text]) == whole(module.compressobj(level, wbits=31), text)
+    assert written([noise], 6) == whole(zlib.compressobj(6, wbits=31), noise)
     for share in (0.1, 0.5):  # a few labels among pictures, and text among them
         pieces = (NOISE[at : at + 10_000] + TEXT[at : at + int(10_000 * share)] for at in range(0, 300_000, 10_000))
         mixed = b"".join(pieces)
-        assert len(written([mixed])) < len(zlib.compress(mixed, 6)) * 1.03
+        assert len(written([mixed])) < len(zlib.compress(mixed, 6)) * 1.05
 
 
 @pytest.mark.parametrize("codec", ["gz", "zstd"])
