@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, BinaryIO
 
 from shardfs import config
-from shardfs.in_order import InOrder
+from shardfs.in_order import Filling, InOrder
 from shardfs.values import Buffer
 
 _HEAD = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + b"\x0c\0" + b"SF\x08\0"
@@ -50,9 +50,9 @@ def _igzip() -> Any:
 def encoder_for(level: int | None) -> tuple[Any, int]:
     """What compresses for a level (None: the default), and at which level of its own.
 
-    The default is isal's highest, or without isal zlib's 6, for what compresses at all, and 1 for the rest. A level that
-    somebody asked for is one of zlib's: isal does it where it makes files as small as zlib does at that level, else
-    zlib. So 4 to 9 are always zlib's.
+    The default is isal's highest, or without isal zlib's 6, for what compresses at all, and 1 for the rest. A level
+    that somebody asked for is one of zlib's: isal does it where it makes files as small as zlib does at that level,
+    else zlib. So 4 to 9 are always zlib's.
     """
     igzip = _igzip()
     if igzip is not None:
@@ -75,7 +75,9 @@ class MemberWriter:
 
     def __init__(self, file: BinaryIO, level: int | None) -> None:
         self._file = file
-        self._pending = bytearray()
+        self._room = config.GZIP_MEMBER
+        self._pending = Filling(self._room)
+        self._spare: list[Filling] = []
         self._size = 0
         self._members = 0
         self._module, self._level = encoder_for(level)
@@ -90,35 +92,29 @@ class MemberWriter:
 
     def put(self, piece: bytes | Buffer) -> None:
         """More raw bytes."""
-        size = config.GZIP_MEMBER
         self._size += len(piece)
-        if len(self._pending) + len(piece) < size:
-            self._pending += piece
-            return
-        with memoryview(piece) as view:
-            at = size - len(self._pending)
-            self._pending += view[:at]
+        view, at = memoryview(piece), 0
+        while len(view) - at >= self._room - self._pending.size:
+            behind = at + self._room - self._pending.size
+            self._pending.add(view[at:behind])
             self._flush()
-            while len(view) - at >= size:
-                self._pending += view[at : at + size]
-                self._flush()
-                at += size
-            self._pending += view[at:]
+            at = behind
+        self._pending.add(view[at:])
 
     def _flush(self) -> None:
         self._members += 1
         self._order.put(self._pending)
-        self._pending = bytearray()
+        self._pending = self._spare.pop() if self._spare else Filling(self._room)
 
-    def _compressed(self, raw: bytearray) -> list[bytes]:
+    def _compressed(self, filling: Filling) -> tuple[list[bytes], Filling]:
+        raw = filling.raw
         level = 1 if self._choose and not self._worth(raw) else self._level
         stream = self._module.compressobj(level, wbits=_GZIP)
-        with memoryview(raw) as view:
-            slices = range(0, len(raw), config.GZIP_SLICE)
-            made = [stream.compress(view[at : at + config.GZIP_SLICE]) for at in slices]
-        return [*made, stream.flush()]
+        slices = range(0, len(raw), config.GZIP_SLICE)
+        made = [stream.compress(raw[at : at + config.GZIP_SLICE]) for at in slices]
+        return [*made, stream.flush()], filling
 
-    def _worth(self, raw: bytearray) -> bool:
+    def _worth(self, raw: memoryview) -> bool:
         """Whether compressing well saves what is worth its time, by samples from all over a member."""
         size, step = config.GZIP_PROBE, len(raw) // config.GZIP_PROBES
         if step < 2 * size:
@@ -128,13 +124,16 @@ class MemberWriter:
         probe = b"".join(raw[start : start + size] for start in starts)
         return len(self._module.compress(probe, 1)) < config.GZIP_WORTH * len(probe)
 
-    def _write(self, member: list[bytes]) -> None:
-        for piece in member:
+    def _write(self, member: tuple[list[bytes], Filling]) -> None:
+        pieces, filling = member
+        for piece in pieces:
             self._file.write(piece)
+        filling.size = 0
+        self._spare.append(filling)
 
     def finish(self) -> None:
         """Write what is left. Once, after the last piece."""
-        if self._pending or not self._members:
+        if self._pending.size or not self._members:
             self._flush()
         self._order.finish()
         self._order.close()

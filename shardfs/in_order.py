@@ -1,7 +1,7 @@
 """Work that a few threads do at once, whose results are taken in the order in which it was given.
 
-For work that leaves the GIL alone, like compressing. Holds a few pieces of work at a time, whatever is given. Knows
-nothing of what is worked on.
+For work that leaves the GIL alone, like compressing, with buffers to gather it in. Holds a few pieces of work at a time,
+whatever is given. Knows nothing of what is worked on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+import numpy as np
+
 from shardfs import config
 
 if TYPE_CHECKING:
@@ -18,6 +20,27 @@ if TYPE_CHECKING:
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+
+
+class Filling:
+    """Bytes that are gathered in a buffer of `room` bytes. It is there to be emptied and filled again: memory that is
+    taken anew costs as much time as copying into it."""
+
+    __slots__ = ("_memory", "size")
+
+    def __init__(self, room: int) -> None:
+        self._memory = np.empty(room, np.uint8).data
+        self.size = 0
+
+    def add(self, piece: bytes | bytearray | memoryview) -> None:
+        """More bytes, which must find room."""
+        behind = self.size + len(piece)
+        self._memory[self.size : behind] = piece
+        self.size = behind
+
+    @property
+    def raw(self) -> memoryview:
+        return self._memory[: self.size]
 
 
 class InOrder(Generic[Given, Made]):

@@ -22,7 +22,7 @@ import zstandard
 
 from shardfs import config
 from shardfs.errors import DamagedShardError
-from shardfs.in_order import InOrder
+from shardfs.in_order import Filling, InOrder
 from shardfs.raw_bytes import RawBytes
 from shardfs.values import Buffer
 
@@ -55,9 +55,10 @@ class FrameWriter:
         self._file = file
         self._level = level
         self._target = target
-        self._pending = bytearray()
+        self._pending = Filling(target)
         self._flushed = False
         self._frames: list[tuple[int, int]] = []
+        self._spare: list[Filling] = []
         self._compressors: list[zstandard.ZstdCompressor] = []
         self._order = InOrder(self._compressed, self._write)
 
@@ -69,39 +70,41 @@ class FrameWriter:
 
     def put(self, record: bytes | Buffer) -> None:
         """One record, in the order of calls."""
-        if self._pending and len(self._pending) + len(record) > self._target:
+        if self._pending.size and self._pending.size + len(record) > self._target:
             self._flush()
         if len(record) <= self._target:
-            self._pending += record
+            self._pending.add(record)
             return
         view = memoryview(record)
         for at in range(0, len(record), self._target):
-            self._pending += view[at : at + self._target]
-            if len(self._pending) == self._target:
+            self._pending.add(view[at : at + self._target])
+            if self._pending.size == self._target:
                 self._flush()
 
     def _flush(self) -> None:
         self._flushed = True
         self._order.put(self._pending)
-        self._pending = bytearray()
+        self._pending = self._spare.pop() if self._spare else Filling(self._target)
 
-    def _compressed(self, raw: bytearray) -> tuple[bytes, int]:
+    def _compressed(self, filling: Filling) -> tuple[bytes, Filling]:
         try:
             compressor = self._compressors.pop()  # each is for one thread at a time
         except IndexError:
             compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
-        stored = compressor.compress(raw)
+        stored = compressor.compress(filling.raw)
         self._compressors.append(compressor)
-        return stored, len(raw)
+        return stored, filling
 
-    def _write(self, frame: tuple[bytes, int]) -> None:
-        stored, raw = frame
-        self._frames.append((len(stored), raw))
+    def _write(self, frame: tuple[bytes, Filling]) -> None:
+        stored, filling = frame
+        self._frames.append((len(stored), filling.size))
         self._file.write(stored)
+        filling.size = 0
+        self._spare.append(filling)
 
     def finish(self) -> None:
         """Write what is left. Once, after the last record."""
-        if self._pending or not self._flushed:
+        if self._pending.size or not self._flushed:
             self._flush()
         self._order.finish()
         self._order.close()
