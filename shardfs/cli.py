@@ -148,7 +148,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keys", metavar="GLOB", default="*", help="only keys that fit this pattern, whose * takes / too"
     )
-    parser.add_argument("--jobs", type=int, metavar="N", help="shards at once (default: one per core)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="shards at once (default: one per core, 4 at most)")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a key that cannot be converted")
     parser.add_argument("--json", action="store_true", help="a JSON object")
 

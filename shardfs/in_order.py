@@ -1,6 +1,6 @@
 """Work that a few threads do at once, whose results are taken in the order in which it was given.
 
-For work that leaves the GIL alone, like compressing, with buffers to gather it in. Holds a few pieces of work at a time,
+For work that leaves the GIL alone, like compressing, with buffers to gather it in. Holds a few pieces of work at once,
 whatever is given. Knows nothing of what is worked on.
 """
 
@@ -101,5 +101,5 @@ class InOrder(Generic[Given, Made]):
 
 
 def cores() -> int:
-    """Threads that compress at once: cores this process may use, config.WORK_THREADS at most."""
+    """Threads that work at once: cores this process may use, config.WORK_THREADS at most."""
     return max(1, min(len(os.sched_getaffinity(0)), config.WORK_THREADS))

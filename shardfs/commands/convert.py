@@ -13,6 +13,7 @@ from shardfs.commands.progress import Progress
 from shardfs.converting import Report, convert_all
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError
+from shardfs.in_order import cores
 from shardfs.store import Store, detect, local_path, open_store
 
 _COMPRESSION = re.compile(r"(none|gz|zst|zstd)(?::([0-9]{1,2}))?")
@@ -21,7 +22,7 @@ _COMPRESSION = re.compile(r"(none|gz|zst|zstd)(?::([0-9]{1,2}))?")
 def run(arguments: argparse.Namespace) -> int:
     if sys.stdout is None:
         raise OSError("there is no standard output")
-    jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
+    jobs = cores() if arguments.jobs is None else arguments.jobs
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
     _check_apart(arguments.source, arguments.target)
