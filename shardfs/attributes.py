@@ -18,6 +18,11 @@ class Attributes(NamedTuple):
     nlink: int
     entry_timeout: float
     attr_timeout: float
+    uid: int = -1
+    """-1: whoever mounted; so of `gid`."""
+    gid: int = -1
+    atime_ns: int | None = None
+    """None: the mtime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class StatFs:
     blocks: int
     files: int
     name_max: int
+    free: int = 0
+    """Blocks that may still be written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
 
-COMMANDS = ("mount", "umount", "ls", "cat", "info", "index", "convert")
+COMMANDS = ("mount", "umount", "commit", "status", "staging", "ls", "cat", "info", "index", "convert")
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
 _SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
@@ -63,6 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_mount(commands.add_parser("mount", parents=[opening, common], help="mount a store on a directory"))
     _add_umount(commands.add_parser("umount", parents=[common], help="end mounts, and wait for their processes"))
+    _add_commit(commands.add_parser("commit", parents=[common], help="store what was written to a mount, now"))
+    _add_status(commands.add_parser("status", parents=[common], help="show how mounts are doing"))
+    _add_staging(commands.add_parser("staging", help="show and settle what is not stored yet"), opening, common)
     looking = [opening, common]
     _add_ls(commands.add_parser("ls", parents=looking, help="list what a mount would show, without mounting"))
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
@@ -73,7 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_mount(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Mounts STORE on MNT, read-only, and serves it in the background once the mount answers."
+    parser.description = (
+        "Mounts STORE on MNT and serves it in the background once the mount answers. Read-only, unless --rw is given."
+    )
     parser.add_argument(
         "mountpoint", metavar="MNT", help="an empty directory, or one to be made (and removed at the end)"
     )
@@ -84,19 +89,68 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, allow_other, nonempty, no_index, driver=NAME, memory=SIZE, arrays=, text=; fstab's own are ignored",
+        help="ro, rw, allow_overwrite, allow_delete, write_back=, allow_other, nonempty, no_index, driver=NAME, "
+        "memory=SIZE, arrays=, text=; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as file modes permit")
+    parser.add_argument("--rw", action="store_true", help="let new keys be made, and samples be edited and added")
+    parser.add_argument(
+        "--allow-overwrite", action="store_true", help="with --rw: let a renamed directory replace a stored key"
+    )
+    parser.add_argument("--allow-delete", action="store_true", help="with --rw: let stored files and keys be removed")
+    parser.add_argument(
+        "--write-back",
+        metavar="SECONDS",
+        help="with --rw: store a key after so many quiet seconds (default: 5; off: only when it is asked for)",
+    )
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)
 
 
 def _add_umount(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Unmounts each MNT and waits for the process that served it."
+    parser.description = (
+        "Unmounts each MNT and waits for the process that served it. What was written to it is stored first; where "
+        "that fails MNT stays mounted."
+    )
     parser.add_argument("mountpoint", metavar="MNT", nargs="+")
     parser.add_argument("--lazy", action="store_true", help="detach now, even if it is in use")
+    parser.add_argument(
+        "--force", action="store_true", help="also if not all could be stored: it stays on disk for the next mount"
+    )
+
+
+def _add_commit(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Has the mount at MNT store what was written to each KEY, or to all, and waits for it."
+    parser.add_argument("mountpoint", metavar="MNT")
+    parser.add_argument("key", metavar="KEY", nargs="*", help="a key (default: all that were written to)")
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Asks the mount at MNT, or every mount of this user, how it is doing."
+    parser.add_argument("mountpoint", metavar="MNT", nargs="?")
+    parser.add_argument("--json", action="store_true", help="a JSON object, or a list of them without MNT")
+
+
+def _add_staging(
+    parser: argparse.ArgumentParser, opening: argparse.ArgumentParser, common: argparse.ArgumentParser
+) -> None:
+    parser.description = "What was written to mounts and is not stored yet. Works with and without a mount running."
+    works = parser.add_subparsers(dest="work", metavar="WORK", required=True)
+    listing = works.add_parser("list", parents=[common], help="list what is staged")
+    listing.add_argument("store", metavar="STORE", nargs="?", help="of this store only")
+    listing.add_argument("--json", action="store_true", help="a JSON list of objects")
+    recover = works.add_parser("recover", parents=[opening, common], help="store it, or copy it somewhere else")
+    recover.add_argument("key", metavar="KEY", nargs="?", help="a key or id, as listed (default: all that can be)")
+    recover.add_argument("--to", metavar="DIR", help="copy the files of KEY into a new directory; all stays as it is")
+    discard = works.add_parser("discard", parents=[common], help="remove it for good")
+    discard.add_argument("--yes", action="store_true", help="do not ask")
+    trust = works.add_parser("trust", parents=[common], help="let what may have lost bytes in a crash be stored")
+    for work in (discard, trust):
+        work.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+        work.add_argument("key", metavar="KEY", help="a key or id, as listed")
 
 
 def _add_ls(parser: argparse.ArgumentParser) -> None:
@@ -216,6 +270,18 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import umount
 
         return umount.run(parsed)
+    if parsed.command == "commit":
+        from shardfs.commands import commit
+
+        return commit.run(parsed)
+    if parsed.command == "status":
+        from shardfs.commands import status
+
+        return status.run(parsed)
+    if parsed.command == "staging":
+        from shardfs.commands import staging
+
+        return staging.run(parsed)
     if parsed.command == "index":
         from shardfs.commands import index
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 MIB = 1 << 20
@@ -28,7 +29,14 @@ ADVISE_LIMIT = 128 * MIB
 used as a whole."""
 
 READERS = 256
-"""Shards that may be open for reading parts of them: each holds a descriptor."""
+"""Shards that may be open for reading parts of them: each holds a descriptor..."""
+
+READERS_SHARE = 4
+"""...and together no more than one part in this many of what the process may have: the rest is for shards that are
+read while they are pinned, and for storage, of which each of WORKERS_IO threads may hold two."""
+
+DESCRIPTORS = 4096
+"""A process that serves a mount raises its limit of descriptors to this, as far as it may."""
 
 BOMB_FLOOR = 128 * MIB
 """Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds. A damaged shard
@@ -63,6 +71,10 @@ FRAME_TABLE = 32 * MIB
 
 FRAME_HINT = 64 * 1024
 """Stored bytes at a shard's end that are looked at for how large it will be: the seek table of 8 GiB of shard."""
+
+FRAMES_AHEAD = 4
+FRAMES_SURE = 2
+"""Frames that are decompressed before they are asked for, once so many have been read in a row: two workers' work."""
 
 FRAMES_HELD = 256 * MIB
 """Decompressed frames kept of one opened shard, a quarter of a second's work: all of a shard that has just been worth
@@ -287,6 +299,12 @@ def cgroup_limits(groups: Path, root: Path) -> list[int]:
     return limits
 
 
+def readers() -> int:
+    """How many shards may be open for reading parts of them, in a process with so few descriptors as this one."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return READERS if most == resource.RLIM_INFINITY else min(READERS, most // READERS_SHARE)
+
+
 def default_budget() -> int:
     """Bytes of loaded shards kept by default: a quarter of the memory this process may count on."""
     return max(16 * MIB, memory_available() // 4)
@@ -392,5 +410,63 @@ JOURNAL_SLACK = 10_000
 JOURNAL_RATIO = 4
 """A journal is written anew when it has this many records more than this many times the entries it describes."""
 
+SEALS = 2
+"""Keys sealed at once: one per core. Each holds the shard that it is made of, and one sample of the new one."""
+
+WRITE_BACK = 5.0
+"""Seconds without a change and without an open writer after which a key is sealed by itself."""
+
+SEAL_RETRY = 1.0
+SEAL_RETRY_MAX = 60.0
+"""Seconds until a seal that failed is tried again: twice as long each time, up to this."""
+
+SEAL_RESCUES = 4
+"""A seal that is done looks so often for bytes that only the old shard has; each time somebody may just have taken over
+another file of it."""
+
 JOURNALS_OPEN = 256
 """Journals with a descriptor held; one more closes the one used longest ago. 1,024 descriptors are the usual limit."""
+
+MOUNT_ANSWER = 30.0
+"""A new mount that has not answered statvfs within so many seconds is taken for broken. It needs a millisecond."""
+
+MOUNT_GONE = 10.0
+"""`shardfs umount` waits so many seconds for the daemon to end."""
+
+DETACHED_GONE = 1.0
+"""A detached mount's daemon ends at once if nobody uses it, else with its last user: that is not waited for."""
+
+STORING_GONE = 86_400.0
+"""The same for one that is storing what was written: who interrupts the command ends nothing but the waiting."""
+
+CONTROL_ANSWER = 10.0
+"""Seconds in which a mount answers what it need not work for; it needs a millisecond, and a thread that decodes takes
+the event loop a tenth of a second at worst."""
+
+CONTROL_STATUS = 2.0
+"""The same for `shardfs status`, which asks several mounts one after the other, and reports those that are silent."""
+
+CONTROL_IDLE = 30.0
+"""Seconds that a client of a mount may take for a request, and for taking its answer; who connects has one in hand."""
+
+CONTROL_CLIENTS = 32
+"""Clients of a mount at once. Each command is one, for as long as it takes: a seal may take minutes."""
+
+CONTROL_REQUEST = 64 * 1024
+"""Bytes of one request: a command, and the longest key there can be."""
+
+CONTROL_REPLY = 16 * MIB
+"""Bytes of one answer: what is staged, of 50,000 keys."""
+
+STAYING_TOLD = 20
+"""Staged keys that `shardfs umount` tells of one by one when they stay on disk; `shardfs staging list` has them all."""
+
+STAGED_SLOW = 0.01
+STAGED_SLOW_SHARE = 10
+"""A call of the staging area that took longer than STAGED_SLOW seconds (a write into the page cache takes a hundredth)
+shows a disk that cannot follow, or a machine that is busy: for so many times as long all calls go to workers. So calls
+on the event loop stop it for no more than a tenth of the time, and for 0.2 s at once, as long as the kernel lets a
+writer wait. At 5 ms, two busy cores kept all calls in workers for nothing."""
+
+STAGED_LISTED = 1_024
+"""Names looked up at a time for a listing with staged files: more than one answer to the kernel can hold."""

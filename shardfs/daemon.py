@@ -1,6 +1,6 @@
-"""The process and its mount point as the operating system sees them: mount table, unmounting, background process,
-readiness, who serves which mount point. Knows nothing of FUSE requests, stores or the event loop, and imports neither
-pyfuse3 nor trio: what is here runs before the fork, and in processes that serve nothing.
+"""Mounts and the processes that serve them, as the operating system sees them: mount table, unmounting, readiness, who
+serves which mount point. Knows nothing of FUSE requests, stores or the event loop, and imports neither pyfuse3 nor
+trio: what is here runs before the fork, and in processes that serve nothing.
 """
 
 from __future__ import annotations
@@ -13,36 +13,23 @@ import logging
 import os
 import re
 import select
-import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from shardfs.errors import MountError
+from shardfs import config
+from shardfs.errors import MissingSystemError, MountError
 
 log = logging.getLogger("shardfs")
 
 FSTYPE = "fuse.shardfs"
 
-ANSWER_SECONDS = 30.0
-"""A new mount that has not answered statvfs by then is taken for broken. It needs a millisecond."""
-
-GONE_SECONDS = 10.0
-"""`shardfs umount` waits so long for the daemon to end."""
-
 _DETACH = 2
 _NOFOLLOW = 8
 """MNT_DETACH and UMOUNT_NOFOLLOW of umount2(2)."""
-
-
-class MissingSystemError(MountError):
-    """The system lacks what a mount needs (a device, a program, a package, a permission); the text says what to do."""
-
-    errno = errno.ENOSYS
 
 
 # --- the mount table --------------------------------------------------------------------------------------------------
@@ -59,6 +46,7 @@ class Mounted:
     source: str
     owner: int | None
     """Who mounted it, for a FUSE mount."""
+    read_only: bool = False
 
 
 def _unescape(field: str) -> str:
@@ -76,9 +64,9 @@ def mounts(table: str = "/proc/self/mountinfo") -> list[Mounted]:
         if len(left) < 6 or len(right) < 3:
             continue
         owner = re.search(r"(?:^|,)user_id=(\d+)", right[2])
-        found.append(
-            Mounted(_unescape(left[4]), left[2], right[0], _unescape(right[1]), int(owner[1]) if owner else None)
-        )
+        user = int(owner[1]) if owner else None
+        read_only = "ro" in left[5].split(",")
+        found.append(Mounted(_unescape(left[4]), left[2], right[0], _unescape(right[1]), user, read_only))
     return found
 
 
@@ -153,8 +141,15 @@ def repair(path: str) -> bool:
     return False
 
 
-def prove(path: str, seconds: float = ANSWER_SECONDS) -> None:
-    """Return once the mount at `path` answers. MountError if it does not, or not in time.
+def prove(path: str, seconds: float = config.MOUNT_ANSWER) -> None:
+    """Return once the mount at `path` answers. MountError if it does not, or not in time."""
+    reason = trouble(path, seconds)
+    if reason:
+        raise MountError(f"the mount at {path} does not work: {reason}; mount with -f to see more")
+
+
+def trouble(path: str, seconds: float) -> str:
+    """What is wrong with the mount at `path`; nothing if it answers in time.
 
     Must not be called by the thread that serves the mount; the question is asked in a thread of its own, because nobody
     can be freed from a system call that the server never answers.
@@ -172,9 +167,7 @@ def prove(path: str, seconds: float = ANSWER_SECONDS) -> None:
     asking = threading.Thread(target=ask, name="prove", daemon=True)
     asking.start()
     asking.join(seconds)
-    reason = outcome[0] if outcome else f"no answer within {seconds:.0f} s"
-    if reason:
-        raise MountError(f"the mount at {path} does not work: {reason}; mount with -f to see more")
+    return outcome[0] if outcome else f"no answer within {seconds:.0f} s"
 
 
 def notify(state: str) -> None:
@@ -190,6 +183,9 @@ def notify(state: str) -> None:
 
 # --- who serves which mount point -------------------------------------------------------------------------------------
 
+_ENDING = ".json"
+_WORD = ".left"
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -200,6 +196,7 @@ class Record:
     """The process's start, in clock ticks since boot: a pid alone may be another process's by now."""
     mountpoint: str
     store: str
+    writable: bool = False
 
 
 def _started(pid: int, corpse: bool = False) -> int | None:
@@ -212,42 +209,44 @@ def _started(pid: int, corpse: bool = False) -> int | None:
     return int(fields[19]) if corpse or fields[0] not in "ZX" else None
 
 
-def _directories(uid: int) -> Iterator[Path]:
-    given = os.environ.get("XDG_RUNTIME_DIR", "")
-    if given.startswith("/"):
-        yield Path(given, "shardfs")
-    yield Path(f"/run/user/{uid}/shardfs")
-    yield Path(f"/tmp/shardfs-{uid}")
-
-
-def _is_ours(directory: Path, uid: int) -> bool:
-    """True for a directory in which nobody else can have put anything: /tmp is everybody's."""
-    try:
-        found = directory.lstat()
-    except OSError:
-        return False
+def is_ours(found: os.stat_result, uid: int) -> bool:
+    """True for the status of a directory in which nobody but `uid` can have put anything: /tmp is everybody's."""
     return stat.S_ISDIR(found.st_mode) and found.st_uid == uid and not found.st_mode & 0o077
 
 
-def _name(mountpoint: str) -> str:
-    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:32] + ".json"
+def runtime_directories(uid: int, make: bool = False) -> Iterator[Path]:
+    """Where a user's daemons may have their records and sockets, the first choice first: those that are there and in
+    which nobody else can have put anything. With `make` one that is missing is made when its turn comes."""
+    given = os.environ.get("XDG_RUNTIME_DIR", "")
+    own = [Path(given, "shardfs")] if given.startswith("/") else []
+    for directory in (*own, Path(f"/run/user/{uid}/shardfs"), Path(f"/tmp/shardfs-{uid}")):
+        try:
+            if make:
+                with contextlib.suppress(OSError):
+                    directory.mkdir(mode=0o700)
+            found = directory.lstat()
+        except OSError:
+            continue
+        if is_ours(found, uid):
+            yield directory
+
+
+def file_name(mountpoint: str) -> str:
+    """What the files of a mount point's daemon are called, without their ending."""
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:32]
 
 
 @contextlib.contextmanager
-def recorded(mountpoint: str, store: str) -> Iterator[None]:
+def recorded(mountpoint: str, store: str, writable: bool = False) -> Iterator[None]:
     """While inside, `find` tells that this process serves `mountpoint`."""
     uid = os.geteuid()
-    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store)
+    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store, writable)
     path: Path | None = None
-    for directory in _directories(uid):
-        with contextlib.suppress(OSError):
-            directory.mkdir(mode=0o700)
-        if not _is_ours(directory, uid):
-            continue
+    for directory in runtime_directories(uid, make=True):
         try:
             temporary = directory / f".{record.pid}"
             temporary.write_text(json.dumps(asdict(record)), encoding="ascii")
-            path = temporary.replace(directory / _name(mountpoint))
+            path = temporary.replace(directory / (file_name(mountpoint) + _ENDING))
             break
         except OSError as error:
             log.debug("no record in %s: %s", directory, error)
@@ -263,29 +262,72 @@ def recorded(mountpoint: str, store: str) -> Iterator[None]:
 
 def _read(path: Path, uid: int) -> Record | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_uid != uid:
-                return None
-            found = json.loads(file.read(1 << 16))
-        return Record(int(found["pid"]), int(found["started"]), str(found["mountpoint"]), str(found["store"]))
+        found = json.loads(_content(path, uid, 1 << 16))
+        pid, started, writable = int(found["pid"]), int(found["started"]), found.get("writable") is True
+        return Record(pid, started, str(found["mountpoint"]), str(found["store"]), writable)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _content(path: Path, uid: int, limit: int) -> bytes:
+    """What a daemon of a user has written. OSError, also for what is somebody else's, a link or no file."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if os.fstat(descriptor).st_uid != uid:
+            raise PermissionError(errno.EPERM, "it is somebody else's", str(path))
+        return file.read(limit)
 
 
 def find(mountpoint: str, owner: int | None = None) -> Record | None:
     """The running process that serves `mountpoint` (as `resolved` gives it) for user `owner`, as far as is known."""
     uid = os.geteuid() if owner is None else owner
-    for directory in _directories(uid):
-        if not _is_ours(directory, uid):
-            continue
-        record = _read(directory / _name(mountpoint), uid)
+    for directory in runtime_directories(uid):
+        record = _read(directory / (file_name(mountpoint) + _ENDING), uid)
         if record is not None and record.mountpoint == mountpoint and _started(record.pid) == record.started:
             return record
     return None
 
 
-def wait_until_gone(record: Record, seconds: float = GONE_SECONDS) -> bool:
+def records(owner: int | None = None) -> list[Record]:
+    """All running processes that serve a mount for user `owner`, as far as is known, by mount point."""
+    uid = os.geteuid() if owner is None else owner
+    found: dict[str, Record] = {}
+    for directory in runtime_directories(uid):
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            for path in directory.glob(f"*{_ENDING}"):
+                record = _read(path, uid)
+                if record is not None and _started(record.pid) == record.started:
+                    found.setdefault(record.mountpoint, record)
+    return [found[mountpoint] for mountpoint in sorted(found)]
+
+
+def leave_word(mountpoint: str, failed: dict[str, str], kept: dict[str, str]) -> None:
+    """Note for who unmounts what was not stored, with the reasons: `hear_word` gives it."""
+    if not failed and not kept:
+        return
+    for directory in runtime_directories(os.geteuid()):
+        with contextlib.suppress(OSError):
+            temporary = directory / f".{os.getpid()}{_WORD}"
+            temporary.write_text(json.dumps([failed, kept]), encoding="ascii")
+            temporary.replace(directory / (file_name(mountpoint) + _WORD))
+            return
+
+
+def hear_word(mountpoint: str, owner: int | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """What a daemon that has ended did not store, and what it was not to store; told once."""
+    uid = os.geteuid() if owner is None else owner
+    for directory in runtime_directories(uid):
+        path = directory / (file_name(mountpoint) + _WORD)
+        try:
+            failed, kept = json.loads(_content(path, uid, config.CONTROL_REPLY))
+            path.unlink()
+            return dict(failed), dict(kept)
+        except (OSError, ValueError, TypeError):
+            continue
+    return {}, {}
+
+
+def wait_until_gone(record: Record, seconds: float = config.MOUNT_GONE) -> bool:
     """Wait for a process's end; False if it still runs after that time."""
     try:
         watched = os.pidfd_open(record.pid)
@@ -302,102 +344,3 @@ def wait_until_gone(record: Record, seconds: float = GONE_SECONDS) -> bool:
         return not same or bool(select.select([watched], [], [], seconds)[0])
     finally:
         os.close(watched)
-
-
-# --- the background process -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why the background process ended before it was ready."""
-
-    code: int
-    text: str
-
-
-Explain = Callable[[BaseException], tuple[int, str]]
-
-
-def start(serve: Callable[[Callable[[], None]], None], explain: Explain, log_file: str | None) -> int | Failure:
-    """Run `serve` in a background process. Returns that process's number once it says that it is ready, or why not.
-
-    `serve` is given a function to call when the mount is there and its loop is about to run. Call this before anything
-    starts a thread: a child has only the one that forked. What the child prints is seen until it is ready.
-    """
-    reading, writing = os.pipe()
-    while min(reading, writing) < 3:  # standard descriptors were closed: these numbers become /dev/null in the child
-        reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        _child(serve, explain, log_file, writing)
-    os.close(writing)
-    try:
-        with open(reading, "rb") as pipe:
-            said = pipe.read()
-    except KeyboardInterrupt:
-        end(pid)
-        raise
-    if said == b"ready":
-        return pid
-    _, status = os.waitpid(pid, 0)
-    try:
-        code, text = json.loads(said)
-    except ValueError:
-        code = os.waitstatus_to_exitcode(status)
-        text = f"the background process ended ({f'signal {-code}' if code < 0 else f'exit status {code}'}); try -f"
-        return Failure(1, text)
-    return Failure(code, text)
-
-
-def end(pid: int) -> None:
-    """End a background process of ours, and see it off."""
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):
-        os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
-
-
-def _child(serve: Callable[[Callable[[], None]], None], explain: Explain, log_file: str | None, pipe: int) -> NoReturn:
-    code = 1
-    told = False
-
-    def tell(message: bytes) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            os.write(pipe, message)
-            os.close(pipe)
-
-    def ready() -> None:
-        _point(2, log_file)  # before telling: whoever reads our stderr to its end must not wait for the unmount
-        tell(b"ready")
-
-    try:
-        os.setsid()
-        os.chdir("/")
-        _point(0, None)
-        _point(1, None)
-        # whatever the shell had open (a lock, a pipe) must not live as long as the mount
-        for number in map(int, os.listdir("/proc/self/fd")):
-            if number > 2 and number != pipe:
-                with contextlib.suppress(OSError):
-                    os.close(number)
-        os.environ.pop("NOTIFY_SOCKET", None)  # the service manager watches the parent
-        serve(ready)
-        code = 0
-    except BaseException as error:
-        code, text = explain(error)
-        if told:
-            log.error("%s", text)
-        tell(json.dumps([code, text]).encode())
-    finally:
-        # no way back into the caller's code; what it has registered for its exit is the parent's to do
-        logging.shutdown()
-        os._exit(code)
-
-
-def _point(descriptor: int, path: str | None) -> None:
-    """Make a standard descriptor /dev/null, or the log."""
-    flags = os.O_RDWR if path is None else os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    opened = os.open(path or os.devnull, flags | os.O_CLOEXEC, 0o666)
-    os.dup2(opened, descriptor)
-    os.close(opened)

@@ -13,6 +13,7 @@ __all__ = [
     "KeyExistsError",
     "MissingExtraError",
     "MissingKeyError",
+    "MissingSystemError",
     "MountError",
     "NotWritableError",
     "OverfullShardError",
@@ -22,6 +23,7 @@ __all__ = [
     "StagingLockedError",
     "StaleShardError",
     "StorageError",
+    "UnknownCommandError",
 ]
 
 
@@ -116,6 +118,18 @@ class MountError(ShardfsError):
     """A mount could not be made or ended; the text says what to do."""
 
 
+class MissingSystemError(MountError):
+    """The system lacks what a mount needs (a device, a program, a package, a permission); the text says what to do."""
+
+    errno = errno.ENOSYS
+
+
+class UnknownCommandError(MountError):
+    """A mount was asked for something that it does not offer: it is read-only, or of another release."""
+
+    errno = errno.ENOSYS
+
+
 class DamagedShardError(ShardfsError):
     """A shard whose bytes are not what its format allows.
 
@@ -149,7 +163,8 @@ class StagingError(StorageError):
 
 
 class StagingLockedError(StagingError):
-    """Another process has this store's staging area open; the text says which."""
+    """Another process has this store's staging area open; the text says which, `pid` too where it is known."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, pid: int | None = None) -> None:
         super().__init__(text, errno.EBUSY)
+        self.pid = pid

@@ -26,6 +26,7 @@ log = logging.getLogger("shardfs")
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound="Operations")
 
 BLOCK = 512
 """The unit of st_blocks, whatever st_blksize says."""
@@ -49,12 +50,12 @@ def errno_of(error: BaseException) -> int:
 
 
 def handler(
-    work: Callable[Concatenate[Operations, P], Awaitable[R]],
-) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, R]]:
+    work: Callable[Concatenate[S, P], Awaitable[R]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
     """A handler that raises only FUSEError. Cancelled is no Exception and passes, as trio needs it."""
 
     @functools.wraps(work)
-    async def guarded(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await work(self, *args, **kwargs)
         except FUSEError:
@@ -81,7 +82,8 @@ def silent(work: Callable[Concatenate[Operations, P], None]) -> Callable[Concate
     return guarded
 
 
-def _refuse(code: int) -> NoReturn:
+def refuse(code: int) -> NoReturn:
+    """End a handler with an errno."""
     raise FUSEError(code)
 
 
@@ -178,7 +180,7 @@ class Operations(pyfuse3.Operations):
             # only a name that the directory does not have: what storage says it cannot find may be there again soon
             timeout = self._vfs.negative_timeout(parent_inode) if isinstance(error, MissingKeyError) else 0.0
         if timeout <= 0:
-            _refuse(errno.ENOENT)
+            refuse(errno.ENOENT)
         self._missing.entry_timeout = timeout
         return self._missing
 
@@ -204,7 +206,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        _refuse(errno.EINVAL)  # there are no symbolic links here
+        refuse(errno.EINVAL)  # there are no symbolic links here
 
     # --- directories -----------------------------------------------------------------------------------------------
 
@@ -265,12 +267,15 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         fh = self._vfs.open_now(inode, flags)
         self._info.fh = await self._vfs.open(inode, flags) if fh is None else fh
-        if self._gifts:
-            data = self._vfs.gift(inode)
-            if data is not None:
-                with contextlib.suppress(OSError):  # then it asks
-                    pyfuse3.notify_store(inode, 0, data)  # type: ignore[arg-type]
+        self.give(inode)
         return self._info
+
+    def give(self, inode: int) -> None:
+        """Give the kernel the content of a file that is being opened, where that is due."""
+        data = self._vfs.gift(inode) if self._gifts else None
+        if data is not None:
+            with contextlib.suppress(OSError):  # then it asks
+                pyfuse3.notify_store(inode, 0, data)  # type: ignore[arg-type]
 
     # pyfuse3 takes any contiguous buffer, though it declares bytes; a copy of each read is what this saves
     @handler
@@ -284,7 +289,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def flush(self, fh: int) -> None:
-        _refuse(errno.ENOSYS)  # nothing to flush, so the kernel need never ask again: half of open-read-close
+        refuse(errno.ENOSYS)  # nothing to flush, so the kernel need never ask again: half of open-read-close
 
     @handler
     async def release(self, fh: int) -> None:
@@ -298,19 +303,19 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        _refuse(errno.ENOSYS)
+        refuse(errno.ENOSYS)
 
     @handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        _refuse(errno.ENOSYS)
+        refuse(errno.ENOSYS)
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     # --- whatever would change something ---------------------------------------------------------------------------
     # The kernel refuses these on a mount with `ro`; a mount made by somebody else and handed over may lack it.
@@ -319,37 +324,37 @@ class Operations(pyfuse3.Operations):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def rename(
@@ -361,8 +366,8 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)
 
     @handler
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        _refuse(errno.EROFS)
+        refuse(errno.EROFS)

@@ -142,6 +142,10 @@ class ShardTable:
     def name(self, file: int) -> bytes:
         return self.stem(self.sample_of(file)) + b"." + self.suffixes[self._suffix[file]]
 
+    def suffix(self, file: int) -> bytes:
+        """The part of its name behind the first dot."""
+        return self.suffixes[self._suffix[file]]
+
     def size(self, file: int) -> int:
         """Exact size of the file in bytes."""
         return self._prefix_size[self._prefix[file]] + self._length[file]
@@ -170,7 +174,7 @@ class ShardTable:
     def find(self, name: bytes) -> int | None:
         """Number of the file of that name."""
         stem, dot, suffix = name.partition(b".")
-        sample = self._find_sample(stem) if dot else None
+        sample = self.find_sample(stem) if dot else None
         if sample is None:
             return None
         for file in range(self._file_start[sample], self._file_start[sample + 1]):
@@ -178,7 +182,8 @@ class ShardTable:
                 return file
         return None
 
-    def _find_sample(self, stem: bytes) -> int | None:
+    def find_sample(self, stem: bytes) -> int | None:
+        """The sample of that name."""
         if self.stems is not None and self._by_stem is not None:
             low, high = 0, len(self._by_stem)
             while low < high:

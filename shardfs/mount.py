@@ -12,25 +12,34 @@ import errno
 import gc
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyfuse3
 import trio
 
 from shardfs import config, daemon, request_loop
-from shardfs.daemon import MissingSystemError
-from shardfs.errors import MountError
+from shardfs.control_handlers import handlers_of
+from shardfs.control_server import Handlers, served
+from shardfs.errors import BadSettingError, MissingSystemError, MountError
 from shardfs.fuse import Operations
+from shardfs.fuse_writing import WritableOperations
+from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
 from shardfs.notices import Notices
+from shardfs.shard_cache import ShardCache
+from shardfs.staging import StagingArea
 from shardfs.store import Store, local_path
-from shardfs.vfs import Vfs, build_vfs
+from shardfs.vfs import Vfs
+from shardfs.writable import build_writable
+from shardfs.writing import Allowed, WritableVfs
 
 log = logging.getLogger("shardfs")
 
@@ -63,6 +72,12 @@ class MountOptions:
     nonempty: bool = False
     index: bool = True
     """Keep what shards hold over mounts."""
+    rw: bool = False
+    """Let the tree be changed."""
+    allow_overwrite: bool = False
+    allow_delete: bool = False
+    write_back: float | None = config.WRITE_BACK
+    """Seconds of quiet after which a key is stored; None for never."""
 
 
 def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -76,27 +91,50 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     check_system()
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
-    database = open_database(store, options.arrays) if options.index else None
-    vfs = build_vfs(
-        store,
-        budget=options.memory or config.default_budget(),
-        arrays=options.arrays,
+    with contextlib.ExitStack() as stack:
+        area = stack.enter_context(contextlib.closing(open_area(store))) if options.rw else None
+        database = open_database(store, options.arrays) if options.index else None
+        if database is not None:
+            stack.callback(database.close)
+        vfs = build(store, options, database, area)
+        stack.enter_context(prepared(path, options.nonempty))
+        handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
+        trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
+
+
+def open_area(store: Store) -> StagingArea:
+    """What is staged for a store, for this process alone. BadSettingError for a store that cannot be written."""
+    # where new keys come behind all others a mount would renumber what it shows: by Store.set and convert only, so far
+    if not store.driver.writable or store.driver.appends:
+        raise BadSettingError(f"{store.url} ({store.driver.name}) can only be read here: mount it without --rw")
+    path = Path(os.path.realpath(local_path(store.url)))
+    # the same store must have the same area, however it is called
+    return StagingArea.open(path.as_uri(), store_path=path)
+
+
+def build(store: Store, options: MountOptions, database: IndexDb | None, area: StagingArea | None) -> Vfs:
+    """The file system that is served; writable with `area`."""
+    budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
+    parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
+    cache = ShardCache(store.driver, budget, options.arrays, database, parts)
+    if area is None:
+        return Vfs(store.driver, cache, os.geteuid(), os.getegid(), read_ahead)
+    return build_writable(
+        store.driver,
+        cache,
+        area,
+        quiet=options.write_back,
+        allowed=Allowed(options.allow_overwrite, options.allow_delete),
         uid=os.geteuid(),
         gid=os.getegid(),
-        database=database,
-        read_ahead=os.environ.get("SHARDFS_NO_READ_AHEAD") != "1",
+        read_ahead=read_ahead,
     )
-    try:
-        with prepared(path, options.nonempty):
-            trio.run(_serve, vfs, path, fuse_options(store, options), store.url, ready)
-    finally:
-        if database is not None:
-            database.close()
 
 
 def tune() -> None:
     """Process-wide settings for serving: only for a process that does nothing else."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    _allow_descriptors()
     # Nothing here makes cycles by the thousand, and a listing of a million files makes objects by the million: the
     # collector would take a tenth of its time.
     gc.freeze()
@@ -109,6 +147,14 @@ def tune() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 256 * 1024)
         # Each worker thread would get an arena of its own and keep its peak.
         libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def _allow_descriptors() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = config.DESCRIPTORS if hard == resource.RLIM_INFINITY else min(config.DESCRIPTORS, hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        with contextlib.suppress(OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # --- before mounting --------------------------------------------------------------------------------------------------
@@ -188,7 +234,7 @@ def fuse_options(store: Store, options: MountOptions) -> set[str]:
     chosen = {
         f"fsname={source_name(store.url)}",
         "subtype=shardfs",
-        "ro",  # also keeps reads from marking atime stale, which costs a GETATTR per stat
+        "rw" if options.rw else "ro",  # ro also keeps reads from marking atime stale, which costs a GETATTR per stat
         "nosuid",  # both are fusermount3's default and not the kernel's, when root mounts
         "nodev",
         "default_permissions",  # allow_other without it would let anybody in anywhere
@@ -212,12 +258,16 @@ def _percent(character: str) -> str:
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
-async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callable[[], None]) -> None:
+async def _serve(
+    vfs: Vfs, path: str, options: set[str], url: str, handlers: Handlers, ready: Callable[[], None]
+) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        descriptor = init(Operations(vfs, prefills()), path, options)
+        writable = vfs if isinstance(vfs, WritableVfs) else None
+        operations = Operations(vfs, prefills()) if writable is None else WritableOperations(writable, prefills())
+        descriptor = init(operations, path, options)
         device = _device(path)
-        loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor)
+        loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor, vfs.cache.calm)
         log.debug("request loop: %s", "stock" if loop is None else "ours")
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
@@ -225,12 +275,19 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
             lambda inode, data: pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data),  # type: ignore[arg-type]
         )
         vfs.superseded = notices.superseded
-        if prefills():
+        if writable is not None:
+            # and no prefilling: what was read of a shard a moment ago may have been written over by now
+            writable.renamed = notices.renamed
+        elif prefills():
             vfs.loaded = notices.loaded
         unmount = True
         try:
-            with daemon.recorded(path, source_name(url)), _hanging_ends(path, device) as ending, notices.running():
-                async with vfs.running(), trio.open_nursery() as nursery:
+            with (
+                daemon.recorded(path, source_name(url), writable is not None),
+                _hanging_ends(path, device) as ending,
+                notices.running(),
+            ):
+                async with vfs.running(), served(path, handlers), trio.open_nursery() as nursery:
 
                     def terminate() -> None:
                         ending()
@@ -238,7 +295,11 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
                         if loop is not None:
                             loop.end()  # pyfuse3 wakes only one of the tasks that wait
 
-                    nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, terminate)
+                    async def finish() -> None:
+                        if writable is not None and not writable.ending:
+                            _tell_left(path, *await writable.finish())
+
+                    nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, finish, terminate)
                     ready()
                     threading.Thread(target=raise_limits, args=(path,), name="limits", daemon=True).start()
                     try:
@@ -248,6 +309,7 @@ async def _serve(vfs: Vfs, path: str, options: set[str], url: str, ready: Callab
                         # would make a mirroring rsync delete its copy. The next `shardfs mount` there repairs it.
                         unmount = nursery.cancel_scope.cancel_called
                         raise
+                    await finish()
                     ending()
                     nursery.cancel_scope.cancel()
         finally:
@@ -264,10 +326,31 @@ def _device(path: str) -> str | None:
     return None if mounted is None else mounted.device
 
 
-async def _end_on_signal(signals: AsyncIterator[int], serving: trio.CancelScope, terminate: Callable[[], None]) -> None:
+def _tell_left(path: str, failed: dict[str, str], kept: dict[str, str]) -> None:
+    """Say what was written and is not in the store."""
+    for key, reason in (*failed.items(), *kept.items()):
+        log.warning("%s is not stored, and stays staged: %s", key, reason)
+    daemon.leave_word(path, failed, kept)
+
+
+async def _end_on_signal(
+    signals: AsyncIterator[int],
+    serving: trio.CancelScope,
+    finish: Callable[[], Awaitable[None]],
+    terminate: Callable[[], None],
+) -> None:
     number = await anext(signals)
     log.info("ending on %s", signal.Signals(number).name)
     daemon.notify("STOPPING=1")
+    async with trio.open_nursery() as nursery:
+
+        async def hurry() -> None:
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(hurry)
+        await finish()
+        nursery.cancel_scope.cancel()
     terminate()
     with trio.move_on_after(DRAIN_SECONDS):
         await anext(signals)  # a second one: at once

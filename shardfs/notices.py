@@ -11,7 +11,7 @@ import errno
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from shardfs import config, inodes
@@ -47,6 +47,10 @@ class Notices:
     def superseded(self, key: KeyDirectory, files: int) -> None:
         """Queue a notice. Where there are too many, the kernel finds out by itself, within the refresh interval."""
         self._put(lambda: self._forget(key, files))
+
+    def renamed(self, directory: int, names: Iterable[bytes]) -> None:
+        """Queue that the names in a directory may mean other files by now."""
+        self._put(lambda: self._forget_names(directory, names))
 
     def loaded(self, key: KeyDirectory, loaded: Loaded) -> None:
         """Give the kernel the small files of a shard that has just been loaded, if it knows any of them.
@@ -89,6 +93,11 @@ class Notices:
             with contextlib.suppress(OSError):
                 self._forget_pages(inodes.file_inode(key.slot, file))
         log.debug("told the kernel to forget %s", key.entry.key)
+
+    def _forget_names(self, directory: int, names: Iterable[bytes]) -> None:
+        for name in names:
+            with contextlib.suppress(OSError):
+                self._forget_name(directory, name)
 
     def _fill(self, key: KeyDirectory, loaded: Loaded) -> None:
         self._fills -= 1

@@ -70,6 +70,10 @@ class Refresh:
         """True if the store was not asked about a key for long enough to ask it again."""
         return trio.current_time() - directory.checked >= self._interval
 
+    def seen(self, directory: KeyDirectory) -> None:
+        """The store is known to have a key's version now."""
+        directory.checked = trio.current_time()
+
     async def listing(self) -> None:
         """Take in keys that have come or gone."""
         if trio.current_time() - self._listed >= self._interval:
@@ -106,7 +110,7 @@ class Refresh:
         except MissingKeyError:
             entry = None
         known = self._tree.current(key)
-        if known is None or (entry is not None and entry.version == known.entry.version):
+        if known is None or known.held or (entry is not None and entry.version == known.entry.version):
             return
         if entry is None:
             self._tree.remove(known)

@@ -16,10 +16,10 @@ Order: stored samples as they are stored, then new ones: numbers first, numerica
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from shardfs import config, names, reading_back
+from shardfs import config, layout, names, reading_back
 from shardfs.drivers.base import Cell, NewRecord, ShardReader, Value, Verbatim
 from shardfs.errors import BadSampleError
 from shardfs.index import KEY_FIELD, ShardTable
@@ -205,6 +205,10 @@ class Seal:
 def seal(files: Sequence[tuple[bytes, Source]], base: Base | None = None) -> Seal:
     """The samples that these files are, temporary ones left out. `base` is what the key has in the store, if it is not
     new. BadSampleError for a name that cannot be a sample's file, and for one that is given twice."""
+    return Seal(_groups(files, None if base is None else base.table), base)
+
+
+def _groups(files: Sequence[tuple[bytes, Source]], table: ShardTable | None) -> list[_Group]:
     grouped: dict[str, dict[str, Source]] = {}
     for name, source in files:
         if is_temporary(name):
@@ -214,10 +218,44 @@ def seal(files: Sequence[tuple[bytes, Source]], base: Base | None = None) -> Sea
         if suffix in group:
             raise BadSampleError(f"{stem}.{suffix}", "two files of one name")
         group[suffix] = source
-    stored = _positions(base)
-    number = _numbering(base)
+    stored = _positions(table)
+    number = _numbering(table)
     groups = [_Group(stem, number(stem), stored(stem), list(found.items())) for stem, found in grouped.items()]
-    return Seal(sorted(groups, key=_order), base)
+    return sorted(groups, key=_order)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where files went that a shard was made of."""
+
+    numbers: Mapping[bytes, int | None]
+    """Their names -> the file of the new shard that has their field. None: it is in another one, together with others
+    (`cat.cls` in `cat.json`), or not in this shard. Those that are no part of samples are not here."""
+    stems: Mapping[bytes, bytes]
+    """The samples' names -> what they are called in the new shard."""
+
+
+def placed(files: Sequence[tuple[bytes, Source]], before: ShardTable | None, after: ShardTable) -> Placed:
+    """Where the files of a seal went: `before` is the table of its base, `after` that of the shard that was made of
+    them. BadSampleError as `seal`."""
+    numbers: dict[bytes, int | None] = {}
+    stems: dict[bytes, bytes] = {}
+    starts = after.columns["file_start"]
+    for sample, group in enumerate(_groups(files, before)):
+        old = group.stem.encode("utf-8")
+        there: dict[bytes, int] = {}
+        if sample < after.samples:
+            stems[old] = after.stem(sample)
+            there = {after.suffix(file): file for file in range(int(starts[sample]), int(starts[sample + 1]))}
+        fields = {suffix.rpartition(b".")[0]: file for suffix, file in there.items()}
+        for text, _ in group.files:
+            suffix = text.encode("utf-8")
+            field = suffix.rpartition(b".")[0] or suffix
+            number = there.get(suffix)
+            if number is None and text != layout.JSON:
+                number = fields.get(field)
+            numbers[old + b"." + suffix] = number
+    return Placed(numbers, stems)
 
 
 def _split(name: bytes) -> tuple[str, str]:
@@ -239,11 +277,10 @@ def _order(group: _Group) -> tuple[int, int, bytes]:
     return 2, 0, group.stem.encode("utf-8")
 
 
-def _positions(base: Base | None) -> Callable[[str], int | None]:
+def _positions(table: ShardTable | None) -> Callable[[str], int | None]:
     """Which stored sample has a stem."""
-    if base is None:
+    if table is None:
         return lambda stem: None
-    table = base.table
     if table.stems is not None:
         known = {stem: at for at, stem in enumerate(table.stems)}
         return lambda stem: known.get(stem.encode("utf-8"))
@@ -257,19 +294,31 @@ def _positions(base: Base | None) -> Callable[[str], int | None]:
     return position
 
 
-def _numbering(base: Base | None) -> Callable[[str], int | None]:
+def _numbering(table: ShardTable | None) -> Callable[[str], int | None]:
     """Which number a stem is, if it is one."""
-    least = config.SAMPLE_DIGITS if base is None else base.table.digits
+    least = config.SAMPLE_DIGITS if table is None else table.digits
 
     def number(stem: str) -> int | None:
-        fits = len(stem) == least or (len(stem) > least and (base is None or stem[0] != "0"))
+        fits = len(stem) == least or (len(stem) > least and (table is None or stem[0] != "0"))
         return int(stem) if fits and _is_number(stem) and len(stem) < 20 else None
 
-    return (lambda stem: None) if base is not None and base.table.stems is not None else number
+    return (lambda stem: None) if table is not None and table.stems is not None else number
 
 
 def _is_number(stem: str) -> bool:
     return stem.isascii() and stem.isdigit()
 
 
-__all__ = ["Base", "Changed", "Seal", "Source", "Stored", "Value", "Verbatim", "is_temporary", "seal"]
+__all__ = [
+    "Base",
+    "Changed",
+    "Placed",
+    "Seal",
+    "Source",
+    "Stored",
+    "Value",
+    "Verbatim",
+    "is_temporary",
+    "placed",
+    "seal",
+]

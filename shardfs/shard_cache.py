@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import trio
 
 from shardfs import config, index
-from shardfs.drivers.base import Driver, ShardReader
+from shardfs.drivers.base import Driver, Refilled, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
@@ -75,6 +75,10 @@ class _NotWorthItError(Exception):
     awaited."""
 
 
+def _no_refill(start: int, end: int) -> None:
+    """For a shard that nobody reads any more."""
+
+
 class ShardCache:
     """Shards of one driver. `budget` bounds the raw bytes of loaded shards and rendered files together, in bytes.
 
@@ -82,10 +86,15 @@ class ShardCache:
     over mounts.
     """
 
-    def __init__(self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None) -> None:
+    def __init__(
+        self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None, parts: bool = True
+    ) -> None:
+        """With `parts`, shards that their driver can read in parts are not loaded once their table is known."""
         self._driver = driver
         self._room = Room(budget, self._make_room)
-        self._arrays = arrays
+        self.arrays = arrays
+        """How samples are shown, as the layout takes it."""
+        self._parts = parts
         self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
         self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
@@ -110,6 +119,15 @@ class ShardCache:
     def used(self) -> int:
         """Bytes held, or reserved for loads under way."""
         return self._room.used
+
+    @property
+    def budget(self) -> int:
+        """Bytes that may be held."""
+        return self._room.budget
+
+    def calm(self) -> bool:
+        """True while nothing is being loaded."""
+        return not self._loads
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -158,9 +176,12 @@ class ShardCache:
         self._ahead.discard(identity)
         self.on_touch(entry)
         await load.done.wait()
-        if load.loaded is None:
+        if load.loaded is not None:
+            return load.loaded
+        try:
             raise load.error or StorageError("the mount is being ended")
-        return load.loaded
+        finally:
+            del load  # or the error would hold itself
 
     def load_ahead(self, entry: Entry, size: int) -> bool:
         """Load a shard of about `size` raw bytes that nobody has asked for yet, if that takes nothing from anybody."""
@@ -198,7 +219,7 @@ class ShardCache:
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
-        return loaded.table.render_now(file, loaded.shard, self._arrays)
+        return loaded.table.render_now(file, loaded.shard, self.arrays)
 
     async def fetched(self, entry: Entry, loaded: Loaded, start: int, end: int) -> Buffer:
         """Raw bytes that are not at hand: in a worker, and kept within the budget where they are kept. Errors as
@@ -215,10 +236,44 @@ class ShardCache:
             self._tell(identity, error)
             raise
         finally:
-            loaded.pins -= 1
-            if self._shards.get(identity) is loaded:
-                self._make_room(max(0, reader.held - loaded.counted), identity)
-                self._count(loaded)
+            self._unpin(identity, loaded)
+
+    def _unpin(self, identity: Identity, loaded: Loaded) -> None:
+        """What a shard holds may have changed meanwhile: make room for it, and count it."""
+        loaded.pins -= 1
+        if self._shards.get(identity) is loaded:
+            self._make_room(max(0, loaded.shard.held - loaded.counted), identity)
+            self._count(loaded)
+
+    @contextlib.asynccontextmanager
+    async def pinned(self, entry: Entry) -> AsyncIterator[Loaded]:
+        """The shard, which is not evicted inside this block, for work that asks it itself. Errors as `shard`."""
+        loaded = await self.shard(entry)
+        loaded.pins += 1
+        try:
+            yield loaded
+        finally:
+            self._unpin((entry.key, entry.version), loaded)
+
+    def _refill(self, entry: Entry, loaded: Loaded, start: int, end: int) -> None:
+        """Have a range made ready, if the shard is still here and that fits beside all that is held."""
+        identity = (entry.key, entry.version)
+        fits = self._room.used + end - start <= self._room.budget or loaded.counted > end - start
+        if self._nursery is not None and self._shards.get(identity) is loaded and fits:
+            self._nursery.start_soon(self._hold, identity, loaded, start, end)
+
+    async def _hold(self, identity: Identity, loaded: Loaded, start: int, end: int) -> None:
+        reader = loaded.shard
+        assert self._workers is not None
+        assert isinstance(reader, Refilled)
+        hold = reader.hold
+        loaded.pins += 1
+        try:
+            await self._workers.cpu(lambda: hold(start, end), end - start)
+        except (ShardfsError, OSError, MemoryError) as error:
+            log.debug("%s was not made ready: %s", identity[0], error)  # who asks for it is told
+        finally:
+            self._unpin(identity, loaded)
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
@@ -231,7 +286,7 @@ class ShardCache:
         assert self._workers is not None
         loaded.pins += 1
         try:
-            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self._arrays), table.size(file))
+            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self.arrays), table.size(file))
         finally:
             loaded.pins -= 1
         if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
@@ -265,6 +320,8 @@ class ShardCache:
                 log.exception("loading %s", load.entry.key)
             load.error = StorageError(f"loading {load.entry.key}: {type(error).__name__}: {error}")
         finally:
+            if load.error is not None:
+                load.error.__traceback__ = None  # which would hold the load, and with it the error
             self._room.release(load.claim)
             del self._loads[identity]
             if load.loaded is not None:
@@ -284,7 +341,10 @@ class ShardCache:
         table, reader, estimate = await workers.io(lambda: self._look(load, self.tables.known(entry)))
         if reader is not None and table is not None:
             self.counts.opened += 1
-            return Loaded(reader, table, partial=True)
+            loaded = Loaded(reader, table, partial=True)
+            if isinstance(reader, Refilled):
+                reader.refill = lambda start, end: workers.soon(lambda: self._refill(entry, loaded, start, end))
+            return loaded
         if not load.wanted and estimate * config.READ_AHEAD_SHARE > self._room.budget:
             raise _NotWorthItError
         self.counts.loads += 1
@@ -300,8 +360,8 @@ class ShardCache:
             shard = driver.load(entry, grow)
             if table is not None and table.raw_bytes == shard.size:
                 return Loaded(shard, table), False
-            built = index.build(shard, self._arrays)
-            in_place = driver.open(entry, built.raw_bytes)
+            built = index.build(shard, self.arrays)
+            in_place = driver.open(entry, built.raw_bytes) if self._parts else None
             if in_place is None or in_place.computes:
                 return Loaded(shard, built), True
             return Loaded(in_place, built, partial=True), True
@@ -317,7 +377,7 @@ class ShardCache:
         entry = load.entry
         if table is None and load.indexed:
             table = self.tables.looked_up(entry)
-        reader = None if table is None else self._driver.open(entry, table.raw_bytes)
+        reader = None if table is None or not self._parts else self._driver.open(entry, table.raw_bytes)
         if reader is None:
             return table, None, self._driver.estimate(entry)
         if not load.wanted:
@@ -361,6 +421,8 @@ class ShardCache:
         loaded = self._shards.pop(identity)
         self._room.held -= loaded.counted
         self._partial -= loaded.partial
+        if isinstance(loaded.shard, Refilled):
+            loaded.shard.refill = _no_refill  # else the two would keep one another alive
 
     def _count(self, loaded: Loaded) -> None:
         """Count what a shard in the cache holds by now."""
@@ -370,11 +432,12 @@ class ShardCache:
 
     def _close_some(self) -> None:
         """Bound the shards that each hold a descriptor. The newest stays."""
-        for identity in list(self._shards)[:-1] if self._partial > config.READERS else ():
+        most = config.readers()
+        for identity in list(self._shards)[:-1] if self._partial > most else ():
             loaded = self._shards[identity]
             if loaded.partial and not loaded.pins:
                 self._evict(identity)
-                if self._partial <= config.READERS:
+                if self._partial <= most:
                     break
 
     def _tell(self, identity: Identity, error: ShardfsError) -> None:

@@ -28,14 +28,15 @@ from shardfs.refresh import Refresh
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
 from shardfs.tables import Identity
-from shardfs.tree import Directory, KeyDirectory, KeyTree
+from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree, NewDirectory
 
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+"""Flags of open(2) of which each wants to change the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenDirectory:
-    directory: KeyDirectory | Directory
+    directory: AnyDirectory
     table: ShardTable | None
     names: tuple[bytes, ...]
     plus: bool = True
@@ -145,6 +146,7 @@ class Vfs:
         directory = self._directory(parent)
         if isinstance(directory, Directory):
             return await self._lookup_directory(directory, name)
+        assert isinstance(directory, KeyDirectory)
         await self._current(directory)
         table = await self._table(directory)
         file = table.find(name)
@@ -163,8 +165,7 @@ class Vfs:
             below = directory.children.get(name)
         if below is None:
             raise MissingKeyError(f"no entry {name!r}")
-        if isinstance(below, KeyDirectory):
-            below.lookups += 1
+        self.looked_up(below.inode)
         return self._directory_attributes(below)
 
     def negative_timeout(self, parent: int) -> float:
@@ -187,11 +188,15 @@ class Vfs:
         key = self._key_of(inode)
         if key is not None:
             key.lookups += count
+            if inode == key.inode:
+                key.entered += count
 
     def forget(self, inode: int, count: int) -> None:
         """The kernel has dropped `count` lookups of an inode."""
         key = self._key_of(inode)
         if key is not None:
+            if inode == key.inode:
+                key.entered -= count
             self.tree.forget(key, count)
 
     def _key_of(self, inode: int) -> KeyDirectory | None:
@@ -205,7 +210,7 @@ class Vfs:
         blocks = -(-self.tree.stored_bytes // 4096)
         return StatFs(4096, blocks, len(self.tree.slots), config.NAME_MAX)
 
-    def _directory(self, inode: int) -> KeyDirectory | Directory:
+    def _directory(self, inode: int) -> AnyDirectory:
         directory = self.tree.directory(inode)
         if directory is None:
             raise _failure("no such directory", errno.ENOTDIR if inodes.slot_of(inode) else errno.ESTALE)
@@ -236,13 +241,13 @@ class Vfs:
         key.settled = True
         return table
 
-    def _directory_attributes(self, directory: KeyDirectory | Directory) -> Attributes:
+    def _directory_attributes(self, directory: AnyDirectory) -> Attributes:
+        assert not isinstance(directory, NewDirectory)
         mtime = directory.entry.mtime_ns if isinstance(directory, KeyDirectory) else directory.mtime_ns
         mode = stat.S_IFDIR | 0o555
         return Attributes(directory.inode, mode, 0, mtime, 1, config.REFRESH, config.REFRESH)
 
-    @staticmethod
-    def _file_attributes(key: KeyDirectory, file: int, size: int) -> Attributes:
+    def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         inode = inodes.file_inode(key.slot, file)
         return Attributes(inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER)
 
@@ -256,6 +261,7 @@ class Vfs:
             await self._current(directory)
             table = await self._table(directory)
             return self._handle(_OpenDirectory(directory, table, (), self._listers.plus(process, directory, table)))
+        assert isinstance(directory, Directory)
         await self._refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
 
@@ -281,6 +287,7 @@ class Vfs:
             for name, size, file in opened.table.listing(start):
                 yield name, self._file_attributes(directory, file, size), file + 1
             return
+        assert isinstance(directory, Directory)
         for at, name in enumerate(opened.names[start:], start):
             below = directory.children.get(name)
             if below is not None:  # else it has gone since the directory was opened
@@ -294,7 +301,7 @@ class Vfs:
     def open_now(self, inode: int, flags: int) -> int | None:
         """As `open`, where nothing has to be waited for; None where something has."""
         key = self.tree.slot(inode >> inodes.BITS)
-        if key is None or key.superseded or flags & _WRITING or self._refresh.due(key):
+        if key is None or key.superseded or flags & WRITING or self._refresh.due(key):
             return None
         self._gifts.opened(inode)
         return inode
@@ -316,7 +323,7 @@ class Vfs:
 
     async def open(self, inode: int, flags: int) -> int:
         """A handle for reading, which is the inode number itself. EROFS for any way of writing."""
-        if flags & _WRITING:
+        if flags & WRITING:
             raise _failure("the file system is read-only", errno.EROFS)
         key = self.tree.slot(inodes.slot_of(inode))
         if key is None:
@@ -398,7 +405,8 @@ def build_vfs(
     gid: int,
     database: IndexDb | None = None,
     read_ahead: bool = True,
+    parts: bool = True,
 ) -> Vfs:
     """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
-    cache = ShardCache(store.driver, budget, arrays, database)
+    cache = ShardCache(store.driver, budget, arrays, database, parts)
     return Vfs(store.driver, cache, uid, gid, read_ahead)

@@ -13,7 +13,7 @@ import struct
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
@@ -209,6 +209,9 @@ class _Pending:
         self.data: bytes | None = None
 
 
+Refill = Callable[[int, int], None]
+
+
 class Frames:
     """The raw bytes of one file with a seek table: what of a ShardReader has to do with bytes. Thread-safe.
 
@@ -226,7 +229,13 @@ class Frames:
         self._frame_bytes = 0
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()  # held for microseconds: `part` takes it on the event loop
+        self._last = -2
+        self._row = 0
+        self._ahead = 0
         self.size = table.size
+        self.refill: Refill = lambda start, end: None
+        """Told, in any thread, which raw bytes a reader who goes from frame to frame will want next: to be given to
+        `hold`."""
 
     @property
     def held(self) -> int:
@@ -241,12 +250,14 @@ class Frames:
             if any(frame not in self._frames for frame in runs):
                 return None
             held = [self._used(frame) for frame in runs]
+        self._follow(runs)
         parts = [self._within(frame, data, start, end) for frame, data in zip(runs, held, strict=True)]
         return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
     def fetch(self, start: int, end: int) -> Buffer:
         """See ShardReader. A frame that several threads want is decompressed once."""
         runs = self._runs(start, end)
+        self._follow(runs)
         if len(runs) == 1:
             return self._within(runs[0], self._frame(runs[0]), start, end)
         joined = RawBytes(min(end, self.size) - start if runs else 0)
@@ -255,6 +266,28 @@ class Frames:
             for at in range(0, len(part), config.COPY_SLICE):
                 joined.add(part[at : at + config.COPY_SLICE])
         return memoryview(joined.whole()).toreadonly()
+
+    def hold(self, start: int, end: int) -> None:
+        """Decompress the frames of a range of raw bytes, to have them at hand. In a worker; errors as `fetch`."""
+        for frame in self._runs(start, end):
+            self._frame(frame)
+
+    def _follow(self, runs: range) -> None:
+        """See whether frames are read in a row. Called by many threads: what one spoils is a guess."""
+        if not runs:
+            return
+        first, last, before = runs[0], runs[-1], self._last
+        self._last = last
+        if not before <= first <= before + 1:
+            self._row, self._ahead = 0, 0
+        elif last > before:
+            self._row += 1
+        begin = max(self._ahead, last + 1)
+        stop = min(last + 1 + config.FRAMES_AHEAD, len(self._table.raw) - 1)
+        if self._row >= config.FRAMES_SURE and begin < stop and begin <= last + 1 + config.FRAMES_AHEAD // 2:
+            self._ahead = stop
+            for frame in range(begin, stop):
+                self.refill(self._table.raw[frame], self._table.raw[frame + 1])
 
     def expect(self) -> None:
         """Has the file read ahead, if it is not too large; decompresses nothing."""

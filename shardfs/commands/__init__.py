@@ -5,19 +5,21 @@ Each command is a module here with `run(arguments) -> exit status`, imported onl
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
-OK, FAILED, USAGE, STORE, MOUNTPOINT, SYSTEM = range(6)
+OK, FAILED, USAGE, STORE, MOUNTPOINT, SYSTEM, BUSY = range(7)
 INTERRUPTED, BROKEN_PIPE = 130, 141
 
 EXIT_STATUS = {
     OK: "all went well",
-    FAILED: "something failed while working: a damaged shard, a path that is not there, storage that does not answer",
+    FAILED: "something failed while working: a damaged shard, a path that is not there, a key that was not stored",
     USAGE: "the command line makes no sense",
     STORE: "the store is missing, or it is unclear what it is",
-    MOUNTPOINT: "the mount point cannot be used, or not be unmounted",
+    MOUNTPOINT: "the mount point cannot be used, or not be unmounted, or its mount does not answer",
     SYSTEM: "the system lacks something: /dev/fuse, a package, a permission",
+    BUSY: "a file is open for writing, or another process has what is staged: try again later",
     INTERRUPTED: "interrupted (Ctrl-C)",
     BROKEN_PIPE: "nobody reads the output any more",
 }
@@ -25,8 +27,14 @@ EXIT_STATUS = {
 
 def explain(error: BaseException, verbosity: int = 0) -> tuple[int, str]:
     """Exit status and one line for an error. With -vv an unexpected one also prints its traceback."""
-    from shardfs.daemon import MissingSystemError  # here: `shardfs --help` needs none of these
-    from shardfs.errors import BadSettingError, BadStoreError, MissingExtraError, MountError, ShardfsError
+    from shardfs.errors import (  # here: `shardfs --help` needs none of these
+        BadSettingError,
+        BadStoreError,
+        MissingExtraError,
+        MissingSystemError,
+        MountError,
+        ShardfsError,
+    )
 
     status_of: tuple[tuple[type[BaseException], int], ...] = (
         (BadStoreError, STORE),
@@ -36,13 +44,12 @@ def explain(error: BaseException, verbosity: int = 0) -> tuple[int, str]:
         (MountError, MOUNTPOINT),
         (KeyboardInterrupt, INTERRUPTED),
     )
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+    error = unwrapped(error)
     for kind, status in status_of:
         if isinstance(error, kind):
             return status, one_line(str(error) or "interrupted")
     if isinstance(error, ShardfsError):
-        return FAILED, one_line(str(error))
+        return BUSY if error.errno == errno.EBUSY else FAILED, one_line(str(error))
     if isinstance(error, OSError):
         reason = error.strerror or str(error) or type(error).__name__
         return FAILED, one_line(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}")
@@ -54,6 +61,13 @@ def explain(error: BaseException, verbosity: int = 0) -> tuple[int, str]:
         traceback.print_exception(error, file=sys.stderr)
         return FAILED, one_line(f"unexpected {type(error).__name__}: {error}")
     return FAILED, one_line(f"unexpected {type(error).__name__}: {error} (a bug in shardfs; -vv shows where)")
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The one error in groups of one, which each nursery makes of what passes through it."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def one_line(text: str) -> str:

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from shardfs import config, daemon
+from shardfs import background, config, daemon
 from shardfs.commands import OK, explain, tell
-from shardfs.commands.options import MountWords, parse_size, parse_words, style
-from shardfs.daemon import Failure, MissingSystemError
-from shardfs.errors import MountError
+from shardfs.commands.options import MountWords, parse_size, parse_words, parse_write_back, style
+from shardfs.errors import BadSettingError, MissingSystemError, MountError
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
@@ -41,6 +40,10 @@ class Request:
     allow_other: bool
     nonempty: bool
     index: bool
+    rw: bool
+    allow_overwrite: bool
+    allow_delete: bool
+    write_back: float | None
     verbosity: int
     log_file: str | None
 
@@ -48,7 +51,7 @@ class Request:
 def run(arguments: argparse.Namespace) -> int:
     words = parse_words(arguments.options, arguments.from_mount8)
     if words.rw_by_default:
-        tell("mounted read-only: writing is not there yet")
+        tell(f"mounting read-only, as mount(8) says rw unasked: to write, add write_back={config.WRITE_BACK:.0f}")
     request = _request(arguments, words)
     if arguments.foreground:
         return _foreground(request, arguments.mountpoint)
@@ -56,6 +59,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
+    rw = arguments.rw or words.rw
+    allow_overwrite = arguments.allow_overwrite or words.allow_overwrite
+    allow_delete = arguments.allow_delete or words.allow_delete
+    write_back = arguments.write_back if arguments.write_back is not None else words.write_back
+    if not rw:
+        for asked, option in (
+            (allow_overwrite, "--allow-overwrite"),
+            (allow_delete, "--allow-delete"),
+            (write_back is not None, "--write-back"),
+        ):
+            if asked:
+                raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
     memory = arguments.memory if arguments.memory is not None else words.memory
     return Request(
         store=absolute_store(arguments.store),
@@ -66,6 +81,10 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         allow_other=arguments.allow_other or words.allow_other,
         nonempty=words.nonempty,
         index=not (arguments.no_index or words.no_index),
+        rw=rw,
+        allow_overwrite=allow_overwrite,
+        allow_delete=allow_delete,
+        write_back=parse_write_back(write_back),
         verbosity=arguments.verbose,
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
     )
@@ -98,14 +117,14 @@ def _background(request: Request, shown: str) -> int:
         _log_to(request.log_file, request.verbosity, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
-    started = daemon.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
-    if isinstance(started, Failure):
+    started = background.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
+    if isinstance(started, background.Failure):
         tell(started.text)
         return started.code
     try:
         daemon.prove(daemon.resolved(request.mountpoint))
     except BaseException:
-        daemon.end(started)
+        background.end(started)
         raise
     _say_ready(request, shown)
     return OK
@@ -130,6 +149,10 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         allow_other=request.allow_other,
         nonempty=request.nonempty,
         index=request.index,
+        rw=request.rw,
+        allow_overwrite=request.allow_overwrite,
+        allow_delete=request.allow_delete,
+        write_back=request.write_back,
     )
     mount.serve(store, request.mountpoint, options, ready)
 

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from shardfs import config
 from shardfs.errors import BadSettingError
 
-OURS = ("ro", "allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text=")
+OURS = (
+    *("ro", "rw", "allow_overwrite", "allow_delete", "write_back="),
+    *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
+)
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
 HARMLESS = (
@@ -36,30 +39,52 @@ class MountWords:
     memory: str | None = None
     arrays: str | None = None
     text: str | None = None
+    rw: bool = False
+    allow_overwrite: bool = False
+    allow_delete: bool = False
+    write_back: str | None = None
     rw_by_default: bool = False
-    """`rw` was said by mount(8), which always says one of ro and rw."""
+    """`rw` was said by mount(8), which always says one of ro and rw, and nothing else that speaks of writing."""
 
 
 def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords:
     """The words of all `-o`. BadSettingError names the one that is wrong, and what is nearest to it."""
     words = MountWords()
+    asked: set[str] = set()
     for word in (word for option in options for word in option.split(",") if word):
         name, equals, value = word.partition("=")
-        if word in ("allow_other", "nonempty", "no_index"):
+        if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete"):
             setattr(words, word, True)
-        elif name in ("driver", "memory", "arrays", "text") and equals:
+        elif name in ("driver", "memory", "arrays", "text", "write_back") and equals:
             setattr(words, name, value)
-        elif word == "rw":
-            if not from_mount8:
-                raise BadSettingError("-o rw: writing is not there yet; leave it out, every mount is read-only")
-            words.rw_by_default = True
-        elif word != "ro" and word not in HARMLESS.split() and not word.startswith(HARMLESS_BEGINNINGS):
+        elif word in ("ro", "rw"):
+            words.rw, asked = word == "rw", asked | {word}
+        elif word not in HARMLESS.split() and not word.startswith(HARMLESS_BEGINNINGS):
             raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
+    if len(asked) == 2:
+        raise BadSettingError("-o ro,rw: choose one of the two")
+    if words.rw and from_mount8 and not (words.allow_overwrite or words.allow_delete or words.write_back):
+        words.rw, words.rw_by_default = False, True
     if words.arrays is not None and words.arrays not in ARRAYS:
         raise BadSettingError(f"-o arrays={words.arrays}: choose one of {' and '.join(ARRAYS)}")
     if words.text is not None and words.text not in TEXTS:
         raise BadSettingError(f"-o text={words.text}: choose one of {' and '.join(TEXTS)}")
     return words
+
+
+def parse_write_back(text: str | None) -> float | None:
+    """Seconds of quiet after which a key is stored; None for never (`off`, 0)."""
+    if text is None:
+        return config.WRITE_BACK
+    if text.lower() == "off":
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise BadSettingError(f"{text!r} is no time to wait: write seconds, like 5 or 0.5, or off")
+    return seconds or None
 
 
 def style(arrays: str | None, text: str | None) -> str:

@@ -1,31 +1,33 @@
-"""`shardfs umount`: ends a mount and waits for the process that served it. Removes nothing."""
+"""`shardfs umount`: has a mount store what was written to it, ends it, and waits for the process that served it.
+
+Removes nothing. What cannot be stored keeps the mount (it may be mended there, and who unmounts wants it stored);
+with --force it stays staged on disk, for the next mount.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 
-from shardfs import daemon
-from shardfs.commands import OK, explain, tell
-from shardfs.errors import MountError
-
-_DETACHED_SECONDS = 1.0
-"""A detached mount's daemon ends at once if nobody uses it, else with its last user: that is not waited for."""
+from shardfs import config, daemon
+from shardfs.commands import FAILED, OK, explain, one_line, storing, tell
+from shardfs.commands.tabular import number
+from shardfs.errors import MountError, ShardfsError, UnknownCommandError
 
 
 def run(arguments: argparse.Namespace) -> int:
     status = OK
     for mountpoint in arguments.mountpoint:
         try:
-            _umount(mountpoint, arguments.lazy)
-        except (MountError, OSError) as error:
+            failed = _umount(mountpoint, arguments.lazy, arguments.force)
+        except (ShardfsError, OSError) as error:
             failed, text = explain(error)
             tell(text)
-            status = status or failed
+        status = status or failed
     return status
 
 
-def _umount(mountpoint: str, lazy: bool) -> None:
+def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
     path = daemon.resolved(mountpoint)
     mounted = daemon.mounted_at(path)
     if mounted is None:
@@ -35,14 +37,62 @@ def _umount(mountpoint: str, lazy: bool) -> None:
     if mounted.owner is not None and os.geteuid() not in (0, mounted.owner):
         raise MountError(f"{mountpoint} was mounted by user {mounted.owner}: only that user and root can unmount it")
     record = daemon.find(path, mounted.owner)
+    told: set[str] = set()
+    status = _store(mountpoint, force, told) if record is not None and record.writable else OK
+    daemon.hear_word(path, mounted.owner)  # of an earlier mount
     daemon.unmount(path, lazy)
     if record is None:
-        return
-    if daemon.wait_until_gone(record, _DETACHED_SECONDS if lazy else daemon.GONE_SECONDS):
-        return
+        return status
+    if _gone(record, lazy, mountpoint):
+        failed, kept = daemon.hear_word(path, mounted.owner)  # of what came between
+        for key, reason in (*failed.items(), *kept.items()):
+            if key not in told:
+                tell(one_line(f"stays staged: {key}: {reason}"))
+        return status or (FAILED if failed else OK)
     if lazy:
         tell(f"{mountpoint} is detached; its process {record.pid} ends when nobody uses it any more")
-    else:
+        return status
+    raise MountError(
+        f"{mountpoint} is unmounted, but its process {record.pid} still runs after {config.MOUNT_GONE:.0f} s"
+    )
+
+
+def _gone(record: daemon.Record, lazy: bool, mountpoint: str) -> bool:
+    """Whether a daemon has ended. One that may have something to store is waited for."""
+    if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else config.MOUNT_GONE):
+        return True
+    if lazy or not record.writable:
+        return False
+    tell(f"{mountpoint} is unmounted; its process {record.pid} is storing what was written")
+    return daemon.wait_until_gone(record, config.STORING_GONE)
+
+
+def _store(mountpoint: str, force: bool, told: set[str]) -> int:
+    """Have a writable mount store all; the exit status, and in `told` the keys that were spoken of. MountError if it is
+    to stay mounted because of that."""
+    kept = "it stays on disk, for the next mount"
+    try:
+        outcome = storing.commit(mountpoint, [])
+    except UnknownCommandError:  # of a release that has nothing to store
+        return OK
+    except ShardfsError as error:
+        if not force:
+            raise MountError(f"{error}; what was written to it cannot be stored: --force unmounts ({kept})") from error
+        tell(f"{error}; if something was written to it and not stored, {kept}")
+        return FAILED
+    for line in storing.reasons(outcome):
+        tell(line)
+    failed = {key for key, _ in outcome.failed}
+    told |= failed | {report["key"] for report in outcome.staged}
+    kept_back = (storing.staying(report) for report in outcome.staged if report["key"] not in failed)
+    staying = [line for line in kept_back if line is not None]
+    for line in staying[: config.STAYING_TOLD]:
+        tell(line)
+    if len(staying) > config.STAYING_TOLD:
+        tell(f"{len(staying) - config.STAYING_TOLD} more stay staged: shardfs staging list")
+    if failed and not force:
         raise MountError(
-            f"{mountpoint} is unmounted, but its process {record.pid} still runs after {daemon.GONE_SECONDS:.0f} s"
+            f"{mountpoint} stays mounted, as {number(len(failed), 'key')} could not be stored; "
+            f"unmount with --force to leave that ({kept})"
         )
+    return FAILED if failed else OK

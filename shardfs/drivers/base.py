@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shardfs.model import Entry, Key
 from shardfs.values import Buffer, Tree
@@ -53,6 +53,10 @@ class Cell:
 
 NewRecord = Verbatim | Value
 
+Note = Callable[[str], None]
+"""Given a text before a write changes anything in the store, and another before that can be seen there; durably kept
+when it returns, the last one is what `Driver.settle` wants. What it raises ends the write."""
+
 
 class ShardReader(Protocol):
     """Random access to the raw bytes of one version of a shard, wherever they are. `part` and `decode` are called on
@@ -85,6 +89,16 @@ class ShardReader(Protocol):
     def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
         """The bytes of each field of one whole record, by its name in the tree; None where the format has fields only
         as parts of a text, and for a record that is no dict."""
+
+
+@runtime_checkable
+class Refilled(Protocol):
+    """A ShardReader that can have parts made ready: it tells `refill`, in any thread, which range of raw bytes will be
+    wanted next, and `hold` makes it ready in a worker, with the errors of `fetch`."""
+
+    refill: Callable[[int, int], None]
+
+    def hold(self, start: int, end: int) -> None: ...
 
 
 class Shard(ShardReader, Protocol):
@@ -144,6 +158,8 @@ class Driver(Protocol):
     name: str
     """Name by which `--driver` asks for it."""
     writable: bool
+    appends: bool
+    """True if a new key comes behind all others, whatever its name: so several are to be written in their order."""
     reading: str
     """All settings that decide what a shard is shown as, in one text."""
     problems: list[str]
@@ -179,14 +195,23 @@ class Driver(Protocol):
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         """Store `samples` under `key`, replacing what is there: all or nothing. NotWritableError, ValueError."""
 
-    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+    def write_records(
+        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
+    ) -> Entry:
         """Store a shard of these records under `key`: all or nothing, durable when it returns.
 
         With `base`, it replaces that version, and the store must still hold it: StaleShardError otherwise, and nothing
         is changed. Without, `key` must be new: KeyExistsError. Verbatim records must come out of a shard of the format
         and columns that are written. Also raises what iterating `records` raises, BadSettingError for what the format
-        cannot hold, NotWritableError, StorageError (EFBIG: too large for one shard).
+        cannot hold, NotWritableError, StorageError (EFBIG: too large for one shard). After an error the store
+        may have the records all the same (a directory that could not be synced), and after the writer's death too:
+        `settle` with the last text that `note` was given tells.
         """
+
+    def settle(self, key: Key, noted: str) -> Entry | None:
+        """How a write of `key` ended that failed, or whose process died: the key's entry if the store has just what was
+        written, durably then; None if not. What such a write left behind is removed. StorageError, BadStoreError,
+        StaleShardError: not settled, to be asked again. Not while the write is still going on."""
 
     def remove(self, key: Key) -> None:
         """Remove a key. MissingKeyError, NotWritableError."""

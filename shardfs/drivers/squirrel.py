@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import string
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 from shardfs import compression, config, zstd_frames
-from shardfs.drivers.base import Grow, NewRecord, ShardReader, Value
+from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, sniff, value_limit
 from shardfs.drivers.squirrel_writing import Encoded, encoded
 from shardfs.errors import (
@@ -28,7 +29,7 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
+from shardfs.storage.local import TEMPORARY, Listed, LocalStorage, temporary_name
 from shardfs.storage.local_reader import LocalReader
 
 CODECS = {".gz": "gz", ".zst": "zstd"}
@@ -47,6 +48,7 @@ class SquirrelDriver:
 
     name = "squirrel"
     writable = True
+    appends = False
 
     def __init__(
         self, storage: LocalStorage, *, format: str = "auto", compression: str = "gz", level: int | None = None
@@ -142,15 +144,25 @@ class SquirrelDriver:
         self._storage.put(key + self._ending, write)
         self._remove_others(key, self._ending)
 
-    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+    def write_records(
+        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
+    ) -> Entry:
         """See Driver. What replaces a shard has its format (`format_of`) and compression; a new one the driver's."""
         _check_key(key)
         jsonl = (self._format if base is None else self.format_of(base)) == "jsonl"
         ending = self._ending if base is None else "." + base.version.rpartition(".")[2]
         write = self._writer(encoded(records, jsonl), jsonl, ending)
+        noted = {"file": key + ending, "temporary": temporary_name()}
+        if note is not None:
+            note(json.dumps(noted))
         try:
             listed = self._storage.put(
-                key + ending, write, check=lambda: self._check_current(key, base), replace=base is not None
+                key + ending,
+                write,
+                check=lambda: self._check_current(key, base),
+                replace=base is not None,
+                temporary=noted["temporary"],
+                marked=None if note is None else lambda mark: note(json.dumps({**noted, "mark": mark})),
             )
         except StorageError as error:
             if base is None and error.errno == errno.EEXIST:
@@ -158,6 +170,21 @@ class SquirrelDriver:
             raise
         self._remove_others(key, ending)
         return _entry(listed)
+
+    def settle(self, key: Key, noted: str) -> Entry | None:
+        """See Driver. The store has it if the key has the content that was about to be given its name, whoever did."""
+        told = json.loads(noted)
+        self._storage.remove_temporary(told["file"], told["temporary"])
+        try:
+            entry = self.entry(key)
+        except MissingKeyError:
+            return None
+        name = self._stored(entry)[0]
+        if name != told["file"] or self.mark(entry) != told.get("mark"):
+            return None
+        self._storage.sync(name)
+        self._remove_others(key, "." + name.rpartition(".")[2])
+        return entry
 
     def format_of(self, entry: Entry) -> str:
         """`jsonl` or `msgpack`: what a shard is made of. Looks at its beginning only. Errors as `load`."""

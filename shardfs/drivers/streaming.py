@@ -18,7 +18,7 @@ from typing import Any
 
 from shardfs import compression
 from shardfs.drivers import mds
-from shardfs.drivers.base import Grow, NewRecord, ShardReader, Value
+from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.hashes import HASHES, Hash, hasher
 from shardfs.drivers.in_place import InPlace
 from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
@@ -31,6 +31,7 @@ from shardfs.drivers.streaming_writing import (
     is_free,
     new_place,
     revisions,
+    settle,
     splits,
     successors,
     template_columns,
@@ -82,6 +83,7 @@ class StreamingDriver:
 
     name = "streaming"
     writable = True
+    appends = True
     reading = ""
 
     def __init__(
@@ -136,9 +138,9 @@ class StreamingDriver:
         try:
             base = self.entry(key)
         except MissingKeyError:
-            self._append(key, records)
+            self._append(key, records, None)
         else:
-            self._rewrite(key, records, base)
+            self._rewrite(key, records, base, None)
 
     def is_new(self) -> bool:
         """True for a directory without any index, which the first key makes a data set."""
@@ -147,13 +149,32 @@ class StreamingDriver:
     def remove(self, key: Key) -> None:
         raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
 
-    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+    def write_records(
+        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
+    ) -> Entry:
         """See Driver. A new key becomes the last shard of its split, with the columns, compression and hashes of the
         one before it. A changed one keeps its own and gets a new file; RenumberingError where it has another number
         of samples than before and is not the last one."""
-        return self._append(key, records) if base is None else self._rewrite(key, records, base)
+        return self._append(key, records, note) if base is None else self._rewrite(key, records, base, note)
 
-    def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry) -> Entry:
+    def settle(self, key: Key, noted: str) -> Entry | None:
+        """See Driver. The store has it if the index names a file that was written, and the file is what was written."""
+        published = settle(self._storage, noted, self._named)
+        if not published:
+            return None
+        place = self._fresh(key).places[key]
+        files = {place.raw.name} if place.zip is None else {place.raw.name, place.zip.name}
+        return self.entry(key) if files & published else None
+
+    def _named(self) -> set[str]:
+        """All files that indexes name now. A BadStoreError says that none is good, unless there is none."""
+        indexes = {listed.name: listed for listed in self._storage.list((INDEX,))}
+        if not any(name.rpartition("/")[2] == INDEX for name in indexes):
+            return set()
+        places = [place for split in self._rescan(indexes).splits.values() for place in split]
+        return {info.name for place in places for info in (place.raw, place.zip) if info is not None}
+
+    def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry, note: Note | None) -> Entry:
         # all of them again: an index that has come since may have the shard too
         scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
         if key not in scan.places:
@@ -167,7 +188,7 @@ class StreamingDriver:
         ):
             raise NotWritableError(f"{place.raw.name} is in two indexes, of which only one could be changed")
         self._check_current(key, base)
-        publication = Publication(self._storage, place.split)
+        publication = Publication(self._storage, place.split, note)
         basename = place.raw.name[len(place.split) :]
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
         template = next((shard for shard in shards if basename_of(shard) == basename), None)
@@ -190,11 +211,13 @@ class StreamingDriver:
 
     def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns) -> Entry:
         """`write_records` for a new key, whose columns are what `columns` makes of those of the shard before it."""
-        return self._append(key, records, columns)
+        return self._append(key, records, None, columns)
 
-    def _append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns | None = None) -> Entry:
+    def _append(
+        self, key: Key, records: Iterable[NewRecord], note: Note | None, columns: ChooseColumns | None = None
+    ) -> Entry:
         split, stem = new_place(self._storage, key)
-        publication = Publication(self._storage, split)
+        publication = Publication(self._storage, split, note)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
 
         def edit(shards: list[Any]) -> list[Any]:

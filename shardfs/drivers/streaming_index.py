@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from shardfs import names
 from shardfs.drivers import mds
 from shardfs.model import Key
 
@@ -116,8 +117,8 @@ def _parse_shard(record: dict[str, Any], what: str, split: str, samples: int, fi
     except ValueError as error:
         raise BadIndexError(f"{what}: {error}") from error
     # File names show only how many digits the samples' numbers have: a data set that grows keeps its old versions.
-    digits = (len(str(through)), len(str(max(through - 1, 0))))
-    text = json.dumps([record, split, first, digits], sort_keys=True)
+    # (A key that is added must not be a conflict for all who are just changing another.)
+    text = json.dumps([record, split, first, names.digits_for(through)], sort_keys=True)
     return Place(
         split=split,
         raw=_parse_file(_need(record, "raw_data", dict, what), split, what),

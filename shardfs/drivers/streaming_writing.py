@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from shardfs import compression, config
 from shardfs.drivers import mds, mds_writing
-from shardfs.drivers.base import NewRecord, Verbatim
+from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
 from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
 from shardfs.errors import (
@@ -37,7 +37,7 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Key
-from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
+from shardfs.storage.local import TEMPORARY, Listed, LocalStorage, temporary_name
 
 INDEX = "index.json"
 _CODEC = re.compile(r"(zstd|gz)(?::([0-9]{1,2}))?")
@@ -68,12 +68,21 @@ class _IndexMovedError(Exception):
 
 @dataclass
 class Publication:
-    """Shards on their way into one split. `split` is its directory with a `/` behind it, or nothing."""
+    """Shards on their way into one split. `split` is its directory with a `/` behind it, or nothing; `note` is told of
+    every file before it is there, as `Driver.write_records` says."""
 
     storage: LocalStorage
     split: str
+    note: Note | None = None
     made: list[Described] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    marks: dict[str, str] = field(default_factory=dict)
+    """Of what was written: name -> mark of its content."""
+    temporary: str = field(default_factory=temporary_name)
+
+    def _note(self) -> None:
+        if self.note is not None:
+            self.note(json.dumps({"split": self.split, "temporary": self.temporary, "files": self.marks}))
 
     def read_index(self, limit: int) -> tuple[Listed | None, Described]:
         """The index and what the listing says of it; an empty one where there is none.
@@ -103,6 +112,7 @@ class Publication:
         """Write all records as shards with the settings of `template` (None: those of a new data set), a new one where
         `limit` bytes would be exceeded, called by `stems` in turn. Columns are those `given`, else the template's, else
         made for the first record. StorageError, EFBIG for 4 GiB in one."""
+        self._note()
         records = iter(records)
         first = next(records, None)
         if first is None:
@@ -140,7 +150,13 @@ class Publication:
                     put(piece)
 
         name = basename + ending
-        self.storage.put(self.split + name, write, replace=False)
+
+        def marked(mark: str) -> None:
+            self.marks[self.split + name] = mark
+            self._note()
+
+        told = None if self.note is None else marked
+        self.storage.put(self.split + name, write, replace=False, temporary=self.temporary, marked=told)
         self.files.append(self.split + name)
         self._check_readable(raw, shard, codec, raw_data.size, raw_data.size if codec is None else zip_data.size)
         described = {**shard, "samples": len(raw), "raw_data": raw_data.described(basename), "zip_data": None}
@@ -192,7 +208,7 @@ class Publication:
                 raise _IndexMovedError
 
         try:
-            self.storage.put(name, write, check=check, replace=listed is not None)
+            self.storage.put(name, write, check=check, replace=listed is not None, temporary=self.temporary)
         except StorageError as error:
             if error.errno == errno.EEXIST:
                 raise _IndexMovedError from error
@@ -208,6 +224,30 @@ class Publication:
             for name in self.files:
                 self.storage.remove(name)
             self.files.clear()
+
+
+def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]]) -> set[str]:
+    """Clean up behind a publication that failed or whose process died, by the last text that its `note` was given. The
+    files of it that indexes name, which are durable then. `named` lists the files that indexes name now;
+    shards that none names are removed if they are what was written. StorageError."""
+    told = json.loads(noted)
+    split, marks = told["split"], told["files"]
+    storage.remove_temporary(f"{split}{INDEX}", told["temporary"])
+    published: set[str] = set()
+    for name, mark in marks.items():
+        try:
+            ours = storage.mark(name) == mark
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            continue
+        if ours and name in named():
+            published.add(name)
+        elif ours:
+            storage.remove(name)
+    if published:
+        storage.sync(f"{split}{INDEX}")
+    return published
 
 
 def basename_of(shard: Any) -> str:

@@ -1,20 +1,23 @@
 """Staged shards on local disk: what is written and not yet in the store, safe from the death of process and machine.
 
 Plain and synchronous. Knows nothing of what names mean, of samples or formats, nor of how a seal encodes. From the top:
-`area` (all of a store, one owner), `directory` (one staged key: names), `recovery`, `sealing` (its states), `contents`
-(bytes), `reserve` and `room` (disk space), `ledger` (tree and journal together), `tree` (pure state), `journal`.
+`area` (all of a store, one owner), `copying` (out of it), `directory` (one staged key: names), `recovery`, `sealing`
+(its states), `contents` (bytes), `reserve` and `room` (disk space), `ledger` (tree and journal together), `tree` (pure
+state), `journal`.
 """
 
 from __future__ import annotations
 
 from shardfs.staging.area import Report, StagingArea, staged_stores
 from shardfs.staging.contents import StagedFile
+from shardfs.staging.copying import Copied, copy_out
 from shardfs.staging.directory import StagedDirectory, State
 from shardfs.staging.sealing import Seal, Snapshot, SnapshotEntry
 from shardfs.staging.tree import ROOT, Kind, StagedEntry
 
 __all__ = [
     "ROOT",
+    "Copied",
     "Kind",
     "Report",
     "Seal",
@@ -25,5 +28,6 @@ __all__ = [
     "StagedFile",
     "StagingArea",
     "State",
+    "copy_out",
     "staged_stores",
 ]

@@ -2,6 +2,7 @@
 
     $XDG_STATE_HOME/shardfs/staging/<store>/url      the store's URL, to be read by people
                                            /lock     held by the process that writes here
+                                           /shown    how the mount showed stored shards
                                            /<id>/    a staged directory: journal, data/<number>, room
 
 Names on disk are ours: those of users are in journals only. Knows nothing of stores but their URL.
@@ -34,6 +35,7 @@ log = logging.getLogger("shardfs")
 
 _LOCK = "lock"
 _URL = "url"
+_SHOWN = "shown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class StagingArea:
             if name.endswith((recovery.NEW, recovery.GONE)):
                 if not self.read_only:
                     shutil.rmtree(path, ignore_errors=True)
-            elif name not in (_LOCK, _URL) and path.is_dir():
+            elif name not in (_LOCK, _URL, _SHOWN) and path.is_dir():
                 directory = StagedDirectory(recovery.load(path, not self.read_only), self._for_shard)
                 if not self.read_only or path.is_dir():  # the owner may have removed it meanwhile
                     self._add(directory)
@@ -170,6 +172,11 @@ class StagingArea:
         """The staged directory of a key or plain name; one that is damaged too. Waits for nothing."""
         return self._keys.get(key)
 
+    def called(self, name: str) -> StagedDirectory | None:
+        """The staged directory of a key or plain name, or else of that id: a damaged one may have lost its key."""
+        found = self.find(name)
+        return self._directories.get(name) if found is None else found
+
     def reports(self) -> list[Report]:
         """What there is, oldest first."""
         found = []
@@ -194,6 +201,33 @@ class StagingArea:
     def _check(self) -> None:
         if self.read_only:
             raise StagingError(f"{self.path} is opened for looking only", errno.EROFS)
+
+    def shown(self, how: str) -> None:
+        """Say in which way stored shards are shown from now on: it decides which files they have, and so what the
+        numbers mean that staged directories know them by. EINVAL where something lies over a stored shard that was
+        shown in another way."""
+        self._check()
+        path = self.path / _SHOWN
+        try:
+            before = path.read_text(encoding="utf-8").removesuffix("\n") if path.exists() else how
+            over = [directory.key for directory in self.directories() if directory.base_version is not None]
+            if before != how and over:
+                raise StagingError(
+                    f"{over[0]} was staged where shards are shown as {before!r}, not {how!r}: mount like that first",
+                    errno.EINVAL,
+                )
+            path.write_text(how + "\n", encoding="utf-8")
+        except StagingError:
+            raise
+        except OSError as error:
+            raise failed(f"writing {path}", error) from error
+
+    def shown_as(self) -> str | None:
+        """What `shown` was told last; None if nothing ever was, or it cannot be read."""
+        try:
+            return (self.path / _SHOWN).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, ValueError):
+            return None
 
     def create(
         self, key: str, kind: Kind = "key", base_version: str | None = None, base_bytes: int = 0
@@ -249,18 +283,40 @@ class StagingArea:
         """Remove a staged directory and all that is in it, whatever its state."""
         self._check()
         with self._lock:
-            path = self.path / directory.id
             directory.close(f"{directory.key} was discarded")
-            gone = path.with_name(directory.id + recovery.GONE)
-            try:
-                os.rename(path, gone)
-                sync_directory(self.path)
-            except OSError as error:
-                raise failed(f"removing {path}", error) from error
-            self._publish({name: left for name, left in self._directories.items() if left is not directory})
-            with self._journals_lock:
-                self._journals.pop(directory.id, None)
+            gone = self._rename_away(directory)
+            self._forget(directory)
         shutil.rmtree(gone, ignore_errors=True)  # what is left of it is removed at the next start
+
+    def withdraw(self, directory: StagedDirectory) -> None:
+        """Let go of a directory that is finished, without touching the disk; `remove` must follow, or the next start
+        does it."""
+        self._check()
+        with self._lock:
+            assert directory.finished
+            directory.close(f"{directory.key} is in the store", reap=False)
+            self._forget(directory)
+
+    def remove(self, directory: StagedDirectory) -> None:
+        """Remove from the disk what was withdrawn."""
+        self._check()
+        shutil.rmtree(self._rename_away(directory), ignore_errors=True)
+
+    def _rename_away(self, directory: StagedDirectory) -> Path:
+        """Say on disk, durably, that a directory is nothing any more. StagingError."""
+        path = self.path / directory.id
+        gone = path.with_name(directory.id + recovery.GONE)
+        try:
+            os.rename(path, gone)
+            sync_directory(self.path)
+        except OSError as error:
+            raise failed(f"removing {path}", error) from error
+        return gone
+
+    def _forget(self, directory: StagedDirectory) -> None:
+        self._publish({name: left for name, left in self._directories.items() if left is not directory})
+        with self._journals_lock:
+            self._journals.pop(directory.id, None)
 
     def sync(self) -> None:
         """Make everything durable; damaged directories are passed over."""
@@ -300,7 +356,8 @@ def _prepare(path: Path, url: str) -> int:
         except BlockingIOError as error:
             owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             raise StagingLockedError(
-                f"process {owner} is writing to {url}: end it, or its mount, first ({path} is locked)"
+                f"process {owner} is writing to {url}: end it, or its mount, first ({path} is locked)",
+                int(owner) if owner.isdecimal() else None,
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

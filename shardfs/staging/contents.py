@@ -58,6 +58,25 @@ class StagedFile:
             raise failed("reading a staged file", error) from error
         return data
 
+    def pread_now(self, size: int, offset: int) -> bytes | None:
+        """The same, if that needs no waiting for the disk; None if it does."""
+        descriptor = self._file().descriptor
+        try:
+            end = os.fstat(descriptor).st_size
+            data = bytearray(max(0, min(size, end - offset)))
+            count = os.preadv(descriptor, [data], offset, os.RWF_NOWAIT) if data else 0
+        except OSError:
+            return None  # most often EAGAIN; what else it is, `pread` says
+        return bytes(data) if count == len(data) else None
+
+    def waits(self) -> bool:
+        """Whether the next change of its bytes must wait for the disk first."""
+        return self._contents.waits(self._file().number)
+
+    def status(self) -> os.stat_result:
+        """What the disk says of it."""
+        return os.fstat(self._file().descriptor)
+
     def pwrite(self, data: bytes | memoryview, offset: int) -> int:
         """Write all of `data` at `offset`, in bytes. ENOSPC: the file is as long as it was."""
         return self._contents.write(self._file(change=True), data, offset)
@@ -191,6 +210,11 @@ class Contents:
                 raise StagingError(f"setting a time: {error}", errno.EINVAL) from error
 
     # --- changing -----------------------------------------------------------------------------------------------
+
+    def waits(self, number: int) -> bool:
+        """Whether a change of a data file in place must wait for the disk first: to copy what a seal reads, or to say
+        durably that not all is on disk any more."""
+        return number in self.pinned or self._ledger.waits(number)
 
     def _before_change(self, opened: _Open) -> None:
         if opened.number in self.pinned:

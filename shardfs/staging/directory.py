@@ -7,10 +7,11 @@ nothing of what names mean, nor of how a shard is encoded.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from shardfs import config
@@ -106,6 +107,11 @@ class StagedDirectory:
         """Whether a file of the stored shard is not to be seen: it was removed, or taken over into an entry."""
         return base in self._tree.hidden
 
+    @property
+    def hides_any(self) -> bool:
+        """Whether it hides any file of the stored shard."""
+        return bool(self._tree.hidden)
+
     # --- looking ------------------------------------------------------------------------------------------------
 
     def entry(self, number: int = ROOT) -> StagedEntry:
@@ -124,6 +130,15 @@ class StagedDirectory:
         with self._lock:
             found = sorted(self._children(parent).values(), key=lambda node: node.id)
             return [self._view(node) for node in found]
+
+    def names(self, parent: int = ROOT) -> list[bytes]:
+        """The names of all entries of a directory, in the order of creation. ENOENT, ENOTDIR."""
+        with self._lock:
+            return [node.name for node in sorted(self._children(parent).values(), key=lambda node: node.id)]
+
+    def itself(self) -> StagedEntry:
+        """The directory itself, as an entry. Waits for nobody."""
+        return self._tree.root.entry()
 
     def __len__(self) -> int:
         return len(self._tree.nodes)
@@ -375,6 +390,21 @@ class StagedDirectory:
                 raise StagingError(f"{self.key}: a key has no directories in it", errno.EINVAL)
             self._ledger.record("key", key, kind, replaces, relief=True)
 
+    def lay_over(self, version: str | None, base_bytes: int, hidden: Iterable[int]) -> None:
+        """Put it over a stored shard of which nothing is to be seen, as if it had been made over it: all its files are
+        `hidden`. None and nothing: over none again. EBUSY while a seal runs, EINVAL if it lies over one."""
+        with self._lock:
+            self._check_still()
+            nodes = list(self._tree.nodes.values())
+            if any(node.base is not None or node.children is not None for node in nodes):
+                raise _refuse(errno.EINVAL, self.key)
+            for node in nodes:
+                self._contents.refresh(node)
+            before = self._ledger.data_numbers()
+            entries = [node.fields() for node in nodes]
+            self._ledger.record("sealed", version, base_bytes, entries, sorted(hidden), relief=True)
+            self._contents.reattach(before)
+
     def park(self, key: str, reason: str) -> None:
         """Set it aside under another name, durably. EBUSY while a seal runs."""
         with self._lock:
@@ -391,6 +421,20 @@ class StagedDirectory:
         """Have `told` called after each record, with the lock held."""
         self._ledger.on_append = told
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else changes anything, or looks, inside this block."""
+        with self._lock:
+            yield
+
+    def hold(self) -> bool:
+        """Have the lock, so that a call of another method waits for nobody; False if somebody else has it now."""
+        return self._lock.acquire(blocking=False)
+
+    def let_go(self) -> None:
+        """Give it back."""
+        self._lock.release()
+
     def rest(self) -> bool:
         """Give the journal's descriptor back until it is needed again; False if it is in use now."""
         if not self._lock.acquire(blocking=False):
@@ -401,10 +445,10 @@ class StagedDirectory:
             self._lock.release()
         return True
 
-    def close(self, reason: str) -> None:
-        """End all use of it; what is on disk stays. EBADF from then on."""
+    def close(self, reason: str, *, reap: bool = True) -> None:
+        """End all use of it; what is on disk stays. EBADF from then on. Without `reap` this does not touch the disk."""
         with self._lock:
-            if self._ledger.refusal is None:
+            if self._ledger.refusal is None and reap:
                 self._ledger.reap()
             self._ledger.refusal = (reason, errno.EBADF)
             self._contents.close()

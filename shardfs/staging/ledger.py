@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,7 @@ class Ledger:
         """Data files below this number were on disk when the tree was last clean."""
         self.doomed: list[int] = []
         self._doomed_bytes = 0
+        self._puts_off = False
         self._journal = journal
         self._dirt_durable = False
         """True if the journal on disk says that the tree is not clean."""
@@ -88,7 +89,7 @@ class Ledger:
         except OSError as error:
             raise failed(f"the journal {self.journal.path}", error) from error
         self.tree.do(record)
-        if self.journal.records >= self._compact_at:
+        if self.journal.records >= self._compact_at and not self._puts_off:
             self.compact()
         self.on_append()
 
@@ -101,10 +102,14 @@ class Ledger:
             self.room.shrink(max(0, self.room.size - config.STAGED_SPARE))
             self.journal.append(payload)
 
+    def waits(self, number: int) -> bool:
+        """Whether `before_change` would wait for the disk."""
+        return number < self.settled and not self._dirt_durable
+
     def before_change(self, number: int) -> None:
         """To be called before bytes of a data file change in place: what is on disk then no longer says that all of
         it is as it should be. StagingError."""
-        if number < self.settled and not self._dirt_durable:
+        if self.waits(number):
             if self.tree.clean:
                 self.record("dirty")
             self._sync_journal()
@@ -156,9 +161,19 @@ class Ledger:
         if len(self.doomed) > config.DOOMED_FILES or self._doomed_bytes > config.DOOMED_BYTES:
             self.reap()
 
+    @contextlib.contextmanager
+    def putting_off(self) -> Iterator[None]:
+        """Nothing inside this block waits for the disk: space is freed by the next `commit`, and the journal made
+        shorter at a later record."""
+        self._puts_off = True
+        try:
+            yield
+        finally:
+            self._puts_off = False
+
     def reap(self) -> bool:
         """Free the space of removed files now; True if there was any. A failure is left for the next time."""
-        if not self.doomed:
+        if not self.doomed or self._puts_off:
             return False
         try:
             self._sync_journal()

@@ -14,7 +14,7 @@ from typing import Any
 from shardfs.errors import StagingError
 from shardfs.staging.contents import Contents
 from shardfs.staging.ledger import Ledger
-from shardfs.staging.tree import Node, SealState, Tree
+from shardfs.staging.tree import ROOT, Node, SealState, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class Snapshot:
     entries: tuple[SnapshotEntry, ...]
     hidden: frozenset[int]
     """Files of the stored shard that are not to be seen any more: removed, or taken over into an entry."""
+    keepsake: bytes | None
+    """What `begin` was given to be had after a crash; None also where the disk was too full for it."""
 
 
 def snapshot_of(seal: SealState, base_version: str | None, path: Callable[[int], str]) -> Snapshot:
@@ -52,48 +54,57 @@ def snapshot_of(seal: SealState, base_version: str | None, path: Callable[[int],
         SnapshotEntry(number, place.name, place.base, None if place.data is None else path(place.data), place.size)
         for number, place in seal.places.items()
     )
-    return Snapshot(seal.key, seal.token, base_version, entries, seal.hidden)
+    return Snapshot(seal.key, seal.token, base_version, entries, seal.hidden, seal.keepsake)
 
 
 def remaining(
     tree: Tree,
-    has_writers: Callable[[Node], bool],
-    numbers: Mapping[int, int],
+    contents: Contents,
+    numbers: Mapping[int, int | None],
     base_number: Callable[[int], int | None],
+    new_name: Callable[[bytes], bytes],
 ) -> tuple[list[list[Any]], list[int]]:
-    """Entries (as fields of records) and hidden files that are left over the version a seal has made.
-
-    `numbers` says which file of the new version an entry of the snapshot became, `base_number` which one a file of the
-    old version did. StagingError for an entry whose bytes would be nowhere.
+    """Entries (as fields of records) and hidden files that are left over the version a seal has made: see `Seal.done`.
+    StagingError for an entry whose bytes would be nowhere.
     """
     seal = tree.seal
     assert seal is not None
     hidden = {new for old in tree.hidden - seal.hidden if (new := base_number(old)) is not None}
     entries: list[list[Any]] = []
+    taken: set[tuple[int, bytes]] = set()
     for node in tree.nodes.values():
         place, number = seal.places.get(node.id), numbers.get(node.id)
-        if place is None or number is None:
+        stored = False
+        if place is None or node.id not in numbers:
             # came since, or is nothing that a shard holds
-            _keep(entries, node, None if node.base is None else base_number(node.base))
-        elif (node.data, node.base) != (place.data, place.base) or has_writers(node):
+            number = None if node.base is None else base_number(node.base)
+        elif (node.data, node.base) == (place.data, place.base) and not contents.has_writers(node):
+            if (node.parent, node.name) == (place.parent, place.name):
+                continue
+            stored = number is not None
+        if place is not None and number is not None and node.id in numbers:
             hidden.add(number)
-            _keep(entries, node, number)
-        elif (node.parent, node.name) != (place.parent, place.name):
-            hidden.add(number)
-            _keep(entries, node, number, stored=True)
-    hidden.update(numbers[gone] for gone in seal.places.keys() - tree.nodes.keys() if gone in numbers)
+        contents.refresh(node)
+        name = new_name(node.name) if node.parent == ROOT else node.name
+        if (node.parent, name) in taken:
+            name = b"%d~%b" % (node.id, name)  # kept under an odd name, before it is lost
+        taken.add((node.parent, name))
+        entries.append(_kept(node, number, stored, name))
+    gone = (numbers.get(number) for number in seal.places.keys() - tree.nodes.keys())
+    hidden.update(number for number in gone if number is not None)
     return entries, sorted(hidden)
 
 
-def _keep(entries: list[list[Any]], node: Node, number: int | None, stored: bool = False) -> None:
+def _kept(node: Node, number: int | None, stored: bool, name: bytes) -> list[Any]:
     kept = Node.from_fields(node.fields())
+    kept.name = name
     if stored:
         kept.data = None
     if kept.data is None and kept.children is None:
         if number is None:
             raise StagingError(f"{node.name!r} would have no bytes in the new version", errno.EINVAL)
         kept.base = number
-    entries.append(kept.fields())
+    return kept.fields()
 
 
 class Seal:
@@ -120,13 +131,14 @@ class Seal:
         assert self._tree.seal is not None
         return snapshot_of(self._tree.seal, self._tree.base_version, self._ledger.data_path)
 
-    def begin(self, key: str, token: str) -> Snapshot:
+    def begin(self, key: str, token: str, keepsake: bytes | None = None) -> Snapshot:
         """Begin to seal what is there now, to be stored under `key`; durable when this returns.
 
         What the snapshot names does not change until `done` or `failed`; what is done to the directory meanwhile stays
         for the next seal. `token` (a random text, or a hash of what will be stored) is for telling after a crash
-        whether the store has this seal's work. The room kept for the shard is free from now on. EBUSY while a file is
-        open for writing or another seal runs; EINVAL for a plain or parked directory; EIO for one in doubt.
+        whether the store has this seal's work; `keepsake` comes back in the snapshot after a crash, too, unless the
+        disk is too full for it. The room kept for the shard is free from now on. EBUSY while a file is open for writing
+        or another seal runs; EINVAL for a plain or parked directory; EIO for one in doubt.
         """
         tree = self._tree
         with self._lock:
@@ -137,7 +149,12 @@ class Seal:
                 raise StagingError(f"{tree.key} is not to be sealed", errno.EINVAL)
             if tree.doubt is not None:
                 raise StagingError(f"{tree.key}: {tree.doubt}", errno.EIO)
-            self._ledger.record("seal", key, token, relief=True)
+            try:
+                self._ledger.record("seal", key, token, keepsake, relief=True)
+            except StagingError:
+                if keepsake is None:
+                    raise
+                self._ledger.record("seal", key, token, relief=True)
             self._contents.pinned = frozenset(self._ledger.data_numbers())
             self._snapshot = snapshot = self._take()
         try:
@@ -161,31 +178,46 @@ class Seal:
     def done(
         self,
         version: str,
-        numbers: Mapping[int, int],
+        numbers: Mapping[int, int | None],
         base_number: Callable[[int], int | None],
         base_bytes: int = 0,
+        *,
+        new_name: Callable[[bytes], bytes] = lambda name: name,
+        durable: bool = True,
     ) -> bool:
         """The store has the snapshot, as `version`: drop what it held, keep what was changed since as an overlay over
         the new version, all or nothing, durably. True if anything is left, for the next seal to take.
 
-        `numbers` says which file of the new version each entry of the snapshot (by its id) became; one that is not in
-        it is no part of a shard, and stays. `base_number` says where a file of the old version is in the new one. Times
-        and owners set since are dropped: a store does not keep them. `base_bytes` as in StagingArea.create. EINVAL if
-        no seal runs, or an entry's bytes would be nowhere: then nothing has changed.
+        `numbers` says which file of the new version each entry of the snapshot (by its id) became: None for one that
+        the version has in another file, together with others (what is done to it meanwhile changes nothing there); one
+        that is not in it is no part of a shard, and stays. `base_number` says where a file of the old version is in the
+        new one, `new_name` what a name means now where the seal has given samples other names: no two may become one.
+        Times and owners set since are dropped: a store does not keep them. `base_bytes` as in StagingArea.create.
+        EINVAL if no seal runs, or an entry's bytes would be nowhere: then nothing has changed.
+
+        With `durable` false nothing waits for the disk: `commit` does, and must follow. Until then the machine may go
+        down and forget that this was done.
         """
         with self._lock:
             self._check_running()
-            for node in self._tree.nodes.values():
-                self._contents.refresh(node)
-            entries, hidden = remaining(self._tree, self._contents.has_writers, numbers, base_number)
+            entries, hidden = remaining(self._tree, self._contents, numbers, base_number, new_name)
             before = self._ledger.data_numbers()
-            self._ledger.record("sealed", version, base_bytes, entries, hidden, relief=True)
-            self._snapshot = None
-            self._contents.reattach(before)
+            with self._ledger.putting_off():
+                self._ledger.record("sealed", version, base_bytes, entries, hidden, relief=True)
+                self._snapshot = None
+                self._contents.reattach(before)
+            left = not self._tree.finished
+        if durable:
+            self.commit()
+        return left
+
+    def commit(self) -> None:
+        """Make durable what `done` did, and free what it left."""
+        with self._lock:
+            self._ledger.check()
             self._contents.reserve.take_back()
             self._contents.reserve.fit()
         self._ledger.commit()
-        return not self._tree.finished
 
     def failed(self) -> None:
         """The store does not have the snapshot: all is as if the seal had not begun."""

@@ -115,6 +115,8 @@ class SealState:
     """What shows whether a version of the store is this seal's work; the caller's to choose."""
     places: dict[int, Place]
     hidden: frozenset[int]
+    keepsake: bytes | None = None
+    """What the caller wants to have after a crash."""
 
 
 class Tree:
@@ -257,10 +259,10 @@ class Tree:
     def _on_park(self, key: str, reason: str) -> None:
         self.key, self.parked = key, reason
 
-    def _on_seal(self, key: str, token: str) -> None:
+    def _on_seal(self, key: str, token: str, keepsake: bytes | None = None) -> None:
         """A seal begins, of what is there now."""
         places = {n.id: Place(n.parent, n.name, n.data, n.base, n.size) for n in self.nodes.values()}
-        self.seal = SealState(key, token, places, frozenset(self.hidden))
+        self.seal = SealState(key, token, places, frozenset(self.hidden), keepsake)
 
     def _on_token(self, token: str) -> None:
         assert self.seal is not None

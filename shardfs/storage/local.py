@@ -141,10 +141,7 @@ class LocalStorage:
     def mark(self, name: str, version: Version | None = None) -> str:
         """A hash of one file's whole content. Less would not do: parts may change and size and ends stay."""
         with self.open(name, version) as reader:
-            made = hashlib.blake2b(digest_size=16)
-            while piece := reader.read(config.READ_SLICE):
-                made.update(piece)
-            return made.hexdigest()
+            return _mark(reader)
 
     def _open(self, name: str) -> int:
         with self._parent(name) as (directory, last):
@@ -180,13 +177,17 @@ class LocalStorage:
         *,
         check: Callable[[], None] = lambda: None,
         replace: bool = True,
+        temporary: str | None = None,
+        marked: Callable[[str], None] | None = None,
     ) -> Listed:
         """Make `name` hold what `write` writes into a new file (which it may also read), all or nothing, durably;
         directories are made. What the listing says of it then. StorageError, EEXIST without `replace` where there is
         such a name.
 
         `check` is called when all is written and only the rename is left; between the two no other writer of this kind
-        changes anything in that directory. An exception of `write` or `check` leaves the old content and passes on.
+        changes anything in that directory. `marked` is called before both with what `mark` will say of the content. An
+        exception of any of them leaves the old content and passes on. `temporary` (made by `temporary_name`) is the
+        name until then: who knows it can clean up behind a process that died, with `remove_temporary`.
         """
         _check_name(self.root, name)
         try:
@@ -194,9 +195,11 @@ class LocalStorage:
         except OSError as error:
             raise self._error(f"making the directory of {name}", error) from error
         with self._parent(name, make=True) as (directory, last):
-            temporary = TEMPORARY + secrets.token_hex(8)
+            temporary = temporary or temporary_name()
             try:
                 written = self._write_durably(directory, temporary, write)
+                if marked is not None:
+                    marked(self._mark_of(directory, temporary))
                 with renaming.locked(directory):
                     check()
                     renaming.rename(directory, temporary, last, replace)
@@ -209,7 +212,7 @@ class LocalStorage:
                     raise StaleShardError(f"{name} was replaced as soon as it was written")
                 return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
             except BaseException as error:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):  # what failed is what the caller is told, and not this
                     os.unlink(temporary, dir_fd=directory)
                 if isinstance(error, OSError) and not isinstance(error, StorageError):
                     raise self._error(f"writing {name}", error) from error
@@ -223,6 +226,34 @@ class LocalStorage:
             file.flush()
             os.fsync(file.fileno())
             return os.fstat(file.fileno())
+
+    def _mark_of(self, directory: int, name: str) -> str:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        with LocalReader(descriptor, str(self.root / name), os.fstat(descriptor)) as reader:
+            return _mark(reader)
+
+    def remove_temporary(self, beside: str, temporary: str) -> None:
+        """Remove what a `put` of the file `beside` left under its temporary name, if anything. StorageError."""
+        if not temporary.startswith(TEMPORARY) or "/" in temporary:
+            raise StorageError(f"not a temporary name: {temporary!r}", errno.EINVAL)
+        try:
+            self.remove(f"{beside.rpartition('/')[0]}/{temporary}".lstrip("/"))
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+
+    def sync(self, name: str) -> None:
+        """Make a file that is there durable, and its name. StorageError."""
+        with self._parent(name) as (directory, last):
+            try:
+                descriptor = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                os.fsync(directory)
+            except OSError as error:
+                raise self._error(f"syncing {name}", error) from error
 
     def remove(self, name: str) -> None:
         """Remove one file, durably. StorageError, ENOENT where there is none."""
@@ -248,6 +279,8 @@ class LocalStorage:
         return status if stat.S_ISREG(status.st_mode) else None
 
     def _make_root(self) -> None:
+        if self._root is not None:
+            return  # it has been there: should it be gone now, a new one would be no part of that store
         missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
         self.root.mkdir(parents=True, exist_ok=True)
         for path in missing:  # a directory is on disk once the one above it is
@@ -259,7 +292,7 @@ class LocalStorage:
 
     def _open_directory(self, path: str, make: bool = False) -> int:
         """A descriptor of a directory below the root; with `make` it is made where it is missing."""
-        descriptor = self._open_root(make)
+        descriptor = self._open_root()
         for part in path.split("/") if path else ():
             try:
                 if make:
@@ -272,18 +305,18 @@ class LocalStorage:
             descriptor = below
         return descriptor
 
-    def _open_root(self, make: bool) -> int:
-        """A descriptor of the root. One that was listed before and is gone, or is another, empty directory now (a disk
-        that was unmounted), is no empty storage: StorageError."""
+    def _open_root(self) -> int:
+        """A descriptor of the root. One that was opened before and is gone, or is another, empty directory now (a disk
+        that was unmounted), is no empty storage, and none to write to: StorageError."""
         try:
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            if self._root is not None and not make and error.errno in _PASSED_OVER:
+            if self._root is not None and error.errno in _PASSED_OVER:
                 raise StorageError(f"{self.root} is gone: {reason(error)}") from error
             raise self._error("opening", error) from error
         status = os.fstat(descriptor)
         identity = (status.st_dev, status.st_ino)
-        if self._root is not None and identity != self._root and not make and not os.listdir(descriptor):
+        if self._root is not None and identity != self._root and not os.listdir(descriptor):
             os.close(descriptor)
             raise StorageError(f"{self.root} is another directory than it was, and empty")
         self._root = identity
@@ -299,6 +332,18 @@ class LocalStorage:
             yield descriptor, last
         finally:
             os.close(descriptor)
+
+
+def temporary_name() -> str:
+    """A name for a file that is still being written."""
+    return TEMPORARY + secrets.token_hex(8)
+
+
+def _mark(reader: LocalReader) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    while piece := reader.read(config.READ_SLICE):
+        made.update(piece)
+    return made.hexdigest()
 
 
 def _check_name(root: Path, name: str) -> None:

@@ -45,8 +45,11 @@ STOCK_LOOP = Feature("stock loop", environment=(("SHARDFS_STOCK_LOOP", "1"),))
 NO_PREFILL = Feature("no prefill", environment=(("SHARDFS_NO_PREFILL", "1"),))
 NO_READ_AHEAD = Feature("no read-ahead", environment=(("SHARDFS_NO_READ_AHEAD", "1"),))
 NO_INDEX = Feature("no index", words=("-o", "no_index"))
+NO_SPIN = Feature("no spin", environment=(("SHARDFS_NO_SPIN", "1"),))
+NO_PARTS = Feature("no parts", environment=(("SHARDFS_NO_PARTS", "1"),))
+STOCK_LISTING = Feature("stock listing", environment=(("SHARDFS_STOCK_LISTING", "1"),))
 NO_ISAL = Feature("no isal", without_isal=True)
-SINGLE = (STOCK_LOOP, NO_PREFILL, NO_READ_AHEAD, NO_INDEX, NO_ISAL)
+SINGLE = (STOCK_LOOP, NO_SPIN, NO_PREFILL, NO_READ_AHEAD, NO_PARTS, STOCK_LISTING, NO_INDEX, NO_ISAL)
 ALL_ON = Feature("all on")
 ALL_OFF = Feature(
     "all off",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import msgpack
 import pytest
+
+from tests.bench import mds_writer
 
 Mounted = Callable[..., AbstractContextManager[Path]]
 
@@ -172,3 +175,16 @@ def test_a_sample_over_100_mib(tmp_path: Path, mounted: Mounted) -> None:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         assert digest == hashlib.sha256(big).hexdigest()
         assert (path / "k/000000.json").read_text() == '{"i": 1}\n'
+
+
+def test_more_shards_read_in_place_than_descriptors(tmp_path: Path, mounted: Mounted) -> None:
+    """Each of these stays open for reading parts of it, of which the process may not have so many."""
+    root = tmp_path / "set"
+    root.mkdir()
+    mds_writer.write(root, (iter([{"data": bytes([shard]) * 100}]) for shard in range(100)), False)
+    with mounted(root) as mnt:
+        resource.prlimit(daemon_pid(mnt), resource.RLIMIT_NOFILE, (64, 64))
+        for _ in range(2):
+            for shard in range(100):
+                (name,) = os.listdir(mnt / f"shard.{shard:05d}")
+                assert (mnt / f"shard.{shard:05d}" / name).read_bytes() == bytes([shard]) * 100

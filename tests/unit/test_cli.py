@@ -24,7 +24,9 @@ from shardfs.errors import (
     DamagedShardError,
     MissingExtraError,
     MissingKeyError,
+    MissingSystemError,
     MountError,
+    StagingError,
     StorageError,
 )
 
@@ -141,17 +143,42 @@ def test_info(capsys: pytest.CaptureFixture[str], store: Path) -> None:
         ([], 2, "COMMAND"),
         (["umount"], 2, "MNT"),
         (["mount", "{store}"], 2, "MNT"),
-        (["mount", "{store}", "m", "-o", "ro,rw"], 2, "writing is not there yet"),
+        (["mount", "{store}", "m", "--allow-delete"], 2, "give --rw, too"),
+        (["mount", "{store}", "m", "--rw", "--write-back", "soon"], 2, "'soon' is no time to wait"),
+        (["mount", "{store}", "m", "-o", "ro,rw"], 2, "choose one"),
         (["mount", "{store}", "m", "-o", "memroy=1G"], 2, "did you mean memory="),
-        (["mount", "{store}", "m", "-o", "frobnicate"], 2, "known are: ro, allow_other"),
+        (["mount", "{store}", "m", "-o", "frobnicate"], 2, "known are: ro, rw, allow_overwrite"),
         (["mount", "{store}", "m", "-o", "memory=lots"], 2, "'lots' is no size"),
         (["umount", "/proc"], 4, "no shardfs"),
         (["umount", "{store}"], 4, "nothing is mounted"),
+        (["commit"], 2, "MNT"),
+        (["commit", "{store}"], 4, "no shardfs mount at"),
+        (["commit", "/proc", "k"], 4, "no shardfs mount at /proc"),
+        (["commit", "{store}", "--force"], 2, "--force"),
+        (["status", "{store}"], 4, "no shardfs mount at"),
+        (["status", "a", "b"], 2, "b"),
+        (["staging"], 2, "WORK"),
+        (["staging", "frob"], 2, "frob"),
+        (["staging", "list", "a", "b"], 2, "b"),
+        (["staging", "recover"], 2, "STORE"),
+        (["staging", "recover", "{store}", "--to", "x"], 2, "--to needs a KEY"),
+        (["staging", "recover", "{store}"], 1, "nothing is staged for"),
+        (["staging", "discard", "{store}"], 2, "KEY"),
+        (["staging", "discard", "{store}", "k", "--yes"], 1, "nothing is staged for"),
+        (["staging", "trust", "{store}", "k"], 1, "nothing is staged for"),
+        (["staging", "trust", "{store}"], 2, "KEY"),
     ],
 )
 def test_errors_are_one_line_and_a_status(
-    capsys: pytest.CaptureFixture[str], store: Path, words: list[str], status: int, said: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    store: Path,
+    words: list[str],
+    status: int,
+    said: str,
 ) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(store.parent / "state"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(store.parent))
     got, out, err = run(capsys, *[word.format(store=store) for word in words])
     assert got == status, err
     if status:
@@ -259,8 +286,9 @@ def test_an_unexpected_error_is_one_line(capsys: pytest.CaptureFixture[str], mon
         (BadStoreError("no store"), 3, "no store"),
         (BadSettingError("no such"), 2, "no such"),
         (MissingExtraError("install it"), 5, "install it"),
-        (daemon.MissingSystemError("no device"), 5, "no device"),
+        (MissingSystemError("no device"), 5, "no device"),
         (MountError("busy"), 4, "busy"),
+        (StagingError("open", errno.EBUSY), 6, "open"),
         (MissingKeyError("no key"), 1, "no key"),
         (StorageError("no answer", errno.ETIMEDOUT), 1, "no answer"),
         (DamagedShardError("bad", 3, "k"), 1, "shard 'k' is damaged at byte 3: bad"),
@@ -289,6 +317,10 @@ def test_words_of_fstab_are_ignored() -> None:
     odd = "x-systemd.automount,x-systemd.idle-timeout=1min,X-mount.mkdir,comment=x,default_permissions,,"
     assert options.parse_words([harmless, odd]) == options.MountWords()
     assert options.parse_words(["rw,dev,suid"], from_mount8=True) == options.MountWords(rw_by_default=True)
+    asked = options.parse_words(["rw,dev", "write_back=3"], from_mount8=True)
+    assert asked == options.MountWords(rw=True, write_back="3")
+    assert options.parse_words(["rw,allow_delete"]) == options.MountWords(rw=True, allow_delete=True)
+    assert [options.parse_write_back(text) for text in (None, "off", "0", "0.5")] == [5.0, None, None, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -392,6 +424,28 @@ def test_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not file.exists()
 
 
+def test_all_records_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with daemon.recorded("/n", "store"), daemon.recorded("/m", "store", writable=True):
+        (tmp_path / "shardfs" / "0.json").write_text("{")
+        ours = [record for record in daemon.records() if record.pid == os.getpid()]
+        assert [(record.mountpoint, record.writable) for record in ours] == [("/m", True), ("/n", False)]
+    assert [record for record in daemon.records() if record.pid == os.getpid()] == []
+
+
+def test_what_a_daemon_has_left_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with daemon.recorded("/m", "store"):
+        daemon.leave_word("/m", {}, {})
+        assert daemon.hear_word("/m") == ({}, {})
+        daemon.leave_word("/m", {"k": "why"}, {"x.tmp": "plain"})
+        assert daemon.hear_word("/n") == ({}, {})
+        assert daemon.hear_word("/m") == ({"k": "why"}, {"x.tmp": "plain"})
+        assert daemon.hear_word("/m") == ({}, {})
+        (tmp_path / "shardfs" / (daemon.file_name("/m") + ".left")).write_text("[1]")
+        assert daemon.hear_word("/m") == ({}, {})
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -430,13 +484,13 @@ def test_a_background_process_that_dies_is_told_of() -> None:
     """In a process of its own: start() forks, and a test process may have threads."""
     script = """
 import os, signal, sys
-from shardfs import daemon
+from shardfs import background
 from shardfs.commands import explain
 from shardfs.errors import MountError
 def dies(ready): os.kill(os.getpid(), signal.SIGKILL)
 def fails(ready): raise MountError("not here")
 def leaves(ready): pass
-for serve in (dies, fails, leaves): print(daemon.start(serve, explain, None))
+for serve in (dies, fails, leaves): print(background.start(serve, explain, None))
 """
     done = subprocess.run(
         [sys.executable, "-c", script],

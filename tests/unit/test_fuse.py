@@ -25,6 +25,7 @@ from shardfs.errors import (  # noqa: E402
     StorageError,
 )
 from shardfs.fuse import Operations, errno_of  # noqa: E402
+from shardfs.fuse_writing import WritableOperations  # noqa: E402
 from shardfs.index import ShardTable  # noqa: E402
 from shardfs.vfs import Vfs  # noqa: E402
 
@@ -314,6 +315,14 @@ def test_no_lookups_of_dots_and_every_handler_is_ours() -> None:
     assert Operations.enable_writeback_cache is False
     theirs = {name for name, value in vars(pyfuse3.Operations).items() if inspect.iscoroutinefunction(value)}
     assert theirs - set(vars(Operations)) <= {"poll"}, "pyfuse3's own handlers answer ENOSYS"
+
+
+def test_a_writable_mount_answers_everything_that_changes_something() -> None:
+    refusing = {
+        *("setattr", "create", "write", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link"),
+        *("setxattr", "removexattr", "flush", "fsync", "fsyncdir", "release", "statfs"),
+    }
+    assert refusing <= set(vars(WritableOperations)), "what is inherited answers EROFS, or ENOSYS for flush"
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -227,3 +227,20 @@ def test_a_stale_piece_is_told_to_its_reader_and_the_key_lives_on(data_set: Path
         assert await cache.fetched(fresh, again, 0, 10) == path.read_bytes()[:10]
 
     run(data_set, work)
+
+
+def test_without_parts_every_shard_is_loaded_whole(data_set: Path) -> None:
+    async def main() -> None:
+        driver = StreamingDriver(LocalStorage(data_set))
+        cache = ShardCache(driver, 1 << 30, "png", parts=False)
+        async with cache.running():
+            for _ in range(2):
+                for entry in driver.entries():
+                    loaded = await cache.shard(entry)
+                    assert not loaded.partial
+                    assert loaded.shard.part(0, loaded.shard.size) == raw_file_of(data_set, entry).read_bytes()
+                    cache.drop(entry)
+                    cache.tables.keep(entry, loaded.table)
+            assert (cache.counts.loads, cache.counts.opened) == (6, 0)
+
+    trio.run(main)

@@ -14,7 +14,7 @@ import pytest
 
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.storage import local
-from shardfs.storage.local import TEMPORARY, LocalStorage
+from shardfs.storage.local import TEMPORARY, LocalStorage, temporary_name
 
 
 def writing(data: bytes) -> Callable[[BinaryIO], None]:
@@ -419,3 +419,48 @@ def test_a_directory_that_may_not_be_read_is_passed_over() -> None:
                 os.seteuid(0)
             (root / "lost+found").chmod(0o700)
     assert names == ["a.gz"]
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["gone", "another, empty one"])
+def test_regression_a_root_that_vanished_is_not_made_anew(tmp_path: Path, empty: bool) -> None:
+    """What is written to the mount point of a disk that was unmounted is out of sight once it is mounted again."""
+    storage = LocalStorage(tmp_path / "root")
+    storage.put("a", lambda file: file.write(b"1") and None)
+    (tmp_path / "root").rename(tmp_path / "away")
+    if empty:
+        (tmp_path / "root").mkdir()
+    for change in (lambda: storage.put("b/c", lambda file: None), lambda: storage.make_directory("d")):
+        with pytest.raises(StorageError) as caught:
+            change()
+        assert caught.value.errno == errno.EIO
+    assert (tmp_path / "root").exists() == empty
+    assert not empty or not list((tmp_path / "root").iterdir())
+    if empty:
+        (tmp_path / "root").rmdir()
+    (tmp_path / "away").rename(tmp_path / "root")
+    storage.put("b/c", lambda file: None)
+
+
+def test_what_a_dead_writer_left_is_removed_by_its_name(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    name, marks = temporary_name(), []
+    storage.put("a/b", lambda file: file.write(b"1") and None, temporary=name, marked=marks.append)
+    assert marks == [storage.mark("a/b")]
+    (tmp_path / "a" / name).write_bytes(b"half")
+    storage.remove_temporary("a/b", name)
+    storage.remove_temporary("a/b", name)
+    storage.remove_temporary("nowhere/b", name)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    for odd in ("b", f"../{name}", f"{name}/b"):
+        with pytest.raises(StorageError):
+            storage.remove_temporary("a/b", odd)
+    storage.sync("a/b")
+
+
+def test_a_mark_that_cannot_be_kept_ends_the_write(tmp_path: Path) -> None:
+    def full(mark: str) -> None:
+        raise StorageError("the journal", errno.ENOSPC)
+
+    with pytest.raises(StorageError, match="the journal"):
+        LocalStorage(tmp_path).put("a", lambda file: None, marked=full)
+    assert list(tmp_path.iterdir()) == []

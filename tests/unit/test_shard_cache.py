@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import gzip
 import inspect
 import logging
+import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,11 +18,12 @@ import trio
 import trio.testing
 
 from shardfs import config
-from shardfs.drivers.base import Driver, Grow, InMemory, NewRecord, Record, Shard, ShardReader
+from shardfs.drivers.base import Driver, Grow, InMemory, NewRecord, Note, Record, Shard, ShardReader
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Entry, Key, Version
 from shardfs.shard_cache import Loaded, ShardCache
+from shardfs.storage.local import LocalStorage
 from shardfs.store import open_store
 from shardfs.values import Array, Blob, Buffer
 
@@ -79,6 +83,7 @@ class FakeDriver:
 
     name = "fake"
     writable = False
+    appends = False
     reading = "fake"
 
     def __init__(self, **sizes: int) -> None:
@@ -135,7 +140,12 @@ class FakeDriver:
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         raise NotImplementedError
 
-    def write_records(self, key: Key, records: Iterable[NewRecord], *, base: Entry | None) -> Entry:
+    def settle(self, key: Key, noted: str) -> Entry | None:
+        raise AssertionError("nothing is written")
+
+    def write_records(
+        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
+    ) -> Entry:
         raise NotImplementedError
 
     def remove(self, key: Key) -> None:
@@ -770,3 +780,34 @@ def test_cells_shown_as_bytes_are_logged_once(caplog: pytest.LogCaptureFixture) 
     assert [record.getMessage() for record in caplog.records] == [
         "key/000000.bytes.bin: shown as bytes: jpeg: no picture"
     ]
+
+
+def test_a_damaged_shard_that_is_asked_for_again_and_again_takes_no_more_memory(tmp_path: Path) -> None:
+    """The daemon grew by the shard's raw bytes with each attempt: the error's traceback held them, and the error held
+    itself."""
+    size = 32 << 20
+    data = gzip.compress(b"\xc6" + size.to_bytes(4, "big") + os.urandom(1 << 20) * 32, 1)
+    (tmp_path / "k.gz").write_bytes(data[:-1000])
+    driver = SquirrelDriver(LocalStorage(tmp_path))
+    (entry,) = driver.entries()
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def main() -> None:
+        cache = ShardCache(driver, 1 << 20, "png")
+        with trio.fail_after(PATIENCE):
+            async with cache.running():
+                for attempt in range(8):
+                    if attempt == 2:
+                        before = resident()
+                    with contextlib.suppress(DamagedShardError):
+                        await cache.shard(entry)
+        assert cache.counts.failures == 8
+        assert resident() - before < 2 * size
+
+    gc.disable()
+    try:
+        trio.run(main)
+    finally:
+        gc.enable()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gc
 import gzip
 import hashlib
 import json
 import math
 import mmap
 import os
+import random
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -745,3 +748,40 @@ def test_a_shard_of_forty_megabytes_goes_round_and_is_opened_with_the_limits_as_
     assert opened.fetch(last.start, last.end) == shard.raw[last.start : last.end]
     assert opened.held < 8 * config.MIB
     assert store.driver.estimate(entry) == entry.stored_bytes > shard.size  # noise takes a little more than it is
+
+
+def test_frames_are_made_ready_ahead_within_the_budget_and_go_with_their_shard(frames: Path) -> None:
+    content = random.Random(5).randbytes(40_000)
+    store = open_store(frames, "squirrel", compression="zst")
+    store.set([{"data": content}], "k")
+
+    async def main() -> None:
+        cache = ShardCache(store.driver, 1 << 20, "png")
+        with trio.fail_after(20):
+            async with cache.running():
+                entry = store.driver.entries()[0]
+                cache.tables.keep(entry, index.build(store.driver.load(entry, lambda _: None), "png"))
+                loaded = await cache.shard(entry)
+                assert loaded.partial
+                whole = bytes(store.driver.load(entry, lambda _: None).raw)
+                at_hand = 0
+                for at in range(0, 40_000, 500):
+                    part = loaded.shard.part(at, at + 500)
+                    at_hand += part is not None
+                    assert (part or await cache.fetched(entry, loaded, at, at + 500)) == whole[at : at + 500]
+                    while any(load.pins for load in [loaded]):
+                        await trio.sleep(0.001)
+                assert at_hand > 70, "80 parts of 20 frames, of which the first few had to be waited for"
+                assert cache.used == loaded.counted >= 40_000
+                gone = weakref.ref(loaded.shard)
+                cache.drop(entry)
+                del loaded, part
+                assert cache.used == 0
+                await trio.sleep(0.05)
+                assert gone() is None, "no cycle keeps it until the collector comes"
+
+    gc.disable()
+    try:
+        trio.run(main)
+    finally:
+        gc.enable()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from shardfs.staging import ROOT, Snapshot
+from shardfs import config
+from shardfs.staging import ROOT, Snapshot, StagedDirectory
 from tests.unit.test_staging import Place, data_files, get, names, place, put, refused
 
 __all__ = ["place"]
@@ -142,6 +143,88 @@ def test_what_is_no_part_of_a_shard_stays(place: Place) -> None:
     assert directory.seal.done("v2", numbers, lambda base: None)
     assert names(directory) == [b".a.swp"]
     assert get(directory, b".a.swp") == b"2"
+
+
+def test_what_became_a_part_of_another_file_hides_nothing(place: Place) -> None:
+    """`cat.cls` is in `cat.json` by then, and its number may not take that file's other fields away."""
+    directory = place.area.create("k")
+    for name in (b"same.cls", b"changed.cls", b"moved.cls", b"removed.cls"):
+        put(directory, name, b"1")
+    snapshot = directory.seal.begin("k", "t")
+    ids = {entry.name: entry.id for entry in snapshot.entries}
+    with directory.open(ids[b"changed.cls"], True) as file:
+        file.pwrite(b"2", 0)
+    directory.rename(ROOT, b"moved.cls", ROOT, b"other.cls")
+    directory.unlink(ROOT, b"removed.cls")
+    assert directory.seal.done("v2", dict.fromkeys(ids.values()), lambda base: None)
+    place.again()
+    directory = place["k"]
+    assert {entry.name: get(directory, entry.name) for entry in directory.children()} == {
+        b"changed.cls": b"2",
+        b"other.cls": b"1",
+    }
+    assert not directory.hides_any
+
+
+def test_what_is_left_has_the_names_that_samples_have_now(place: Place) -> None:
+    directory = place.area.create("k", base_version="v1")
+    put(directory, b"5.json", b"old")
+    snapshot = directory.seal.begin("k", "t")
+    directory.rename(ROOT, put_new(directory, b".new", b"new"), ROOT, b"5.json")
+    put(directory, b"6.json", b"later")
+    put(directory, b"7.json", b"clash")
+    new_names = {b"5.json": b"4.json", b"7.json": b"6.json"}
+    assert directory.seal.done("v2", numbered(snapshot), lambda base: None, new_name=lambda n: new_names.get(n, n))
+    place.again()
+    directory = place["k"]
+    found = [(entry.name.rpartition(b"~")[2], get(directory, entry.name)) for entry in directory.children()]
+    assert found == [(b"4.json", b"new"), (b"6.json", b"later"), (b"6.json", b"clash")]
+    assert len({entry.name for entry in directory.children()}) == 3, "no two of one name: that would be no journal"
+
+
+def put_new(directory: StagedDirectory, name: bytes, data: bytes) -> bytes:
+    put(directory, name, data)
+    return name
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_a_keepsake_is_there_after_a_crash(place: Place, crash: bool) -> None:
+    put(directory := place.area.create("k"), b"a", b"1")
+    directory.seal.begin("k", "", b"kept\0")
+    directory.seal.set_token("later")
+    if crash:
+        place.again()
+    found = place["k"].seal.snapshot
+    assert found is not None
+    assert (found.keepsake, found.token) == (b"kept\0", "later")
+
+
+def test_what_is_done_without_the_disk_is_made_durable_later(place: Place) -> None:
+    directory = place.area.create("k")
+    for number in range(config.DOOMED_FILES + 10):
+        put(directory, b"%d" % number, b"x")
+    snapshot = directory.seal.begin("k", "t")
+    put(directory, b"late", b"y")
+    assert directory.seal.done("v2", numbered(snapshot), lambda base: None, durable=False)
+    assert len(data_files(place, directory)) == config.DOOMED_FILES + 11
+    directory.seal.commit()
+    assert len(data_files(place, directory)) == 1
+    place.again()
+    assert names(place["k"]) == [b"late"]
+
+
+def test_a_finished_directory_is_let_go_at_once_and_removed_later(place: Place) -> None:
+    directory = place.area.create("k")
+    put(directory, b"a", b"1")
+    snapshot = directory.seal.begin("k", "t")
+    assert not directory.seal.done("v2", numbered(snapshot), lambda base: None, durable=False)
+    place.area.withdraw(directory)
+    assert place.area.find("k") is None
+    with refused(errno.EBADF):
+        directory.create(ROOT, b"late")
+    assert (place.area.path / directory.id).is_dir()
+    place.area.remove(directory)
+    assert not [path for path in place.area.path.iterdir() if path.is_dir()]
 
 
 def test_bytes_that_would_be_nowhere_stop_the_seal(place: Place) -> None:

@@ -477,7 +477,9 @@ def test_a_data_set_that_grows_keeps_the_versions_it_had(tmp_path: Path) -> None
     put_index(tmp_path, [first, put_shard(tmp_path, "shard.00001.mds", ["x"] * 5)])
     assert driver.entries()[0] == before
     put_index(tmp_path, [first, put_shard(tmp_path, "shard.00001.mds", ["x"] * 50)])
-    assert driver.entries()[0].version != before.version  # numbers have two digits now
+    assert driver.entries()[0] == before  # no name has changed
+    put_index(tmp_path, [first, {**put_shard(tmp_path, "shard.00002.mds", ["x"]), "samples": 1_000_000}])
+    assert driver.entries()[0].version != before.version  # numbers have seven digits now
     put_index(tmp_path, [put_shard(tmp_path, "shard.00001.mds", ["x"] * 5), first])
     assert driver.entry(Key("shard.00000")).version != before.version  # other numbers
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -117,3 +119,60 @@ def test_work_goes_on_to_its_end_when_it_is_cancelled() -> None:
         assert workers._small.total_tokens == config.WORKERS_CPU
 
     run(test)
+
+
+@pytest.mark.parametrize("way", ["io", "cpu"])
+def test_work_that_fails_leaves_nothing_behind(way: str) -> None:
+    """Each load of a damaged shard left its raw bytes in memory, held by the traceback of what it raised."""
+
+    class Held:
+        pass
+
+    async def test(workers: Workers) -> None:
+        seen: list[weakref.ref[Held]] = []
+
+        def fail() -> None:
+            held = Held()
+            seen.append(weakref.ref(held))
+            try:
+                raise ValueError("inside")
+            except ValueError as error:
+                raise OSError("outside") from error
+
+        kept: OSError | None = None
+        try:
+            await (workers.io(fail) if way == "io" else workers.cpu(fail, 1))
+        except OSError as error:
+            kept = error
+        assert kept is not None
+        assert isinstance(kept.__cause__, ValueError)
+        assert [ref() for ref in seen] == [None]
+
+    gc.disable()  # in a mount it comes seldom
+    try:
+        run(test)
+    finally:
+        gc.enable()
+
+
+def test_what_failing_work_was_about_is_let_go() -> None:
+    """A reader that was stale kept its descriptor and all its frames until the collector came."""
+
+    class Reader:
+        def fetch(self) -> None:
+            raise OSError("stale")
+
+    async def test(workers: Workers) -> None:
+        async def read() -> weakref.ref[Reader]:
+            reader = Reader()
+            with pytest.raises(OSError, match="stale"):
+                await workers.cpu(lambda: reader.fetch(), 1)
+            return weakref.ref(reader)
+
+        assert (await read())() is None
+
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()

@@ -509,3 +509,37 @@ def test_frames_are_taken_apart_by_the_settings_of_this_package() -> None:
     stored = framed([NOISE] * 8, config.FRAME_TARGET)
     assert sound(stored).size == 8 * len(NOISE)
     assert zstd_frames.raw_size_hint(len(stored), stored[-100:]) == 8 * len(NOISE)
+
+
+# --- ahead ------------------------------------------------------------------------------------------------------
+
+
+def refilled(stored: bytes) -> tuple[Frames, list[tuple[int, int]]]:
+    reader, _ = reader_of(stored)
+    told: list[tuple[int, int]] = []
+    reader.refill = lambda start, end: told.append((start, end))
+    return reader, told
+
+
+def test_who_reads_frame_after_frame_has_the_next_ones_made_ready() -> None:
+    reader, told = refilled(framed([NOISE[:20_000]]))
+    raw = list(range(0, 20_001, 1000))
+    for at in range(0, 20_000, 500):
+        if reader.part(at, at + 500) is None:
+            reader.fetch(at, at + 500)
+        for start, end in told:
+            reader.hold(start, end)
+    assert sorted(set(told)) == sorted(told), "each once"
+    assert {start for start, _ in told} == set(raw[config.FRAMES_SURE + 1 : -1])
+    assert all(end - start == 1000 for start, end in told)
+    assert reader.held <= 21_000 + 1000
+
+
+def test_who_jumps_about_has_nothing_made_ready() -> None:
+    reader, told = refilled(framed([NOISE[:100_000]]))
+    for at in random.Random(3).sample(range(0, 100_000, 2000), 50):
+        reader.fetch(at, at + 10)
+    assert told == []
+    for at in (0, 0, 10, 20, 30):  # within one frame
+        reader.fetch(at, at + 10)
+    assert told == []

@@ -1,0 +1,150 @@
+"""The handlers of a writable mount: converts types and errors, decides nothing, as `fuse` does for reading.
+
+None of them may answer ENOSYS, which the kernel would remember: a `flush` that it never sends again reports no error of
+a write, and a `sync` that it takes for done is none.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
+
+from shardfs import inodes, moving
+from shardfs.attributes import Attributes
+from shardfs.fuse import Operations, handler, refuse
+from shardfs.writing import Change, WritableVfs
+
+
+class WritableOperations(Operations):
+    """The handlers of one writable mount."""
+
+    def __init__(self, vfs: WritableVfs, gifts: bool = True) -> None:
+        super().__init__(vfs, gifts)
+        self._writable = vfs
+        # what is staged may change in the store's hands when it is sealed, so its pages go with each opening
+        self._staged_info = FileInfo(keep_cache=False, direct_io=False)
+
+    def _fill(self, attributes: Attributes) -> EntryAttributes:
+        entry = super()._fill(attributes)
+        entry.st_uid = self._vfs.uid if attributes.uid < 0 else attributes.uid
+        entry.st_gid = self._vfs.gid if attributes.gid < 0 else attributes.gid
+        if attributes.atime_ns is not None:
+            entry.st_atime_ns = attributes.atime_ns
+        return entry
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        found = await self._writable.space()
+        answer = StatvfsData()
+        answer.f_bsize = answer.f_frsize = found.block_size
+        answer.f_blocks = found.blocks
+        answer.f_bfree = answer.f_bavail = found.free
+        answer.f_files = found.files + found.free
+        answer.f_ffree = answer.f_favail = found.free
+        answer.f_namemax = found.name_max
+        return answer
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def _opened(self, handle: int) -> FileInfo:
+        info = self._info if inodes.slot_of(handle) else self._staged_info
+        info.fh = handle
+        return info
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        fh = self._vfs.open_now(inode, flags)
+        if fh is None:
+            fh = await self._vfs.open(inode, flags)
+        self.give(inode)
+        return self._opened(fh)
+
+    @handler
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        handle, attributes = await self._writable.create(parent_inode, name, mode, flags, ctx.uid, ctx.gid)
+        return self._opened(handle), self._fill(attributes)
+
+    @handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._writable.write(fh, off, buf)
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        """Nothing is ever held back: each write was told how it ended."""
+
+    @handler
+    async def release(self, fh: int) -> None:
+        await self._writable.close(fh)
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._writable.fsync(fh)
+
+    @handler
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._writable.fsyncdir(fh)
+
+    # --- attributes and names --------------------------------------------------------------------------------------
+
+    @handler
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        change = Change(
+            size=attr.st_size if fields.update_size else None,
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+        )
+        return self._fill(await self._writable.setattr(inode, change, fh))
+
+    @handler
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._fill(await self._writable.mkdir(parent_inode, name, mode, ctx.uid, ctx.gid))
+
+    @handler
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._writable.unlink(parent_inode, name)
+
+    @handler
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._writable.rmdir(parent_inode, name)
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        await moving.rename(self._writable, parent_inode_old, name_old, parent_inode_new, name_new, flags)
+
+    # --- what a sample cannot hold ---------------------------------------------------------------------------------
+
+    @handler
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        refuse(errno.EPERM)
+
+    @handler
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        refuse(errno.EPERM)
+
+    @handler
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        refuse(errno.EPERM)
+
+    @handler
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        refuse(errno.EOPNOTSUPP)
+
+    @handler
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        refuse(errno.EOPNOTSUPP)

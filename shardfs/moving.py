@@ -1,0 +1,187 @@
+"""Renames: of files within a key, of files and directories within a plain directory, and of whole staged directories.
+
+What would have to copy anything is EXDEV, and then `mv` copies. Giving a plain directory the name of a key stores it,
+before the rename is answered; if that fails nothing has changed, and the rename can be made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from shardfs.errors import KeyExistsError, ShardfsError, StaleShardError, StorageError
+from shardfs.overlaid import Place
+from shardfs.overlay import Overlay, overlay_of
+from shardfs.sealing import is_temporary
+from shardfs.staging import Kind, StagedEntry
+from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
+from shardfs.writing import WritableVfs, is_plain, refuse
+
+NOREPLACE = 1
+"""RENAME_NOREPLACE of renameat2(2)."""
+
+
+async def rename(vfs: WritableVfs, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+    """Give a file or directory another name or place. EINVAL for exchanging two."""
+    vfs.check_open()
+    if flags & ~NOREPLACE:
+        raise StorageError("names cannot be exchanged", errno.EINVAL)
+    source, target = vfs.place(parent), vfs.place(new_parent)
+    if isinstance(source.directory, Directory) and isinstance(target.directory, Directory):
+        async with vfs.calls.alone("rename"):
+            await _Directories(vfs, source.directory, name, target.directory, new_name).rename(flags)
+        return
+    if isinstance(source.directory, Directory) and target.overlay is not None and target.overlay.staged.kind == "key":
+        refuse(f"{os.fsdecode(name)}: a key has no directories in it (`mv -T` renames a directory)", errno.EPERM)
+    same = source.directory is target.directory if source.overlay is None else source.overlay is target.overlay
+    if not same or isinstance(source.directory, Directory) or isinstance(target.directory, Directory):
+        raise StorageError("this would have to be copied", errno.EXDEV)
+    await _rename_entry(vfs, source, name, target, new_name, flags)
+
+
+async def _rename_entry(
+    vfs: WritableVfs, source: Place, name: bytes, target: Place, new_name: bytes, flags: int
+) -> None:
+    """Within one key, or one plain directory."""
+    key = source.directory
+    found, over = await vfs.find(source, name), await vfs.find(target, new_name)
+    if found is None:
+        raise StorageError(f"no entry {name!r}", errno.ENOENT)
+    if over is not None and flags & NOREPLACE:
+        raise StorageError(f"{os.fsdecode(new_name)} is there", errno.EEXIST)
+    if name == new_name and source.entry == target.entry:
+        return
+    overlay = source.overlay
+    if isinstance(key, KeyDirectory):
+        overlay = await vfs.overlay(key)
+        ref = vfs.known(overlay, found) if isinstance(found, StagedEntry) else await vfs.adopt(key, found[0])
+        if is_temporary(new_name):
+            await vfs.bring(ref)  # it will be no part of the next version, which could not have its bytes
+    assert overlay is not None
+    vfs.check_still(source)
+    staged, hides = overlay.staged, over[0] if isinstance(over, tuple) else None
+    await vfs.calls.patient(staged, lambda: staged.rename(source.entry, name, target.entry, new_name, hides))
+    if isinstance(over, StagedEntry):
+        vfs.dropped(overlay, over.id)
+    vfs.touched(staged)
+
+
+class _Directories:
+    """One rename of a directory that is no part of a staged one."""
+
+    def __init__(self, vfs: WritableVfs, above: Directory, name: bytes, to: Directory, new_name: bytes) -> None:
+        self._vfs = vfs
+        self._tree = vfs.tree
+        self._above, self._name = above, name
+        self._to, self._new_name = to, new_name
+
+    async def rename(self, flags: int) -> None:
+        source, target = self._above.children.get(self._name), self._to.children.get(self._new_name)
+        if source is None:
+            raise StorageError(f"no entry {self._name!r}", errno.ENOENT)
+        if source is target:
+            return
+        if target is not None and flags & NOREPLACE:
+            raise StorageError(f"{os.fsdecode(self._new_name)} is there", errno.EEXIST)
+        if isinstance(source, KeyDirectory) or (isinstance(source, Directory) and source.children):
+            raise StorageError("a stored key would have to be copied", errno.EXDEV)
+        self._check(target)
+        path = "/".join((*self._to.path, os.fsdecode(self._new_name)))
+        plain = is_plain(self._new_name)
+        key = path if plain else self._vfs.key_of((*self._to.path, os.fsdecode(self._new_name)))
+        if isinstance(source, NewDirectory):
+            overlay = overlay_of(source)
+            assert overlay is not None
+            if overlay.staged.base_version is not None:
+                raise StorageError("stored bytes would have to be copied", errno.EXDEV)
+            if plain or len(overlay.staged):
+                await self._call(source, overlay, key, "plain" if plain else "key", target)
+                return
+            staged = overlay.staged
+            await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
+            source = self._tree.empty(source)
+        if isinstance(target, KeyDirectory):
+            refuse(f"{target.entry.key} is stored, and an empty directory is no key", errno.EEXIST)
+        await self._make_way(target)
+        self._tree.move(source, self._to, self._new_name)
+        if plain:
+            fresh = await self._vfs.calls.long(lambda: self._vfs.stage(key, "plain"))
+            begun = self._tree.begin(self._to, self._new_name, key, False, None)
+            begun.overlay = Overlay(fresh, begun)
+
+    def _check(self, target: AnyDirectory | None) -> None:
+        """Whether what has the new name may be replaced."""
+        if isinstance(target, Directory) and target.children:
+            raise StorageError("not empty", errno.ENOTEMPTY)
+        overlay = overlay_of(target)
+        if isinstance(target, NewDirectory) and overlay is not None and len(overlay.staged):
+            raise StorageError("not empty", errno.ENOTEMPTY)
+        if isinstance(target, KeyDirectory):
+            if not self._vfs.allowed.overwrite:
+                refuse(f"{target.entry.key} is stored: replacing it needs --allow-overwrite", errno.EEXIST)
+            if overlay is not None:
+                refuse(f"{target.entry.key} has changes that are not stored yet", errno.EBUSY)
+
+    async def _make_way(self, target: AnyDirectory | None) -> None:
+        """Take away an empty directory that has the new name."""
+        if isinstance(target, NewDirectory):
+            overlay = overlay_of(target)
+            assert overlay is not None
+            staged = overlay.staged
+            await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
+        if isinstance(target, NewDirectory | Directory):
+            self._tree.drop(target)
+
+    async def _call(
+        self, source: NewDirectory, overlay: Overlay, key: str, kind: Kind, target: AnyDirectory | None
+    ) -> None:
+        """Give a staged directory another key, or another path; store it where it becomes a key."""
+        vfs, staged = self._vfs, overlay.staged
+        before, before_kind = staged.key, staged.kind
+        if isinstance(target, NewDirectory):
+            await self._make_way(target)
+            target = None
+        await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind))
+        self._tree.call(source, key, kind == "key")
+        if kind == "key" and (before_kind == "plain" or isinstance(target, KeyDirectory)):
+            try:
+                if isinstance(target, KeyDirectory):
+                    await self._lay_over(overlay, target)
+                await vfs.sealer.seal(staged)
+            except ShardfsError as error:
+                await self._undo(overlay, before, before_kind)
+                if isinstance(error, StaleShardError | KeyExistsError) and not isinstance(target, KeyDirectory):
+                    refuse(f"{key} is in the store by now", errno.EEXIST)
+                raise
+            except BaseException:
+                await self._undo(overlay, before, before_kind)
+                raise
+        if isinstance(target, Directory):
+            self._tree.drop(target)
+        now = self._above.children.get(self._name)
+        assert now is not None
+        self._tree.move(now, self._to, self._new_name)
+        vfs.touched(staged)
+
+    async def _lay_over(self, overlay: Overlay, target: KeyDirectory) -> None:
+        """Have a new key replace a stored one: nothing of that is to be seen."""
+        table, entry, staged = await self._vfs.table(target), target.entry, overlay.staged
+        await self._vfs.calls.patient(
+            staged, lambda: staged.lay_over(entry.version, entry.stored_bytes, range(table.files))
+        )
+
+    async def _undo(self, overlay: Overlay, key: str, kind: Kind) -> None:
+        """All is as before, also where the seal has set the directory aside meanwhile."""
+        staged = overlay.staged
+
+        def undo() -> None:
+            if staged.base_version is not None:
+                staged.lay_over(None, 0, ())
+            self._vfs.area.rename(staged, key, kind)
+
+        await self._vfs.calls.long(undo)
+        now = overlay.directory
+        assert isinstance(now, NewDirectory)
+        self._tree.call(now, key, kind == "key")
+        if self._above.children.get(self._name) is not now:
+            self._tree.move(now, self._above, self._name)
