@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
 
-COMMANDS = ("mount", "umount", "commit", "status", "staging", "ls", "cat", "info", "index")
+COMMANDS = ("mount", "umount", "commit", "status", "staging", "ls", "cat", "info", "index", "convert")
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
 _SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
+    _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
     return parser
 
 
@@ -181,6 +182,31 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Copies every key of SRC into DST, as copying its directory from one mount to another would. Keys that DST has "
+        "are passed over: an interrupted run goes on where it stopped. SRC is never written to. What DST has no word "
+        "for (numpy's scalars are plain numbers, ...) is told on stderr."
+    )
+    parser.add_argument("source", metavar="SRC", help="a store: a directory, or a file:// URL")
+    parser.add_argument("target", metavar="DST", help="a store, or a directory that is to become one")
+    parser.add_argument(
+        "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl or streaming"
+    )
+    parser.add_argument("--from-driver", metavar="NAME", help="what kind of store SRC is, where that is unclear")
+    parser.add_argument(
+        "--compression",
+        metavar="CODEC[:LEVEL]",
+        help="gz, zst or, for streaming, none (default: gz; streaming: as the shards there, or none)",
+    )
+    parser.add_argument(
+        "--keys", metavar="GLOB", default="*", help="only keys that fit this pattern, whose * takes / too"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="shards at once (default: one per core, 4 at most)")
+    parser.add_argument("--keep-going", action="store_true", help="do not stop at a key that cannot be converted")
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
 def from_mount8(words: list[str], program: str = "shardfs") -> list[str] | None:
     """The command line for words as mount(8) gives them, `STORE MNT [-sfnv] -o rw,dev,...`; None for any other.
 
@@ -260,6 +286,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import index
 
         return index.run(parsed)
+    if parsed.command == "convert":
+        from shardfs.commands import convert
+
+        return convert.run(parsed)
     from shardfs.commands import look
 
     return look.run(parsed)

@@ -7,7 +7,6 @@ a bomb ends where the limits of config.py say and not where the memory does. All
 from __future__ import annotations
 
 import contextlib
-import gzip
 import importlib
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
-from shardfs import config, zstd_frames
+from shardfs import config, gzip_members, zstd_frames
 from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.raw_bytes import RawBytes, Whole
 from shardfs.values import Buffer
@@ -229,7 +228,7 @@ def _unzstd(source: _Observed, raw: _Raw) -> int:
     return behind
 
 
-HINT_TAIL = {"gz": 4, "zstd": config.FRAME_HINT}
+HINT_TAIL = {"gz": gzip_members.SIZE_MEMBER, "zstd": config.FRAME_HINT}
 """Bytes at a file's end that say something of its raw size, by codec."""
 
 
@@ -258,8 +257,8 @@ def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> i
     if codec is None:
         return stored
     claimed = 0
-    if codec == "gz" and len(tail) >= 4:
-        claimed = int.from_bytes(tail[-4:], "little")
+    if codec == "gz":
+        claimed = gzip_members.raw_size(tail)
     elif codec == "zstd" and (claimed := zstd_frames.raw_size_hint(stored, tail)) == 0 and head:
         with contextlib.suppress(zstandard.ZstdError):
             size = zstandard.get_frame_parameters(head).content_size
@@ -273,16 +272,19 @@ def compressing(
 ) -> Iterator[Callable[[bytes | memoryview], object]]:
     """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
 
-    One call a record: zstd shards are made of frames at whose ends no record is cut (see zstd_frames). Levels default
-    to 6 for gz and 3 for zstd. gzip headers carry neither name nor time: equal samples, equal bytes.
+    One call a record: zstd shards are made of frames at whose ends no record is cut (see zstd_frames), gzip ones of
+    members at whose ends any may be (see gzip_members, also for levels). zstd's level is 3 unless said otherwise. Both
+    are compressed in threads and written by the caller's, and equal samples make equal bytes whatever their number.
+    What `file` says of its position is behind what has been put, until the block ends.
     """
     if codec == "gz":
-        with gzip.GzipFile("", "wb", 6 if level is None else level, file, mtime=0) as stream:
-            yield stream.write
+        with gzip_members.MemberWriter(file, level) as members:
+            yield members.put
+            members.finish()
     elif codec == "zstd":
-        writer = zstd_frames.FrameWriter(file, 3 if level is None else level)
-        yield writer.put
-        writer.finish()
+        with zstd_frames.FrameWriter(file, 3 if level is None else level) as frames:
+            yield frames.put
+            frames.finish()
     elif codec is None:
         yield file.write
     else:

@@ -136,6 +136,34 @@ TEXT_PER_ESCAPE = 64
 PICKLE_OPS = 1_000_000
 """Opcodes of an object array's pickle that are looked at; one with more is not shown. A second's work."""
 
+GZIP_MEMBER = MIB
+"""Raw bytes in one member of a .gz shard written here: each is compressed by itself, so that several cores can. Matches
+are looked for in 32 KiB before, of which a member's beginning has none."""
+
+GZIP_SLICE = 256 * 1024
+"""Of a member so much is compressed in one call. What comes out of a whole one is gathered in memory that is taken anew
+each time, which costs as much as compressing it quickly; each call between two of less would wait for the GIL."""
+
+GZIP_DEFAULT = 6
+IGZIP_DEFAULT = 3
+"""Levels at which .gz shards are written where none is asked for, by zlib and by isal. isal's 3 is 7 to 10 times as
+fast as zlib's 6; texts become 3 % larger, source code 13 %, arrays and pictures are the same (docs/BENCHMARKS.md)."""
+
+IGZIP_LEVELS = {1: 1, 2: 3, 3: 3}
+"""zlib's levels that one of isal's is as good as, or better: files no larger, in a third to a tenth of the time."""
+
+GZIP_PROBES = 64
+GZIP_PROBE = 512
+GZIP_WORTH = 0.98
+"""Where no level is asked for, a member is compressed well if so many pieces of so many bytes out of it become smaller
+than this share of them; pictures and noise are not, and are done at level 1, three times as fast."""
+
+WORK_THREADS = 4
+"""Threads that compress one shard at most: samples are encoded by one, which keeps about so many busy."""
+
+WORK_AHEAD = 2
+"""Pieces of a shard that wait for these threads or for being written: with those in work, some megabytes."""
+
 SPOOL = 32 * MIB
 """Records of an MDS shard that is being written are held in memory up to this and go to a file beyond: the shard begins
 with how many there are."""

@@ -169,7 +169,7 @@ def _heavy_json(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
     return made
 
 
-def _plain_number(value: np.generic[Any]) -> Any:
+def plain_number(value: np.generic[Any]) -> Any:
     """The plain Python value of a numpy scalar; of those that Python has no type for the nearest, or their count."""
     if isinstance(value, np.longdouble):
         return float(value)
@@ -184,7 +184,7 @@ def _tagged(value: Any, lift: Lift, path: tuple[str, ...]) -> Any:
     if isinstance(value, tuple):
         return {"$tuple": [to_json(item, lift, (*path, str(at))) for at, item in enumerate(value)]}
     if isinstance(value, np.generic):
-        return to_json(_plain_number(value), lift, path)
+        return to_json(plain_number(value), lift, path)
     if isinstance(value, complex):
         return {"$complex": [to_json(value.real, lift, path), to_json(value.imag, lift, path)]}
     if isinstance(value, set | frozenset):

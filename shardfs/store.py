@@ -101,8 +101,11 @@ class Store:
         """Store `samples` as one shard under `key`, replacing what is there, and return the key.
 
         Atomic and durable: readers see the old shard or the new one. Without a key a random one that is free is made.
-        A dict, text, bytes or array is one sample; any other iterable is taken as the list of samples.
-        BadSettingError for a value that the format cannot hold, NotWritableError, StorageError.
+        A dict, text, bytes or array is one sample; any other iterable is taken as the list of samples. In a Streaming
+        data set a new key comes last in its split, and samples have the columns of the shard before (the first one's
+        are made for its first sample).
+        BadSettingError for a value that the format cannot hold, StorageError; NotWritableError, of which
+        RenumberingError is for what would give the samples of other shards other numbers.
         """
         if isinstance(samples, dict | str | bytes | bytearray | memoryview | np.ndarray | np.generic) or not isinstance(
             samples, Iterable
@@ -148,7 +151,8 @@ def open_store(url_or_path: str | os.PathLike[str], driver: str | None = None, *
 
     `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
     without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
-    (squirrel: format, compression, level; streaming: validate_hash). Raises BadStoreError, BadSettingError.
+    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression). Raises BadStoreError,
+    BadSettingError.
     """
     path = local_path(url_or_path)
     storage = LocalStorage(path)

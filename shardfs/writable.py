@@ -16,7 +16,8 @@ from shardfs.writing import Allowed, WritableVfs
 
 def open_area(store: Store) -> StagingArea:
     """What is staged for a store, for this process alone. BadSettingError for a store that cannot be written."""
-    if not store.driver.writable:
+    # where new keys come behind all others a mount would renumber what it shows: by Store.set and convert only, so far
+    if not store.driver.writable or store.driver.appends:
         raise BadSettingError(f"{store.url} ({store.driver.name}) can only be read here: mount it without --rw")
     path = Path(os.path.realpath(local_path(store.url)))
     # the same store must have the same area, however it is called

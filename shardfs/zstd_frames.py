@@ -22,6 +22,7 @@ import zstandard
 
 from shardfs import config
 from shardfs.errors import DamagedShardError
+from shardfs.in_order import Filling, InOrder
 from shardfs.raw_bytes import RawBytes
 from shardfs.values import Buffer
 
@@ -46,39 +47,67 @@ class FrameWriter:
     A record of up to `target` bytes lies in one frame; a larger one begins a frame and is cut into frames of `target`
     bytes, of which the last may take what follows. The table takes 17 bytes and 8 a frame; what fits into one frame has
     none, as it would say no more than the frame's own header: tiny shards, and empty ones, are as any zstd writer makes
-    them. Frames carry their content's size and checksum.
+    them. Frames carry their content's size and checksum. They are compressed in threads, and the same whatever the
+    number of these; used in a `with` block, at whose end the threads do.
     """
 
     def __init__(self, file: BinaryIO, level: int, target: int = config.FRAME_TARGET) -> None:
         self._file = file
-        self._compressor = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
+        self._level = level
         self._target = target
-        self._pending = bytearray()
+        self._pending = Filling(target)
+        self._flushed = False
         self._frames: list[tuple[int, int]] = []
+        self._spare: list[Filling] = []
+        self._compressors: list[zstandard.ZstdCompressor] = []
+        self._order = InOrder(self._compressed, self._write)
+
+    def __enter__(self) -> FrameWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._order.close()
 
     def put(self, record: bytes | Buffer) -> None:
         """One record, in the order of calls."""
-        if self._pending and len(self._pending) + len(record) > self._target:
+        if self._pending.size and self._pending.size + len(record) > self._target:
             self._flush()
         if len(record) <= self._target:
-            self._pending += record
+            self._pending.add(record)
             return
         view = memoryview(record)
         for at in range(0, len(record), self._target):
-            self._pending += view[at : at + self._target]
-            if len(self._pending) == self._target:
+            self._pending.add(view[at : at + self._target])
+            if self._pending.size == self._target:
                 self._flush()
 
     def _flush(self) -> None:
-        stored = self._compressor.compress(self._pending)
-        self._frames.append((len(stored), len(self._pending)))
+        self._flushed = True
+        self._order.put(self._pending)
+        self._pending = self._spare.pop() if self._spare else Filling(self._target)
+
+    def _compressed(self, filling: Filling) -> tuple[bytes, Filling]:
+        try:
+            compressor = self._compressors.pop()  # each is for one thread at a time
+        except IndexError:
+            compressor = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
+        stored = compressor.compress(filling.raw)
+        self._compressors.append(compressor)
+        return stored, filling
+
+    def _write(self, frame: tuple[bytes, Filling]) -> None:
+        stored, filling = frame
+        self._frames.append((len(stored), filling.size))
         self._file.write(stored)
-        self._pending.clear()
+        filling.size = 0
+        self._spare.append(filling)
 
     def finish(self) -> None:
         """Write what is left. Once, after the last record."""
-        if self._pending or not self._frames:
+        if self._pending.size or not self._flushed:
             self._flush()
+        self._order.finish()
+        self._order.close()
         if len(self._frames) > 1:
             sizes = np.array(self._frames, "<u4").tobytes()
             self._file.write(_HEADER.pack(_SKIPPABLE, len(sizes) + _FOOTER.size))

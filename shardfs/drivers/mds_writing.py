@@ -86,6 +86,71 @@ def infer(sample: Any, name: str) -> Columns:
     return columns(tuple(fields), tuple(encodings), tuple(_size(encoding) for encoding in encodings))
 
 
+class Survey:
+    """Finds the columns that hold all samples it is shown.
+
+    A field whose values have several encodings becomes `bytes` where all are bytes, `json` where JSON has all of them
+    (an int and a float beside one another stay what they are), and is refused else.
+    """
+
+    def __init__(self) -> None:
+        self._met: dict[str, dict[str, str]] = {}
+
+    def add(self, sample: Any, name: str) -> None:
+        """One more sample. BadSettingError for what no column holds."""
+        if not isinstance(sample, Mapping) or not sample:
+            raise BadSettingError(f"sample {name} has no fields, which would be the columns of an MDS shard")
+        for field, value in sample.items():
+            if not isinstance(field, str):
+                raise BadSettingError(f"sample {name} has a field {field!r:.80}: a column is named by a text")
+            encoding = _EMPTY if isinstance(value, list) and not value else _pictures(value) or _inferred(value)
+            if encoding is None:
+                kind = type(value).__name__
+                raise BadSettingError(
+                    f"sample {name}: field {field} is a {kind}, which no column of an MDS shard holds"
+                )
+            self._met.setdefault(field, {}).setdefault(encoding, name)
+
+    def columns(self, before: Columns | None) -> Columns:
+        """The columns, by name. Those of the shard `before` are kept where they hold the same. BadSettingError."""
+        old = {} if before is None else dict(zip(before.names, before.encodings, strict=True))
+        fields = sorted(self._met)
+        encodings = tuple(self._encoding(field, self._met[field], old.get(field)) for field in fields)
+        return columns(tuple(fields), encodings, tuple(_size(encoding) for encoding in encodings))
+
+    @staticmethod
+    def _encoding(field: str, met: dict[str, str], old: str | None) -> str:
+        found = set(met) - {_EMPTY}
+        if _EMPTY in met and not (len(found) == 1 and min(found).startswith("list[")):
+            found.add("json")
+        if old in _GENERAL and found <= _GENERAL[old] | {old}:
+            return old
+        if len(found) == 1:
+            return found.pop()
+        for general, special in _GENERAL.items():
+            if found <= special | {general}:
+                return general
+        text = " and ".join(f"{encoding} in sample {name}" for encoding, name in met.items())
+        raise BadSettingError(f"field {field} is {text}, and no column of an MDS shard holds these")
+
+
+_EMPTY = "[]"
+_GENERAL = {
+    "bytes": frozenset(("jpeg", "png")),
+    "str_int": frozenset(("int",)),
+    "json": frozenset(("str", "int", "str_int", "float64")),
+}
+"""Encodings that hold what others hold, and give it back as it was."""
+
+
+def _pictures(value: Any) -> str | None:
+    """The encoding of a list of pictures of one kind."""
+    if not isinstance(value, list) or not value or not all(type(item) is bytes for item in value):
+        return None
+    kinds = {_inferred(item) for item in value}
+    return f"list[{kinds.pop()}]" if kinds in ({"jpeg"}, {"png"}) else None
+
+
 def _inferred(value: Any) -> str | None:
     if isinstance(value, bytes):
         return {"jpg": "jpeg", "png": "png"}.get(values.extension_of(value[:300], len(value)), "bytes")

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 from shardfs import compression, config, zstd_frames
-from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
-from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record, parse_line
-from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, line_cost, sniff, value_limit
-from shardfs.drivers.squirrel_writing import packed
+from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
+from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, sniff, value_limit
+from shardfs.drivers.squirrel_writing import Encoded, encoded
 from shardfs.errors import (
     BadSettingError,
     DamagedShardError,
@@ -30,10 +29,8 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.msgpack_spans import Walker
 from shardfs.storage.local import TEMPORARY, Listed, LocalStorage, temporary_name
 from shardfs.storage.local_reader import LocalReader
-from shardfs.values import Buffer
 
 CODECS = {".gz": "gz", ".zst": "zstd"}
 """Compression by ending. Where a key has both files `.gz` is the one, as squirrel-core sees only that."""
@@ -141,9 +138,10 @@ class SquirrelDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         _check_key(key)
-        pack = jsonl_line if self._format == "jsonl" else msgpack_record
-        records = (pack(sample, number) for number, sample in enumerate(samples))
-        self._storage.put(key + self._ending, self._writer(records, self._format == "jsonl", self._ending))
+        jsonl = self._format == "jsonl"
+        records = (Value(sample, str(number)) for number, sample in enumerate(samples))
+        write = self._writer(encoded(records, jsonl, strict=False), jsonl, self._ending)
+        self._storage.put(key + self._ending, write)
         self._remove_others(key, self._ending)
 
     def write_records(
@@ -153,7 +151,7 @@ class SquirrelDriver:
         _check_key(key)
         jsonl = (self._format if base is None else self.format_of(base)) == "jsonl"
         ending = self._ending if base is None else "." + base.version.rpartition(".")[2]
-        write = self._writer(packed(records, jsonl), jsonl, ending)
+        write = self._writer(encoded(records, jsonl), jsonl, ending)
         noted = {"file": key + ending, "temporary": temporary_name()}
         if note is not None:
             note(json.dumps(noted))
@@ -207,16 +205,20 @@ class SquirrelDriver:
         if now.version != base.version:
             raise StaleShardError(f"{key} was replaced in the store since it was changed here")
 
-    def _writer(self, records: Iterable[bytes | Buffer], jsonl: bool, ending: str) -> Callable[[BinaryIO], None]:
+    def _writer(self, records: Iterable[Encoded], jsonl: bool, ending: str) -> Callable[[BinaryIO], None]:
         """What puts records into a file. BadSettingError for what could not be read again."""
+        codec = CODECS[ending]
 
         def write(file: BinaryIO) -> None:
-            with compression.compressing(CODECS[ending], file, self._level) as put:
-                spent = 0
-                for number, record in enumerate(records):
-                    spent += _check_readable(record, number, jsonl)
+            most = size = 0
+            with compression.compressing(codec, file, self._level) as put:
+                for record, most_values in records:
+                    most += most_values
+                    size += len(record)
                     put(record)
-            if spent > value_limit(file.tell()) * (config.JSON_LINES if jsonl else 1):
+            stored = file.tell()
+            overfull = most > value_limit(stored) * (config.JSON_LINES if jsonl else 1)
+            if size > compression.raw_limit(codec, stored) or (overfull and (jsonl or _is_overfull(file, codec, size))):
                 raise BadSettingError("too many samples so much alike for one key: they could not be read again")
 
         return write
@@ -275,17 +277,19 @@ def _raw_size(reader: LocalReader, codec: str) -> int:
     return compression.raw_size_hint(codec, reader.size, reader.read_at(0, min(18, reader.size)), tail)
 
 
-def _check_readable(record: bytes | Buffer, number: int, jsonl: bool) -> int:
-    """What a sample counts as. BadSettingError for one that would be written and then be refused when it is read."""
+def _is_overfull(file: BinaryIO, codec: str, size: int) -> bool:
+    """Whether a shard of msgpack that has been written holds too many values, where it might: they are counted only
+    now, as its readers count them. `size` is its number of raw bytes."""
+    stored = file.tell()
+    file.seek(0)
+    raw = compression.decompress(codec, file, stored, expected=size)
+    file.seek(stored)
     try:
-        if jsonl:
-            parse_line(bytes(record), 0)
-            return line_cost(len(record))
-        walker = Walker(memoryview(record), 1 << 62)
-        walker.read(0)
-        return (1 << 62) - walker.left
-    except DamagedShardError as error:
-        raise BadSettingError(f"sample {number} could not be read again: {error.reason}") from error
+        for _ in SquirrelShard(raw, stored, "msgpack").records():
+            pass
+    except OverfullShardError:
+        return True
+    return False
 
 
 __all__ = ["CODECS", "SquirrelDriver", "random_key"]

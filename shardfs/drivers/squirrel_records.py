@@ -7,6 +7,7 @@ how msgpack is read.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -20,11 +21,30 @@ from shardfs.values import Tree
 def msgpack_record(sample: Any, number: int | str) -> bytes:
     """Sample `number` (or its name) as a msgpack object. BadSettingError for what has none."""
     try:
-        packed = msgpack.packb(sample, use_bin_type=True, default=_numpy_map)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as msgpack: {error}") from error
+        return _packed(sample)
+    except _REFUSED as error:
+        why = _blamed(sample, _packed) or error
+        raise BadSettingError(f"sample {number} cannot be written as msgpack: {why}") from error
+
+
+_REFUSED = (TypeError, ValueError, OverflowError, RecursionError)
+
+
+def _packed(value: Any) -> bytes:
+    packed = msgpack.packb(value, use_bin_type=True, default=_numpy_map)
     assert isinstance(packed, bytes)
     return packed
+
+
+def _blamed(sample: Any, pack: Callable[[Any], object]) -> str | None:
+    """Which field of a sample cannot be written, and why; None where it is none of them."""
+    if isinstance(sample, dict):
+        for name, value in sample.items():
+            try:
+                pack(value)
+            except _REFUSED as error:
+                return f"field {str(name)[:80]!r}: {error}"
+    return None
 
 
 def _numpy_map(value: Any) -> Any:
@@ -52,9 +72,20 @@ def _numpy_map(value: Any) -> Any:
 def jsonl_line(sample: Any, number: int | str) -> bytes:
     """Sample `number` (or its name) as a line of JSON. BadSettingError for what has none."""
     try:
-        return json.dumps(sample, default=_json_numpy).encode("ascii") + b"\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadSettingError(f"sample {number} cannot be written as JSON: {error}") from error
+        return _dumped(sample).encode("ascii") + b"\n"
+    except _REFUSED as error:
+        raise BadSettingError(
+            f"sample {number} cannot be written as JSON: {_blamed(sample, _dumped) or error}"
+        ) from error
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, default=_json_numpy)
+
+
+def line_cost(length: int) -> int:
+    """What a line of JSON counts as: a value per four bytes, and the sample."""
+    return length // 4 + config.JSON_LINES * (1 + config.SAMPLE_TOKENS)
 
 
 def _json_numpy(value: Any) -> Any:

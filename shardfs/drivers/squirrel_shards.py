@@ -12,7 +12,7 @@ from typing import Any
 
 from shardfs import config, values, zstd_frames
 from shardfs.drivers.base import InMemory, Record
-from shardfs.drivers.squirrel_records import parse_line
+from shardfs.drivers.squirrel_records import line_cost, parse_line
 from shardfs.drivers.squirrel_writing import cells
 from shardfs.errors import OverfullShardError
 from shardfs.msgpack_spans import ArrayHead, Walker, light_records, quick_record
@@ -137,11 +137,6 @@ def _decode(record: Buffer, format: str, limit: int, heads: dict[str, ArrayHead]
 def value_limit(stored: int) -> int:
     """Values that a shard of so many stored bytes may hold."""
     return config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
-
-
-def line_cost(length: int) -> int:
-    """What a line of JSON counts as: a value per four bytes, and the sample."""
-    return length // 4 + config.JSON_LINES * (1 + config.SAMPLE_TOKENS)
 
 
 def _pieces(raw: Buffer) -> Iterator[bytes]:

@@ -9,33 +9,110 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgpack
+import numpy as np
 
+from shardfs import config
 from shardfs.drivers.base import Cell, NewRecord, Verbatim
-from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record
-from shardfs.errors import BadSettingError
+from shardfs.drivers.squirrel_records import jsonl_line, line_cost, msgpack_record, parse_line
+from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.msgpack_spans import Walker
 from shardfs.values import Buffer
+
+Encoded = tuple[bytes | Buffer, int]
+"""The bytes of a record, and how many values it counts as at most when it is read (config.py says of what)."""
+
+_LIGHT = frozenset((type(None), bool, int, float, str))
+_FLAT = _LIGHT | {bytes}
+_TEXTS = frozenset((str,))
+_ARRAY = 64
+"""More values than an array counts as, besides its dimensions."""
 
 
 def packed(records: Iterable[NewRecord], jsonl: bool) -> Iterator[bytes | Buffer]:
     """The bytes of each record. BadSettingError, with the sample's name, for what the format cannot hold."""
+    return (data for data, _ in encoded(records, jsonl))
+
+
+def encoded(records: Iterable[NewRecord], jsonl: bool, strict: bool = True) -> Iterator[Encoded]:
+    """All records as they are written. BadSettingError, with the sample's name, for what the format cannot hold, and
+    for what would be refused when it is read.
+
+    `strict`: also for what JSON would write as something else. Verbatim records have been read before, and are not
+    looked into.
+    """
+    encode = _line if jsonl else _object
     unended: bytes | None = None
     for record in records:
         if unended is not None:
-            yield unended + b"\n"  # the last line of the stored shard did without, and is the last no more
+            yield unended + b"\n", line_cost(len(unended) + 1)  # it was the last line, and is the last no more
             unended = None
-        if isinstance(record, Verbatim):
-            if jsonl and bytes(record.data[-1:]) != b"\n":
-                unended = bytes(record.data)
-            else:
-                yield record.data
-        elif jsonl:
-            _check_json(record.sample, record.name)
-            yield jsonl_line(record.sample, record.name)
+        if not isinstance(record, Verbatim):
+            yield encode(record.sample, record.name, strict)
+        elif not jsonl:
+            yield record.data, config.TOKENS_PER_RAW_BYTE * len(record.data)
+        elif bytes(record.data[-1:]) == b"\n":
+            yield record.data, line_cost(len(record.data))
         else:
-            yield _msgpack_with_cells(record.sample, record.name)
+            unended = bytes(record.data)
     if unended is not None:
-        yield unended
+        yield unended, line_cost(len(unended))
+
+
+def _object(sample: Any, name: str, strict: bool) -> Encoded:
+    data = _msgpack_with_cells(sample, name)
+    most = _most_values(sample)
+    if most is not None:
+        return data, most + len(data) // config.TEXT_PER_TOKEN
+    walker = Walker(memoryview(data), 1 << 62)
+    try:
+        walker.read(0)
+    except DamagedShardError as error:
+        raise BadSettingError(f"sample {name} could not be read again: {error.reason}") from error
+    return data, (1 << 62) - walker.left
+
+
+def _most_values(sample: Any) -> int | None:
+    """What a sample counts as at most, besides its texts' lengths, where it is a map of texts to plain values, bytes
+    and arrays of numbers: that can be read again whatever it holds. None for any other."""
+    if type(sample) is not dict or not _TEXTS.issuperset(map(type, sample)):
+        return None
+    most = config.SAMPLE_TOKENS + 1 + len(sample) * (2 + config.FILE_TOKENS)
+    if not _FLAT.issuperset(map(type, sample.values())):
+        for value in sample.values():
+            if type(value) not in _FLAT:
+                if not (type(value) is np.ndarray or isinstance(value, np.generic)) or value.dtype.kind not in "biufc":
+                    return None
+                most += _ARRAY + value.ndim
+    return most
+
+
+def _line(sample: Any, name: str, strict: bool) -> Encoded:
+    data: bytes
+    if _is_json(sample, config.NESTING):
+        data = jsonl_line(sample, name)
+        return data, line_cost(len(data))
+    if strict:
+        _check_json(sample, name)
+    data = jsonl_line(sample, name)
+    try:
+        parse_line(data, 0)
+    except DamagedShardError as error:
+        raise BadSettingError(f"sample {name} could not be read again: {error.reason}") from error
+    return data, line_cost(len(data))
+
+
+def _is_json(value: Any, levels: int) -> bool:
+    """True for what is JSON as it stands, nested in no more levels than so many: it can be read again."""
+    kind = type(value)
+    if kind in _LIGHT:
+        return True
+    if kind is dict:
+        if not _TEXTS.issuperset(map(type, value)):
+            return False
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return False
+    return levels > 0 and (_LIGHT.issuperset(map(type, value)) or all(_is_json(item, levels - 1) for item in value))
 
 
 def _msgpack_with_cells(sample: Any, name: str) -> bytes:

@@ -16,13 +16,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from shardfs import compression, config
+from shardfs import compression
 from shardfs.drivers import mds
-from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
+from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.hashes import HASHES, Hash, hasher
 from shardfs.drivers.in_place import InPlace
 from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
-from shardfs.drivers.streaming_writing import INDEX, Publication, basename_of, bytes_of, revisions, settle, successors
+from shardfs.drivers.streaming_writing import (
+    INDEX,
+    Publication,
+    basename_of,
+    bytes_of,
+    codec_of,
+    is_free,
+    new_place,
+    revisions,
+    settle,
+    splits,
+    successors,
+    template_columns,
+)
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -36,12 +49,14 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.local import TEMPORARY, Listed, LocalStorage
+from shardfs.storage.local import Listed, LocalStorage
 
 INDEX_MAX = 256 << 20
 """Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
 
 _ENDINGS = (".mds", ".zstd", ".gz", ".bz2", ".br", ".snappy", INDEX)
+ChooseColumns = Callable[[mds.Columns | None], mds.Columns]
+
 _COMPRESSION = re.compile(r"(zstd|gz)(?::[0-9]{1,2})?")
 
 
@@ -60,23 +75,31 @@ class StreamingDriver:
 
     `validate_hash`: `auto` checks each file read against the fastest hash its index has, a name (`xxh64`, `sha1`...)
     demands that hash, `off` or None checks none. `size_limit` (bytes, or a text as `64mb`) splits a new key that is
-    larger into several shards; without it a key is one shard, below 4 GiB. `problems` says after each listing what is
-    not shown and why.
+    larger into several shards; without it a key is one shard, below 4 GiB. `compression` (`zstd`, `gz`, a level behind
+    a colon, or `none`) is that of new keys; without it they have the compression of the shard before them, or none in a
+    new split. `problems` says after each listing what is not shown and why.
     BadSettingError for other words, MissingExtraError for a demanded hash whose package is not installed.
     """
 
     name = "streaming"
-    writable = False
+    writable = True
     appends = True
     reading = ""
 
     def __init__(
-        self, storage: LocalStorage, *, validate_hash: str | None = "auto", size_limit: int | str | None = None
+        self,
+        storage: LocalStorage,
+        *,
+        validate_hash: str | None = "auto",
+        size_limit: int | str | None = None,
+        compression: str | None = None,
     ) -> None:
         if validate_hash not in (None, "off", "auto", *HASHES):
             raise BadSettingError(f"validate_hash {validate_hash!r}: use auto, off or one of {', '.join(HASHES)}")
         self._storage = storage
         self._size_limit = bytes_of(size_limit) or None
+        self._compression = compression
+        codec_of(None if compression == "none" else compression)
         self._validate = None if validate_hash == "off" else validate_hash
         if self._validate not in (None, "auto") and hasher(str(self._validate)) is None:
             raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
@@ -109,10 +132,22 @@ class StreamingDriver:
         return f"{place.identity}-{self._storage.mark(name, Version(version))}"
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
-        raise NotWritableError("streaming data sets are read only here: their writer makes whole new data sets")
+        """See Driver. A new key becomes the last shard of its split; what replaces one has its columns, and a new file.
+        RenumberingError where the shards behind would get other numbers."""
+        records = (Value(sample, str(number)) for number, sample in enumerate(samples))
+        try:
+            base = self.entry(key)
+        except MissingKeyError:
+            self._append(key, records, None)
+        else:
+            self._rewrite(key, records, base, None)
+
+    def is_new(self) -> bool:
+        """True for a directory without any index, which the first key makes a data set."""
+        return not splits(self._storage)
 
     def remove(self, key: Key) -> None:
-        raise NotWritableError("streaming data sets are read only here: nothing is ever deleted from them")
+        raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
@@ -174,8 +209,14 @@ class StreamingDriver:
         publication.publish(edit, INDEX_MAX)
         return self._published(key, publication)
 
-    def _append(self, key: Key, records: Iterable[NewRecord], note: Note | None) -> Entry:
-        split, stem = self._new_place(key)
+    def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns) -> Entry:
+        """`write_records` for a new key, whose columns are what `columns` makes of those of the shard before it."""
+        return self._append(key, records, None, columns)
+
+    def _append(
+        self, key: Key, records: Iterable[NewRecord], note: Note | None, columns: ChooseColumns | None = None
+    ) -> Entry:
+        split, stem = new_place(self._storage, key)
         publication = Publication(self._storage, split, note)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
 
@@ -186,8 +227,15 @@ class StreamingDriver:
 
         edit(shards)
         template = next((shard for shard in reversed(shards) if shard.get("format") == "mds"), None)
-        stems = successors(self._storage, split, stem)
-        self._write_shards(publication, records, template, self._size_limit, stems)
+        if is_free(self._storage, split, stem):
+            stems = successors(self._storage, split, stem)
+        else:  # what was written when somebody was interrupted before the index had it, or is about to be in it
+            stems = revisions(self._storage, split, stem)
+        before = None if template is None else template_columns(template)
+        given = None if columns is None else columns(before)
+        if self._compression is not None:
+            template = {**(template or {}), "compression": None if self._compression == "none" else self._compression}
+        self._write_shards(publication, records, template, self._size_limit, stems, given)
         publication.publish(edit, INDEX_MAX)
         return self._published(key, publication)
 
@@ -198,22 +246,6 @@ class StreamingDriver:
         except BaseException:
             publication.abandon(INDEX_MAX)
             raise
-
-    def _new_place(self, key: Key) -> tuple[str, str]:
-        """The split that a new key belongs to, and its name in there: the innermost split around it, or its own
-        directory where there is none. BadSettingError for what cannot be a key."""
-        parts = key.split("/")
-        if any(part.startswith(TEMPORARY) or part in ("", ".", "..") for part in parts) or "\0" in key:
-            raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
-        if key_of(f"{key}.mds") != key or key.endswith(".mds") or len(parts[-1].encode()) > config.NAME_KEEP - 16:
-            raise BadSettingError(
-                f"key {key[:80]!r} cannot be the name of a shard: it is too long, or reads as a version"
-            )
-        indexes = [listed.name for listed in self._storage.list((INDEX,))]
-        splits = [name.removesuffix(INDEX) for name in indexes if name.rpartition("/")[2] == INDEX]
-        around = max((split for split in splits if key.startswith(split)), key=len, default=None)
-        split = "".join(f"{part}/" for part in parts[:-1]) if around is None else around
-        return split, key[len(split) :]
 
     def _check_current(self, key: Key, base: Entry) -> None:
         try:
@@ -336,10 +368,11 @@ class StreamingDriver:
             index = scan.places[key].split + INDEX
             if self._stat(index) == scan.indexes[index]:
                 return scan
-        scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
-        if key not in scan.places:
-            raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
-        return scan
+        if self._scan is not None or not self.is_new():
+            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
+            if key in scan.places:
+                return scan
+        raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
 
     def _rescan(self, files: dict[str, Listed]) -> _Scan:
         """Read the indexes among `files` again, unless all are those of the last scan."""

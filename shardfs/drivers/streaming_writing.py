@@ -26,7 +26,7 @@ from shardfs import compression, config
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
-from shardfs.drivers.streaming_index import BadIndexError, parse_index
+from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -36,7 +36,8 @@ from shardfs.errors import (
     StaleShardError,
     StorageError,
 )
-from shardfs.storage.local import Listed, LocalStorage, temporary_name
+from shardfs.model import Key
+from shardfs.storage.local import TEMPORARY, Listed, LocalStorage, temporary_name
 
 INDEX = "index.json"
 _CODEC = re.compile(r"(zstd|gz)(?::([0-9]{1,2}))?")
@@ -101,16 +102,23 @@ class Publication:
         return listed, json.loads(data)
 
     def write_shards(
-        self, records: Iterable[NewRecord], template: Described | None, limit: int | None, stems: Iterator[str]
+        self,
+        records: Iterable[NewRecord],
+        template: Described | None,
+        limit: int | None,
+        stems: Iterator[str],
+        given: mds.Columns | None = None,
     ) -> None:
         """Write all records as shards with the settings of `template` (None: those of a new data set), a new one where
-        `limit` bytes would be exceeded, called by `stems` in turn. StorageError, EFBIG for 4 GiB in one."""
+        `limit` bytes would be exceeded, called by `stems` in turn. Columns are those `given`, else the template's, else
+        made for the first record. StorageError, EFBIG for 4 GiB in one."""
         self._note()
         records = iter(records)
         first = next(records, None)
         if first is None:
             raise BadSettingError("no samples: an MDS shard without any is nothing that the library can read")
-        made = template_columns(template) if template is not None else _inferred(first)
+        known = template is not None and "column_names" in template
+        made = given or (template_columns(template) if template is not None and known else _inferred(first))
         shard = _settings(template, made)
         description = mds_writing.description(shard)
         numbered = (_packed(record, made) for record in itertools.chain((first,), records))
@@ -179,7 +187,7 @@ class Publication:
                 except _IndexMovedError:
                     continue
             raise StaleShardError(f"{self.split}{INDEX} keeps changing while it is being replaced")
-        except (ShardfsError, ValueError):
+        except BaseException:
             self.abandon(limit)
             raise
 
@@ -316,6 +324,25 @@ def _settings(template: Described | None, made: mds.Columns) -> Described:
 
 def _packed(record: NewRecord, made: mds.Columns) -> bytes | memoryview:
     return record.data if isinstance(record, Verbatim) else mds_writing.record(made, record.sample, record.name)
+
+
+def splits(storage: LocalStorage) -> list[str]:
+    """The directories with an index, as far as it matters here whatever that says; a `/` behind each but the root."""
+    names = [listed.name for listed in storage.list((INDEX,))]
+    return [name.removesuffix(INDEX) for name in names if name.rpartition("/")[2] == INDEX]
+
+
+def new_place(storage: LocalStorage, key: Key) -> tuple[str, str]:
+    """The split that a new key belongs to, and its name in there: the innermost split around it, or its own directory
+    where there is none. BadSettingError for what cannot be a key."""
+    parts = key.split("/")
+    if any(part.startswith(TEMPORARY) or part in ("", ".", "..") for part in parts) or "\0" in key:
+        raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
+    if key_of(f"{key}.mds") != key or key.endswith(".mds") or len(parts[-1].encode()) > config.NAME_KEEP - 16:
+        raise BadSettingError(f"key {key[:80]!r} cannot be the name of a shard: it is too long, or reads as a version")
+    around = max((split for split in splits(storage) if key.startswith(split)), key=len, default=None)
+    split = "".join(f"{part}/" for part in parts[:-1]) if around is None else around
+    return split, key[len(split) :]
 
 
 def revisions(storage: LocalStorage, split: str, basename: str) -> Iterator[str]:

@@ -191,8 +191,9 @@ class LocalStorage:
         temporary: str | None = None,
         marked: Callable[[str], None] | None = None,
     ) -> Listed:
-        """Make `name` hold what `write` writes, all or nothing, durably; directories are made. What the listing says of
-        it then. StorageError, EEXIST without `replace` where there is such a name.
+        """Make `name` hold what `write` writes into a new file (which it may also read), all or nothing, durably;
+        directories are made. What the listing says of it then. StorageError, EEXIST without `replace` where there is
+        such a name.
 
         `check` is called when all is written and only the rename is left; between the two no other writer of this kind
         changes anything in that directory. `marked` is called before both with what `mark` will say of the content. An
@@ -230,8 +231,8 @@ class LocalStorage:
 
     @staticmethod
     def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> os.stat_result:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o666, dir_fd=directory), "wb") as file:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o666, dir_fd=directory), "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

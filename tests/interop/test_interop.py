@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from shardfs import index, open_store
+from shardfs.converting import convert_all
 from shardfs.drivers.base import Value
 from shardfs.model import Key
 from shardfs.sealing import Base, Changed, Source, Stored, seal
@@ -83,6 +85,49 @@ def test_what_mosaicml_streaming_writes_we_read_equal(tmp_path: Path, compressio
             assert sorted(got) == sorted(expected)
             for name, value in got.items():
                 assert through_json(describe(as_library(name, value))) == expected[name], name
+
+
+def large_samples() -> list[dict[str, Any]]:
+    """Five megabytes: several members or frames of a shard."""
+    rng = random.Random(3)
+    return [
+        {"n": at, "text": " ".join(f"w{rng.randrange(999)}" for _ in range(9_000)), "raw": rng.randbytes(60_000)}
+        for at in range(50)
+    ]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("level", [None, 1, 6])
+def test_squirrel_core_reads_shards_of_many_members(tmp_path: Path, level: int | None) -> None:
+    open_store(tmp_path, driver="squirrel", level=level).set(large_samples(), "large")
+    theirs = library("squirrel", tmp_path, "dump", str(tmp_path), "msgpack")
+    assert theirs["large"] == [through_json(describe(sample)) for sample in large_samples()]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("compression", ["none", "zstd", "gz", "gz:1", "zstd:9"])
+def test_mosaicml_streaming_reads_what_was_converted(tmp_path: Path, compression: str) -> None:
+    source = open_store(tmp_path / "s", driver="squirrel")
+    source.set(large_samples(), "train/a")
+    source.set(large_samples()[:3], "train/b")
+    target = open_store(tmp_path / "t", driver="streaming", compression=compression)
+    report = convert_all(source.driver, target.driver, jobs=2)
+    assert report.failed == {}
+    theirs = library("streaming", tmp_path, "dump", str(tmp_path / "t"), "none")
+    expected = [*large_samples(), *large_samples()[:3]]
+    assert theirs["train"] == [
+        {name: through_json(describe(value)) for name, value in sample.items()} for sample in expected
+    ]
+
+
+@pytest.mark.timeout(300)
+def test_squirrel_core_reads_what_was_converted_from_mosaicml_streaming(tmp_path: Path) -> None:
+    source = open_store(HERE.parent / "data/streaming/mds_zstd_hash_splits/data")
+    target = open_store(tmp_path, driver="squirrel")
+    assert convert_all(source.driver, target.driver, jobs=2).failed == {}
+    theirs = library("squirrel", tmp_path, "dump", str(tmp_path), "msgpack")
+    for key, samples in theirs.items():
+        assert samples == [through_json(describe(sample)) for sample in target.get(key)]
 
 
 Files = list[tuple[bytes, Source]]

@@ -23,6 +23,7 @@ import zstandard
 
 from shardfs import compression, config, index
 from shardfs.drivers import squirrel, squirrel_shards
+from shardfs.drivers.base import Verbatim
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import (
@@ -458,6 +459,40 @@ def test_regression_samples_that_compress_to_nothing_are_not_written_either(
     with pytest.raises(BadSettingError, match="alike"):
         store.set(({"label": 0} for _ in range(50_000)), "too many")
     assert store.keys() == ["many"]
+
+
+def test_samples_that_might_be_too_many_are_counted_and_written_if_they_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts compress well, and by their bytes alone could be a hundred times the values that they are."""
+    monkeypatch.setattr(config, "TOKEN_FLOOR", 2_000)
+    counted = []
+    is_overfull = squirrel._is_overfull
+    monkeypatch.setattr(squirrel, "_is_overfull", lambda *how: counted.append(how) or is_overfull(*how))
+    store = open_store(tmp_path, driver="squirrel")
+    store.set([{"text": "to be or not to be " * 400, "other": [1]} for _ in range(40)], "texts")
+    entry = store.entry("texts")
+    shard = store.driver.load(entry, lambda _: None)
+    assert counted == []
+    records = [Verbatim(shard.raw[record.start : record.end]) for record in shard.records()]
+    store.driver.write_records(Key("copy"), records, base=None)
+    assert len(counted) == 1, "what is not looked into when it is written counts as much as its bytes may"
+    assert list(store.get("copy")) == list(store.get("texts"))
+    assert (tmp_path / "copy.gz").read_bytes() == (tmp_path / "texts.gz").read_bytes()
+
+
+@pytest.mark.parametrize("driver", ["squirrel", "squirrel-jsonl"])
+def test_regression_a_shard_that_would_be_taken_for_a_bomb_is_not_written(
+    tmp_path: Path, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few long texts of one letter are few values: they were written, and then refused by whoever read them."""
+    monkeypatch.setattr(config, "BOMB_FLOOR", 1 << 20)
+    store = open_store(tmp_path, driver=driver, compression="zst")
+    store.set([{"text": "x" * 100_000}] * 5, "few")
+    assert len(store.get("few")) == 5
+    with pytest.raises(BadSettingError, match="alike"):
+        store.set([{"text": "x" * 1_000_000}] * 200, "many")
+    assert store.keys() == ["few"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,136 @@
+"""`shardfs convert`: copies the keys of one store into another, of another format if so wished."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from typing import Any
+
+from shardfs.commands import FAILED, OK, as_json, one_line, tell
+from shardfs.commands.progress import Progress
+from shardfs.converting import Report, convert_all
+from shardfs.drivers.squirrel import SquirrelDriver
+from shardfs.errors import BadSettingError, BadStoreError
+from shardfs.in_order import cores
+from shardfs.store import Store, detect, local_path, open_store
+
+_COMPRESSION = re.compile(r"(none|gz|zst|zstd)(?::([0-9]{1,2}))?")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if sys.stdout is None:
+        raise OSError("there is no standard output")
+    jobs = cores() if arguments.jobs is None else arguments.jobs
+    if jobs < 1:
+        raise BadSettingError(f"--jobs {jobs}: at least 1")
+    _check_apart(arguments.source, arguments.target)
+    source = open_store(arguments.source, arguments.from_driver)
+    target = _open_target(arguments.target, arguments.driver, arguments.compression)
+    with Progress("converting") as bar:
+        report = convert_all(
+            source.driver,
+            target.driver,
+            keys=arguments.keys,
+            jobs=jobs,
+            keep_going=arguments.keep_going,
+            progress=lambda report: bar.show(report.done, report.keys),
+        )
+    for problem in source.driver.problems:
+        tell(one_line(problem))
+    if not report.keys:
+        raise BadSettingError(f"{arguments.source} has no key that --keys {arguments.keys} fits")
+    return _result(arguments, target, report)
+
+
+def _check_apart(source: str, target: str) -> None:
+    """The source is never written to, also not by a target that lies in it; and no store is to show another's files."""
+    paths = [os.path.realpath(local_path(store)) for store in (source, target)]
+    if os.path.commonpath(paths) in paths:
+        raise BadSettingError(f"{source} and {target}: one is the other, or lies in it; name another directory")
+
+
+def _open_target(target: str, driver: str | None, compression: str | None) -> Store:
+    """The store to write to: what lies there already must be of the same kind."""
+    try:
+        found = detect(local_path(target))
+    except BadStoreError as error:
+        if driver is None:
+            raise BadSettingError(f"{target} is no store yet: say with --driver what it is to become") from error
+        found = None
+    if found is not None and driver is not None and found != _kind(driver):
+        raise BadStoreError(f"{target} is a {found} store already, so no {driver} store can be made there")
+    chosen = driver or found
+    assert chosen is not None
+    store = open_store(target, chosen, **_options(chosen, compression))
+    if driver is None and isinstance(store.driver, SquirrelDriver):
+        entries = store.driver.entries()
+        if entries and store.driver.format_of(entries[0]) == "jsonl":  # as what is there
+            return open_store(target, "squirrel-jsonl", **_options(chosen, compression))
+    return store
+
+
+def _kind(driver: str) -> str:
+    return driver.partition("-")[0]
+
+
+def _options(driver: str, compression: str | None) -> dict[str, Any]:
+    """What `--compression` means to a driver. BadSettingError for a word that it has not."""
+    if compression is None:
+        return {}
+    match = _COMPRESSION.fullmatch(compression)
+    if match is None:
+        raise BadSettingError(f"--compression {compression}: use gz, zst or none, with a level as in zst:9 if need be")
+    codec, level = match[1], match[2]
+    if _kind(driver) == "squirrel":
+        if codec == "none":
+            raise BadSettingError("--compression none: Squirrel's shards are gz or zst")
+        return {"compression": codec.removesuffix("d"), "level": None if level is None else int(level)}
+    codec = "zstd" if codec == "zst" else codec
+    return {"compression": codec if level is None else f"{codec}:{level}"}
+
+
+def _result(arguments: argparse.Namespace, target: Store, report: Report) -> int:
+    _tell_changes(report)
+    for key, reason in report.failed.items():
+        tell(one_line(f"{key}: {reason}"))
+    left = report.keys - report.done
+    if left:
+        tell(f"{left} keys were not tried after that; --keep-going tries them, and the same command goes on from here")
+    facts: dict[str, object] = {
+        "source": arguments.source,
+        "target": target.url,
+        "driver": target.driver.name,
+        "keys": report.keys,
+        "converted": report.converted,
+        "kept": report.kept,
+        "samples": report.samples,
+        "stored_bytes": report.stored_bytes,
+        "failed": report.failed,
+        "changed": [
+            {"field": name, "was": was, "is": becomes, "samples": count}
+            for (name, was, becomes), count in report.changes.items()
+        ],
+    }
+    if arguments.json:
+        print(as_json(facts))
+    else:
+        for name, value in facts.items():
+            print(f"{name:<12} {len(value) if isinstance(value, dict | list) else value}")
+    sys.stdout.flush()
+    return FAILED if report.failed else OK
+
+
+def _tell_changes(report: Report) -> None:
+    """A table of the types that the target does not have, on stderr."""
+    if not report.changes:
+        return
+    rows = [("FIELD", "WAS", "IS", "SAMPLES")]
+    rows += [(one_line(name), was, becomes, str(count)) for (name, was, becomes), count in report.changes.items()]
+    widths = [max(len(row[at]) for row in rows) for at in range(3)]
+    tell("what the target has no word for, and what it has become:")
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
+        print("  ".join(("", *cells, row[3])), file=sys.stderr)
+    sys.stderr.flush()

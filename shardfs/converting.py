@@ -1,0 +1,247 @@
+"""The keys of one store into another, of whatever format, without a mount. Knows nothing of what is printed.
+
+Each sample is written as the seal of a copy of its files would write it: `copying` makes the value that would be read
+back, so the files are the same, byte for byte and in the same order, through either store's tree. Python's own view of
+a sample (`Store.get`) would not do: it has tuples where the tree has lists, and pictures as objects of Pillow. Where
+both stores have records of one form these are copied as they are, with all their types.
+
+A key is in the target when it is complete, and not before: a driver's `write_records` gives the file of a shard its
+name last, and in a Streaming data set what counts is the index, which is replaced last. So a key that the target lists
+needs no second look, and a run that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from shardfs import names
+from shardfs.copying import Rules, changes, copied
+from shardfs.drivers import mds, mds_writing
+from shardfs.drivers.base import Driver, NewRecord, Record, Shard, Value, Verbatim
+from shardfs.drivers.squirrel import SquirrelDriver
+from shardfs.drivers.squirrel_shards import SquirrelShard
+from shardfs.drivers.streaming import ChooseColumns, StreamingDriver
+from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError
+from shardfs.index import KEY_FIELD
+from shardfs.model import Entry, Key
+
+Change = tuple[str, str, str]
+"""Field, what it was in the source, what it is in the target."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of converting a store."""
+
+    keys: int = 0
+    converted: int = 0
+    kept: int = 0
+    """Keys that the target had already."""
+    samples: int = 0
+    """Samples that were written."""
+    stored_bytes: int = 0
+    """Bytes that their shards take in the target."""
+    changes: Counter[Change] = field(default_factory=Counter)
+    """What became of types that the target does not have, with the number of samples."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Key -> reason, of keys that could not be converted."""
+
+    @property
+    def done(self) -> int:
+        return self.converted + self.kept + len(self.failed)
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A key on its way."""
+
+    key: Key
+    records: Iterator[NewRecord]
+    columns: ChooseColumns | None = None
+    """For a target with columns."""
+    samples: int = 0
+    stored_bytes: int = 0
+    changes: Counter[Change] = field(default_factory=Counter)
+
+
+class _StoppedError(Exception):
+    """Another key has failed, or somebody interrupts."""
+
+
+def convert_all(
+    source: Driver,
+    target: Driver,
+    *,
+    keys: str = "*",
+    jobs: int,
+    keep_going: bool = False,
+    progress: Callable[[Report], None] = lambda _: None,
+) -> Report:
+    """Copy all keys whose names the pattern `keys` fits (`*` takes `/` too) and that `target` does not have yet.
+
+    `jobs` shards at a time are read, and written where their order does not matter: in a Streaming data set shards
+    follow one another as their keys do in `source`. The first key that fails ends it (`Report.failed` says why) unless
+    `keep_going`. BadStoreError, StorageError for a store that cannot be listed; what else fails is in the report.
+    """
+    chosen = [entry for entry in source.entries() if fnmatchcase(entry.key, keys)]
+    there = _keys(target)
+    report = Report(len(chosen), kept=sum(entry.key in there for entry in chosen))
+    run = _Run(source, target)
+    waiting = deque(entry for entry in chosen if entry.key not in there)
+    with ThreadPoolExecutor(jobs, "shardfs-convert") as pool:
+        try:
+            for future, entry in _finished(pool, run.work, waiting, jobs, run.ordered):
+                _note(report, run, entry, future)
+                if report.failed and not keep_going:
+                    run.stop.set()
+                    waiting.clear()
+                progress(report)
+        except BaseException:
+            run.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return report
+
+
+def _keys(target: Driver) -> set[Key]:
+    if isinstance(target, StreamingDriver) and target.is_new():
+        return set()
+    return {entry.key for entry in target.entries()}
+
+
+def _finished(
+    pool: ThreadPoolExecutor, work: Callable[[Entry], _Copy], waiting: deque[Entry], jobs: int, ordered: bool
+) -> Iterator[tuple[Future[_Copy], Entry]]:
+    """The work for each entry when it is done, a few at a time; in the entries' order if `ordered`."""
+    running: dict[Future[_Copy], Entry] = {}
+    while waiting or running:
+        while waiting and len(running) <= jobs:
+            entry = waiting.popleft()
+            running[pool.submit(work, entry)] = entry
+        done = [next(iter(running))] if ordered else wait(running, return_when=FIRST_COMPLETED).done
+        for future in done:
+            yield future, running.pop(future)
+
+
+def _note(report: Report, run: _Run, entry: Entry, future: Future[_Copy]) -> None:
+    try:
+        copy = future.result()
+        if run.ordered:
+            run.write(copy)
+    except _StoppedError:
+        return
+    except (ShardfsError, OSError) as error:
+        if isinstance(error, DamagedShardError):
+            error.key = None  # the report has it
+        report.failed[entry.key] = str(error)
+        return
+    report.converted += 1
+    report.samples += copy.samples
+    report.stored_bytes += copy.stored_bytes
+    report.changes += copy.changes
+
+
+class _Run:
+    """What all keys have in common."""
+
+    def __init__(self, source: Driver, target: Driver) -> None:
+        self._source = source
+        self._target = target
+        self.ordered = isinstance(target, StreamingDriver)
+        self.stop = threading.Event()
+
+    def work(self, entry: Entry) -> _Copy:
+        """Read one key, and write it where the order does not matter."""
+        copy = self._read(entry)
+        if not self.ordered:
+            self.write(copy)
+        return copy
+
+    def write(self, copy: _Copy) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
+        if isinstance(self._target, StreamingDriver) and copy.columns is not None:
+            entry = self._target.append(copy.key, copy.records, copy.columns)
+        else:
+            entry = self._target.write_records(copy.key, copy.records, base=None)
+        copy.stored_bytes = entry.stored_bytes
+
+    def _read(self, entry: Entry) -> _Copy:
+        if self.stop.is_set():
+            raise _StoppedError
+        try:
+            shard = self._source.load(entry, lambda _: None)
+        except StaleShardError:  # replaced since the listing
+            shard = self._source.load(self._source.entry(entry.key), lambda _: None)
+        form, wanted = _form(shard), _form_of(self._target)
+        if form == wanted:
+            return self._verbatim(entry.key, shard)
+        rules = Rules(_SEQUENCES.get(form, "list"), _SEQUENCES.get(wanted, "list"), wanted == "mds", wanted == "mds")
+        copy = _Copy(entry.key, iter(()))
+        if wanted == "mds":
+            survey = mds_writing.Survey()
+            for name, record in self._records(shard):
+                survey.add(copied(record.tree, shard.raw, whole=False), name)
+                copy.changes.update(changes(record.tree, rules))
+            copy.columns = survey.columns
+            copy.records = self._values(copy, shard, None)
+        else:
+            copy.records = self._values(copy, shard, rules)
+        return copy
+
+    def _verbatim(self, key: Key, shard: Shard) -> _Copy:
+        runs = [(record.start, record.end) for record in shard.records()]  # all are looked at before any is written
+        copy = _Copy(key, self._runs(shard, runs), samples=len(runs))
+        if isinstance(shard, mds.MdsShard):
+            columns = shard.columns
+            copy.columns = lambda before: columns
+        return copy
+
+    def _runs(self, shard: Shard, runs: Iterable[tuple[int, int]]) -> Iterator[NewRecord]:
+        for start, end in runs:
+            if self.stop.is_set():
+                raise _StoppedError
+            yield Verbatim(shard.raw[start:end])
+
+    def _values(self, copy: _Copy, shard: Shard, rules: Rules | None) -> Iterator[NewRecord]:
+        """The samples to be encoded; they are counted as they are taken, and with `rules` their changes too."""
+        for name, record in self._records(shard):
+            copy.samples += 1
+            if rules is not None:
+                copy.changes.update(changes(record.tree, rules))
+            yield Value(copied(record.tree, shard.raw), name)
+
+    def _records(self, shard: Shard) -> Iterator[tuple[str, Record]]:
+        """All samples with the names that they are shown under, as far as can be said before all are seen."""
+        digits = names.digits_for(shard.samples_through or 0)
+        for at, record in enumerate(shard.records()):
+            if self.stop.is_set():
+                raise _StoppedError
+            own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
+            number = names.sample_number(shard.first_sample + at, digits)
+            yield (names.escape_sample(own) if type(own) is str else number), record
+
+
+_SEQUENCES = {"msgpack": "tuple"}
+"""What the system's own library makes of a list, where that is no list."""
+
+
+def _form(shard: Shard) -> str:
+    """What records of a shard are: `msgpack`, `jsonl`, `mds`, or a word that is no other's."""
+    if isinstance(shard, SquirrelShard):
+        return shard.format
+    return "mds" if isinstance(shard, mds.MdsShard) else type(shard).__name__
+
+
+def _form_of(target: Driver) -> str:
+    if isinstance(target, SquirrelDriver):
+        return "jsonl" if target.reading == "jsonl" else "msgpack"
+    return "mds" if isinstance(target, StreamingDriver) else ""
+
+
+__all__ = ["Report", "convert_all"]
