@@ -11,15 +11,16 @@ import errno
 import os
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shardfs.control import error_as_json
 from shardfs.control_server import Handler, Handlers
 from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError, StorageError
 from shardfs.model import Entry, Key
-from shardfs.staging import StagedDirectory, StagingArea
 from shardfs.vfs import Vfs
-from shardfs.writing import WritableVfs
+
+if TYPE_CHECKING:  # a read-only mount has no use for them
+    from shardfs.staging import StagedDirectory, StagingArea
 
 
 class Sealed(Protocol):
@@ -52,8 +53,11 @@ Stored = Callable[[str], Entry | None]
 
 def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
     """All that a mount of `vfs` can be asked for. `store` is its URL as anybody may see it."""
-    if not isinstance(vfs, WritableVfs):
+    if not vfs.writable:
         return status_handlers(vfs, store, driver)
+    from shardfs.writing import WritableVfs
+
+    assert isinstance(vfs, WritableVfs)
     area, sealer = vfs.area, vfs.sealer
 
     def stored(key: str) -> Entry | None:

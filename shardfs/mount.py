@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
@@ -28,17 +29,17 @@ from shardfs.control_handlers import handlers_of
 from shardfs.control_server import Handlers, served
 from shardfs.errors import MissingSystemError, MountError
 from shardfs.fuse import Operations
-from shardfs.fuse_writing import WritableOperations
 from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
 from shardfs.notices import Notices
 from shardfs.shard_cache import ShardCache
-from shardfs.staging import StagingArea
 from shardfs.store import Store, local_path
 from shardfs.vfs import Vfs
-from shardfs.writable import build_writable, open_area
-from shardfs.writing import Allowed, WritableVfs
+
+if TYPE_CHECKING:  # a tenth of the imports, for writable mounts only
+    from shardfs.staging import StagingArea
+    from shardfs.writing import WritableVfs
 
 log = logging.getLogger("shardfs")
 
@@ -91,7 +92,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
     with contextlib.ExitStack() as stack:
-        area = stack.enter_context(contextlib.closing(open_area(store))) if options.rw else None
+        area = stack.enter_context(contextlib.closing(_open_area(store))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:
             stack.callback(database.close)
@@ -101,6 +102,12 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
 
 
+def _open_area(store: Store) -> StagingArea:
+    from shardfs.writable import open_area
+
+    return open_area(store)
+
+
 def build(store: Store, options: MountOptions, database: IndexDb | None, area: StagingArea | None) -> Vfs:
     """The file system that is served; writable with `area`."""
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
@@ -108,6 +115,9 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
     cache = ShardCache(store.driver, budget, options.arrays, database, parts)
     if area is None:
         return Vfs(store.driver, cache, os.geteuid(), os.getegid(), read_ahead)
+    from shardfs.writable import build_writable
+    from shardfs.writing import Allowed
+
     return build_writable(
         store.driver,
         cache,
@@ -247,13 +257,23 @@ def _percent(character: str) -> str:
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
+def _operations(vfs: Vfs) -> tuple[Operations, WritableVfs | None]:
+    """The handlers of a mount, and its file system if that is a writable one."""
+    if not vfs.writable:
+        return Operations(vfs, prefills()), None
+    from shardfs.fuse_writing import WritableOperations
+    from shardfs.writing import WritableVfs
+
+    assert isinstance(vfs, WritableVfs)
+    return WritableOperations(vfs, prefills()), vfs
+
+
 async def _serve(
     vfs: Vfs, path: str, options: set[str], url: str, handlers: Handlers, ready: Callable[[], None]
 ) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        writable = vfs if isinstance(vfs, WritableVfs) else None
-        operations = Operations(vfs, prefills()) if writable is None else WritableOperations(writable, prefills())
+        operations, writable = _operations(vfs)
         descriptor = init(operations, path, options)
         device = _device(path)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor, vfs.cache.calm)

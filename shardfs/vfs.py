@@ -63,6 +63,8 @@ def _failure(text: str, code: int) -> StorageError:
 class Vfs:
     """The file system over one store, read-only."""
 
+    writable = False
+
     def __init__(self, driver: Driver, cache: ShardCache, uid: int, gid: int, read_ahead: bool = True) -> None:
         self.uid = uid
         self.gid = gid

@@ -47,6 +47,8 @@ def is_plain(name: bytes) -> bool:
 class WritableVfs(ChangingVfs):
     """The file system over one store, for reading and writing."""
 
+    writable = True
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with super().running(), self.sealer.running():
