@@ -263,7 +263,11 @@ def test_closed_stdout(store: Path) -> None:
 
 def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "_run", lambda _: signal.raise_signal(signal.SIGINT))
-    assert run(capsys, "ls", "x") == (130, "", "")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+    try:
+        assert run(capsys, "ls", "x") == (130, "", "")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_unexpected_error_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
