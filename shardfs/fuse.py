@@ -17,7 +17,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
 
-from shardfs.attributes import Attributes, FileRun
+from shardfs.attributes import Attributes, FileRun, StatFs
 from shardfs.bulk_listing import Bulk
 from shardfs.errors import MissingKeyError, ShardfsError
 from shardfs.vfs import Vfs
@@ -85,6 +85,18 @@ def silent(work: Callable[Concatenate[Operations, P], None]) -> Callable[Concate
 def refuse(code: int) -> NoReturn:
     """End a handler with an errno."""
     raise FUSEError(code)
+
+
+def statvfs_of(found: StatFs) -> StatvfsData:
+    """What statvfs(2) answers. Each block that is free is a file that may still be made."""
+    answer = StatvfsData()
+    answer.f_bsize = answer.f_frsize = found.block_size
+    answer.f_blocks = found.blocks
+    answer.f_bfree = answer.f_bavail = found.free
+    answer.f_files = found.files + found.free
+    answer.f_ffree = answer.f_favail = found.free
+    answer.f_namemax = found.name_max
+    return answer
 
 
 class Operations(pyfuse3.Operations):
@@ -190,15 +202,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        found = self._vfs.statfs()
-        answer = StatvfsData()
-        answer.f_bsize = answer.f_frsize = found.block_size
-        answer.f_blocks = found.blocks
-        answer.f_bfree = answer.f_bavail = 0
-        answer.f_files = found.files
-        answer.f_ffree = answer.f_favail = 0
-        answer.f_namemax = found.name_max
-        return answer
+        return statvfs_of(self._vfs.statfs())
 
     @handler
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -266,8 +270,13 @@ class Operations(pyfuse3.Operations):
     @handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         fh = self._vfs.open_now(inode, flags)
-        self._info.fh = await self._vfs.open(inode, flags) if fh is None else fh
+        if fh is None:
+            fh = await self._vfs.open(inode, flags)
         self.give(inode)
+        return self._opened(fh)
+
+    def _opened(self, handle: int) -> FileInfo:
+        self._info.fh = handle
         return self._info
 
     def give(self, inode: int) -> None:

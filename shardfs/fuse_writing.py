@@ -12,7 +12,7 @@ from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, St
 
 from shardfs import inodes, moving
 from shardfs.attributes import Attributes
-from shardfs.fuse import Operations, handler, refuse
+from shardfs.fuse import Operations, handler, refuse, statvfs_of
 from shardfs.writing import Change, WritableVfs
 
 
@@ -35,15 +35,7 @@ class WritableOperations(Operations):
 
     @handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        found = await self._writable.space()
-        answer = StatvfsData()
-        answer.f_bsize = answer.f_frsize = found.block_size
-        answer.f_blocks = found.blocks
-        answer.f_bfree = answer.f_bavail = found.free
-        answer.f_files = found.files + found.free
-        answer.f_ffree = answer.f_favail = found.free
-        answer.f_namemax = found.name_max
-        return answer
+        return statvfs_of(await self._writable.space())
 
     # --- files -----------------------------------------------------------------------------------------------------
 
@@ -51,14 +43,6 @@ class WritableOperations(Operations):
         info = self._info if inodes.slot_of(handle) else self._staged_info
         info.fh = handle
         return info
-
-    @handler
-    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        fh = self._vfs.open_now(inode, flags)
-        if fh is None:
-            fh = await self._vfs.open(inode, flags)
-        self.give(inode)
-        return self._opened(fh)
 
     @handler
     async def create(
