@@ -258,13 +258,9 @@ class ChangingVfs(SettledVfs):
             return
         if not isinstance(key, KeyDirectory):
             raise StaleShardError("a stored file whose key is not the store's any more")
-        loaded = await self.cache.shard(key.entry)
-        loaded.pins += 1
-        try:
+        async with self.cache.pinned(key.entry) as loaded:
             pieces = _pieces(loaded, base, self.cache.arrays)
             await self.calls.long(lambda: staged.copy_up(ref.entry, pieces))
-        finally:
-            loaded.pins -= 1
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write all of `data`. ENOSPC, EBADF."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 import trio
@@ -227,33 +227,33 @@ class ShardCache:
         identity = (entry.key, entry.version)
         assert self._workers is not None
         workers, reader = self._workers, loaded.shard
+        with self._pinning(identity, loaded):
+            try:
+                if reader.computes:
+                    return await workers.cpu(lambda: reader.fetch(start, end), end - start)
+                return await workers.io(lambda: reader.fetch(start, end))
+            except ShardfsError as error:
+                self._tell(identity, error)
+                raise
+
+    @contextlib.contextmanager
+    def _pinning(self, identity: Identity, loaded: Loaded) -> Iterator[None]:
+        """Not evicted inside this block. What it holds may have changed behind it: room is made for it, and counted."""
         loaded.pins += 1
         try:
-            if reader.computes:
-                return await workers.cpu(lambda: reader.fetch(start, end), end - start)
-            return await workers.io(lambda: reader.fetch(start, end))
-        except ShardfsError as error:
-            self._tell(identity, error)
-            raise
+            yield
         finally:
-            self._unpin(identity, loaded)
-
-    def _unpin(self, identity: Identity, loaded: Loaded) -> None:
-        """What a shard holds may have changed meanwhile: make room for it, and count it."""
-        loaded.pins -= 1
-        if self._shards.get(identity) is loaded:
-            self._make_room(max(0, loaded.shard.held - loaded.counted), identity)
-            self._count(loaded)
+            loaded.pins -= 1
+            if self._shards.get(identity) is loaded:
+                self._make_room(max(0, loaded.shard.held - loaded.counted), identity)
+                self._count(loaded)
 
     @contextlib.asynccontextmanager
     async def pinned(self, entry: Entry) -> AsyncIterator[Loaded]:
         """The shard, which is not evicted inside this block, for work that asks it itself. Errors as `shard`."""
         loaded = await self.shard(entry)
-        loaded.pins += 1
-        try:
+        with self._pinning((entry.key, entry.version), loaded):
             yield loaded
-        finally:
-            self._unpin((entry.key, entry.version), loaded)
 
     def _refill(self, entry: Entry, loaded: Loaded, start: int, end: int) -> None:
         """Have a range made ready, if the shard is still here and that fits beside all that is held."""
@@ -267,13 +267,11 @@ class ShardCache:
         assert self._workers is not None
         assert isinstance(reader, Refilled)
         hold = reader.hold
-        loaded.pins += 1
-        try:
-            await self._workers.cpu(lambda: hold(start, end), end - start)
-        except (ShardfsError, OSError, MemoryError) as error:
-            log.debug("%s was not made ready: %s", identity[0], error)  # who asks for it is told
-        finally:
-            self._unpin(identity, loaded)
+        with self._pinning(identity, loaded):
+            try:
+                await self._workers.cpu(lambda: hold(start, end), end - start)
+            except (ShardfsError, OSError, MemoryError) as error:
+                log.debug("%s was not made ready: %s", identity[0], error)  # who asks for it is told
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
@@ -284,11 +282,8 @@ class ShardCache:
             return kept
         table = loaded.table
         assert self._workers is not None
-        loaded.pins += 1
-        try:
+        with self._pinning(identity, loaded):
             data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self.arrays), table.size(file))
-        finally:
-            loaded.pins -= 1
         if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
             self._keep_rendered(identity, file, data)
         return data

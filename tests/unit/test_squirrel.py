@@ -785,3 +785,21 @@ def test_frames_are_made_ready_ahead_within_the_budget_and_go_with_their_shard(f
         trio.run(main)
     finally:
         gc.enable()
+
+
+def test_regression_frames_that_a_rendering_fetched_are_counted(frames: Path) -> None:
+    store = open_store(frames, "squirrel", compression="zst")
+    store.set([{"picture": np.zeros((60, 60, 3), "u1"), "noise": random.Random(1).randbytes(9_000)}], "k")
+
+    async def main() -> None:
+        cache = ShardCache(store.driver, 1 << 20, "png")
+        with trio.fail_after(20):
+            async with cache.running():
+                entry = store.driver.entries()[0]
+                cache.tables.keep(entry, index.build(store.driver.load(entry, lambda _: None), "png"))
+                loaded = await cache.shard(entry)
+                before = loaded.counted
+                assert len(await cache.rendered(entry, loaded, 0)) == loaded.table.size(0)
+                assert loaded.counted == loaded.shard.held > before
+
+    trio.run(main)
