@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardfs.errors import ShardfsError
-    from shardfs.store import Sample, Samples, Store, open_store
+    from shardfs.opening import open_store
+    from shardfs.store import Sample, Samples, Store
 
 __version__ = "0.1.0"
 
@@ -22,4 +23,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'shardfs' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module("shardfs.errors" if name == "ShardfsError" else "shardfs.store"), name)
+    homes = {"ShardfsError": "shardfs.errors", "open_store": "shardfs.opening"}
+    return getattr(import_module(homes.get(name, "shardfs.store")), name)

@@ -13,7 +13,7 @@ from shardfs.drivers.base import Driver
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError
 from shardfs.index_db import PUBLISHED, IndexDb, default_path, name_of
 from shardfs.model import Entry
-from shardfs.store import Store, local_path
+from shardfs.store import Store
 
 
 @dataclass(slots=True)
@@ -40,13 +40,14 @@ Progress = Callable[[Report], None]
 def open_database(store: Store, arrays: str) -> IndexDb | None:
     """The persistent index of a store, as its shards are shown with `arrays`; None for who has no home for it."""
     driver = store.driver
-    root = os.path.realpath(local_path(store.url))
     reading = f"{driver.name} {driver.reading} {arrays}"
-    path, carried = default_path(root, reading), Path(root) / PUBLISHED
+    path = default_path(store.identity, reading)
     if path is None:
         return None
-    regular = carried.is_file() and not carried.is_symlink()
-    return IndexDb(path, reading, published=IndexDb(carried, reading, read_only=True) if regular else None)
+    carried = None if store.place is None else Path(os.path.realpath(store.place)) / PUBLISHED
+    regular = carried is not None and carried.is_file() and not carried.is_symlink()
+    published = IndexDb(carried, reading, read_only=True) if carried is not None and regular else None
+    return IndexDb(path, reading, published=published)
 
 
 def build_all(

@@ -34,7 +34,7 @@ from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
 from shardfs.notices import Notices
 from shardfs.shard_cache import ShardCache
-from shardfs.store import Store, local_path
+from shardfs.store import Store
 from shardfs.vfs import Vfs
 
 if TYPE_CHECKING:  # a tenth of the imports, for writable mounts only
@@ -179,9 +179,9 @@ def check_system() -> None:
 
 def check_apart(path: str, store: Store) -> None:
     """MountError if one of mount point and local store would lie in the other."""
-    if "://" in store.url and not store.url.startswith("file:"):
+    if store.place is None:
         return
-    where = os.path.realpath(local_path(store.url))
+    where = os.path.realpath(store.place)
     if path == where or path.startswith(where.rstrip("/") + "/"):
         raise MountError(f"mount point {path} lies inside the store {where}: mount elsewhere")
     if where.startswith(path.rstrip("/") + "/"):

@@ -1,37 +1,26 @@
 """The public `Store`: keys, and lists of samples under them. Usable without any mount, from several threads.
 
-Knows how a store is recognised and which driver it gets; knows nothing of files, caches or FUSE.
+Knows nothing of how a store is recognised, nor of files, caches or FUSE.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from shardfs.drivers.base import Driver, Shard
-from shardfs.drivers.squirrel import CODECS, random_key
-from shardfs.errors import BadSettingError, BadStoreError, DamagedShardError, MissingKeyError, StaleShardError
+from shardfs.drivers.squirrel import random_key
+from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError
 from shardfs.model import Entry, Key
-from shardfs.storage.local import LocalStorage
 
 Sample = Any
 """What the system's own library gives for one sample: mostly a dict of field name -> value."""
-
-_BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "squirrel": ("shardfs.drivers.squirrel", "SquirrelDriver", {}),
-    "squirrel-msgpack": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "msgpack"}),
-    "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
-    "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
-}
 
 _RETRIES = 3
 """A key that is replaced between listing and reading is looked up again this often."""
@@ -70,11 +59,23 @@ class Samples(Sequence[Sample]):
 
 
 class Store:
-    """A store of shards under keys. Made by `open_store`. Thread-safe."""
+    """A store of shards under keys. Made by `open_store`. Thread-safe.
 
-    def __init__(self, url: str, driver: Driver) -> None:
+    `url` is what it was opened by. `place` is the local directory or file that it lies in, None for one that lies
+    elsewhere or in several places.
+    """
+
+    def __init__(self, url: str, driver: Driver, place: Path | None = None) -> None:
         self.url = url
         self.driver = driver
+        self.place = place
+
+    @property
+    def identity(self) -> str:
+        """The same text for the same store, however it was called: the resolved path of a local one, else the URL."""
+        if self.place is None or "+" in urlsplit(self.url).scheme:
+            return self.url
+        return os.path.realpath(self.place)
 
     def keys(self) -> list[Key]:
         """The names of all shards now in the store, in its order. StorageError, BadStoreError."""
@@ -144,73 +145,3 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.url} ({self.driver.name})>"
-
-
-def open_store(url_or_path: str | os.PathLike[str], driver: str | None = None, **options: Any) -> Store:
-    """Open a store: a local path or a `file://` URL.
-
-    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
-    without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
-    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression). Raises BadStoreError,
-    BadSettingError.
-    """
-    path = local_path(url_or_path)
-    storage = LocalStorage(path)
-    chosen = driver or detect(path)
-    module, name, preset = _find_driver(chosen)
-    factory = getattr(importlib.import_module(module), name)
-    known = [word for word in inspect.signature(factory).parameters if word != "storage"]
-    for option in options:
-        if option not in known:
-            raise BadSettingError(f"driver {chosen} has no option {option!r}; it has: {', '.join(known) or 'none'}")
-    made: Driver = factory(storage, **{**preset, **options})
-    return Store(str(url_or_path), made)
-
-
-def local_path(url_or_path: str | os.PathLike[str]) -> Path:
-    """The directory that a path or a `file://` URL means. BadStoreError for other URLs."""
-    text = os.fspath(url_or_path)
-    if "://" not in text:
-        return Path(text).expanduser()
-    parts = urlsplit(text)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise BadStoreError(f"{text}: only local directories and file:// can be opened")
-    return Path(unquote(parts.path))
-
-
-def _find_driver(name: str) -> tuple[str, str, dict[str, Any]]:
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
-    import importlib.metadata  # 30 ms, and only needed for drivers of other packages
-
-    offered = {point.name: point for point in importlib.metadata.entry_points(group="shardfs.drivers")}
-    if name not in offered:
-        known = ", ".join(sorted({*_BUILT_IN, *offered}))
-        raise BadSettingError(f"no driver {name!r}; known are: {known}")
-    return offered[name].module, offered[name].attr, {}
-
-
-def detect(path: Path) -> str:
-    """The driver for what lies in a directory, by names alone. BadStoreError where that is missing or unclear."""
-    if not os.path.exists(path):
-        raise BadStoreError(f"no store at {path}")
-    storage = LocalStorage(path)
-    found = [listed.name for listed in storage.list(("index.json", ".tar", ".tar.gz", ".tar.zst", *CODECS))]
-    indexes = [name for name in found if name.rpartition("/")[2] == "index.json"]
-    if any(_is_streaming_index(path / name) for name in indexes):
-        return "streaming"
-    if any(".mds." in name for name in found):
-        raise BadStoreError(f"{path} holds .mds shards without an index.json that says version 2")
-    if any(name.endswith((".tar", ".tar.gz", ".tar.zst")) for name in found):
-        raise BadStoreError(f"{path} holds .tar files, for which there is no driver; name one with --driver")
-    if any(name.endswith(tuple(CODECS)) for name in found):
-        return "squirrel"
-    raise BadStoreError(f"{path} holds no shards that are recognised (index.json, *.gz, *.zst); name its --driver")
-
-
-def _is_streaming_index(path: Path) -> bool:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return True  # a broken index is the streaming driver's to explain
-    return isinstance(document, dict) and document.get("version") == 2

@@ -10,7 +10,7 @@ from shardfs.errors import BadSettingError
 from shardfs.sealer import Sealer
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagingArea
-from shardfs.store import Store, local_path
+from shardfs.store import Store
 from shardfs.writing import Allowed, WritableVfs
 
 
@@ -19,9 +19,10 @@ def open_area(store: Store) -> StagingArea:
     # where new keys come behind all others a mount would renumber what it shows: by Store.set and convert only, so far
     if not store.driver.writable or store.driver.appends:
         raise BadSettingError(f"{store.url} ({store.driver.name}) can only be read here: mount it without --rw")
-    path = Path(os.path.realpath(local_path(store.url)))
+    path = None if store.place is None else Path(os.path.realpath(store.place))
     # the same store must have the same area, however it is called
-    return StagingArea.open(path.as_uri(), store_path=path)
+    url = Path(store.identity).as_uri() if "://" not in store.identity else store.identity
+    return StagingArea.open(url, store_path=path)
 
 
 def build_writable(

@@ -14,7 +14,8 @@ from shardfs.converting import Report, convert_all
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError
 from shardfs.in_order import cores
-from shardfs.store import Store, detect, local_path, open_store
+from shardfs.opening import detect, local_path, open_store
+from shardfs.store import Store
 
 _COMPRESSION = re.compile(r"(none|gz|zst|zstd)(?::([0-9]{1,2}))?")
 

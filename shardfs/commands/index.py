@@ -12,7 +12,7 @@ from shardfs.commands.options import style
 from shardfs.commands.progress import Progress
 from shardfs.errors import BadSettingError, StorageError
 from shardfs.indexing import Report, build_all, open_database
-from shardfs.store import open_store
+from shardfs.opening import open_store
 
 
 def run(arguments: argparse.Namespace) -> int:

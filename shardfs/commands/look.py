@@ -12,7 +12,7 @@ from shardfs.browse import Browser, Listed
 from shardfs.commands import OK, as_json, explain, tell
 from shardfs.commands.options import style
 from shardfs.errors import ShardfsError
-from shardfs.store import open_store
+from shardfs.opening import open_store
 
 _KINDS = {"dir": "d", "key": "k", "file": "-"}
 

@@ -136,7 +136,7 @@ def _say_ready(request: Request, shown: str) -> None:
 
 def _serve(request: Request, ready: Callable[[], None]) -> None:
     gc.disable()  # until it serves: a tenth of the time that the imports take
-    from shardfs.store import open_store
+    from shardfs.opening import open_store
 
     store = open_store(request.store, request.driver)
     try:

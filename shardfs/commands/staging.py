@@ -69,7 +69,7 @@ def staged_url(store: str) -> str:
 
 
 def _place(url: str) -> str | None:
-    from shardfs.store import local_path  # here: a list of all needs nothing of it
+    from shardfs.opening import local_path  # here: a list of all needs nothing of it
 
     try:
         return os.path.realpath(local_path(url))
@@ -240,7 +240,7 @@ def _seal(arguments: argparse.Namespace, area: StagingArea, key: str | None) -> 
         from shardfs.sealer import seal_now
     except ImportError as error:
         raise MissingExtraError(f"storing needs trio: pip install 'shardfs[mount]': {error}") from error
-    from shardfs.store import open_store
+    from shardfs.opening import open_store
 
     driver = open_store(arguments.store, arguments.driver).driver
     shown = _style(arguments, area)
@@ -313,7 +313,7 @@ class _Stored:
 
     def _load(self) -> tuple[Shard, ShardTable]:
         from shardfs import index  # here: most that is staged needs no store
-        from shardfs.store import open_store
+        from shardfs.opening import open_store
 
         store = open_store(self._arguments.store, self._arguments.driver)
         found = store.driver.entry(Key(self._staged.key))

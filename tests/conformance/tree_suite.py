@@ -20,7 +20,7 @@ import PIL.Image
 import pytest
 
 from shardfs import layout
-from shardfs.store import open_store
+from shardfs.opening import open_store
 from tests.conformance import manifests
 from tests.conformance.trees import Tree, fails, wait_for
 

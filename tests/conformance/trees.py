@@ -21,7 +21,7 @@ import trio
 from shardfs.attributes import Attributes
 from shardfs.errors import ShardfsError
 from shardfs.index_db import IndexDb
-from shardfs.store import open_store
+from shardfs.opening import open_store
 from shardfs.vfs import Vfs, build_vfs
 
 

@@ -401,7 +401,7 @@ def test_umount_of_a_killed_daemons_mount_point(tiny_store: Path) -> None:
 SERVE = """
 import sys, time
 from shardfs import mount
-from shardfs.store import open_store
+from shardfs.opening import open_store
 store, path = open_store(sys.argv[1]), sys.argv[2]
 """
 HANGING = """

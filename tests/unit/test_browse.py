@@ -13,7 +13,8 @@ import pytest
 from shardfs import config
 from shardfs.browse import Browser
 from shardfs.errors import DamagedShardError, MissingKeyError
-from shardfs.store import Store, open_store
+from shardfs.opening import open_store
+from shardfs.store import Store
 
 
 @pytest.fixture

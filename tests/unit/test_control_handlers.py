@@ -16,10 +16,10 @@ from shardfs.control import error_from_json
 from shardfs.control_handlers import commit_handler, staging_handlers, status_handlers
 from shardfs.errors import BadSampleError, BadSettingError, MissingKeyError, ShardfsError, StagingError
 from shardfs.model import Entry, Key, Version
+from shardfs.opening import open_store
 from shardfs.sealer import Sealer
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import ROOT, StagedDirectory, StagingArea
-from shardfs.store import open_store
 from shardfs.vfs import build_vfs
 from shardfs.workers import Workers
 

@@ -25,7 +25,8 @@ from shardfs.browse import Browser
 from shardfs.converting import Report, convert_all
 from shardfs.drivers.mds import MdsShard
 from shardfs.drivers.streaming import StreamingDriver
-from shardfs.store import Store, open_store
+from shardfs.opening import open_store
+from shardfs.store import Store
 
 DATA = Path(__file__).parents[1] / "data"
 JPEG, PNG = b"\xff\xd8\xff\xe0jpeg", b"\x89PNG\r\n\x1a\nno more"

@@ -31,9 +31,9 @@ import zstandard
 
 from shardfs import config
 from shardfs.errors import DamagedShardError, MissingKeyError, ShardfsError, StorageError
+from shardfs.opening import open_store
 from shardfs.shard_cache import ShardCache
 from shardfs.storage import local
-from shardfs.store import open_store
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 10

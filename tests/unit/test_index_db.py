@@ -19,7 +19,8 @@ from shardfs.commands import as_json
 from shardfs.config import base_directory
 from shardfs.index_db import PUBLISHED, IndexDb
 from shardfs.indexing import build_all, open_database
-from shardfs.store import Store, open_store
+from shardfs.opening import open_store
+from shardfs.store import Store
 from tests.conformance.trees import InProcessTree, fails, wait_for
 
 READING = "squirrel auto png"

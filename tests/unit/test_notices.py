@@ -12,8 +12,8 @@ from shardfs import config, index, notices
 from shardfs.inodes import ROOT
 from shardfs.model import Inode
 from shardfs.notices import Notices
+from shardfs.opening import open_store
 from shardfs.shard_cache import Loaded
-from shardfs.store import open_store
 from shardfs.tree import KeyDirectory
 
 

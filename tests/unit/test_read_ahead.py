@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 
 from shardfs import config
+from shardfs.opening import open_store
 from shardfs.read_ahead import ReadAhead
-from shardfs.store import open_store
 from tests.conformance.trees import InProcessTree, wait_for
 
 

@@ -22,9 +22,9 @@ from shardfs.drivers.base import Driver, Grow, InMemory, NewRecord, Note, Record
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Entry, Key, Version
+from shardfs.opening import open_store
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.storage.local import LocalStorage
-from shardfs.store import open_store
 from shardfs.values import Array, Blob, Buffer
 
 PATIENCE = 20  # seconds until a test that hangs is given up

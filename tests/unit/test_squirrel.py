@@ -35,9 +35,9 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Key
+from shardfs.opening import open_store
 from shardfs.shard_cache import ShardCache
 from shardfs.storage.local import TEMPORARY, LocalStorage
-from shardfs.store import open_store
 from shardfs.values import Pickle
 
 FIXTURES = Path(__file__).parents[1] / "data/squirrel"

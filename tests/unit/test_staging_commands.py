@@ -30,8 +30,8 @@ from shardfs.errors import (
     StaleShardError,
     UnknownCommandError,
 )
+from shardfs.opening import open_store
 from shardfs.staging import ROOT, StagedDirectory, StagingArea
-from shardfs.store import open_store
 from tests.unit.control_serving import serving
 
 REPOSITORY = Path(__file__).parents[2]

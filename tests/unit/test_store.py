@@ -19,8 +19,9 @@ from shardfs.drivers.base import Grow, Shard, ShardReader
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError, DamagedShardError, MissingKeyError, StaleShardError
 from shardfs.model import Entry
+from shardfs.opening import detect, local_path, open_store
 from shardfs.storage.local import LocalStorage
-from shardfs.store import Store, detect, local_path, open_store
+from shardfs.store import Store
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key
+from shardfs.opening import open_store
 from shardfs.storage.local import LocalStorage
-from shardfs.store import open_store
 
 DATA = Path(__file__).parent.parent / "data" / "streaming"
 CASES = sorted(path.name for path in DATA.iterdir() if path.name.startswith("mds_"))
