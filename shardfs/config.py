@@ -470,3 +470,14 @@ writer wait. At 5 ms, two busy cores kept all calls in workers for nothing."""
 
 STAGED_LISTED = 1_024
 """Names looked up at a time for a listing with staged files: more than one answer to the kernel can hold."""
+
+STREAM_WORKERS = 32
+"""Threads of one `async_map`, unless it is told: as the standard library's executor has it."""
+
+SHUFFLE_BUFFER = 1000
+"""Items that a stream's `shuffle` holds, and from how many on the first is given: squirrel-core's figures."""
+
+SHUFFLE_INITIAL = 100
+
+CATALOG_BYTES = 16 << 20
+"""A catalog.yaml above that is none that people write, and would take the parser minutes."""

@@ -97,6 +97,8 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         if database is not None:
             stack.callback(database.close)
         vfs = build(store, options, database, area)
+        for problem in store.driver.problems:
+            log.warning("%s", problem)
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
         trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
@@ -179,9 +181,11 @@ def check_system() -> None:
 
 def check_apart(path: str, store: Store) -> None:
     """MountError if one of mount point and local store would lie in the other."""
-    if store.place is None:
-        return
-    where = os.path.realpath(store.place)
+    for place in store.places:
+        _check_apart(path, os.path.realpath(place))
+
+
+def _check_apart(path: str, where: str) -> None:
     if path == where or path.startswith(where.rstrip("/") + "/"):
         raise MountError(f"mount point {path} lies inside the store {where}: mount elsewhere")
     if where.startswith(path.rstrip("/") + "/"):

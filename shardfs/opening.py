@@ -10,13 +10,14 @@ import importlib
 import inspect
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from shardfs.drivers.base import Driver
 from shardfs.drivers.squirrel import CODECS
-from shardfs.errors import BadSettingError, BadStoreError
+from shardfs.errors import BadSettingError, BadStoreError, ShardfsError
 from shardfs.storage.local import LocalStorage
 from shardfs.store import Store
 
@@ -28,8 +29,21 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-def open_store(url_or_path: str | os.PathLike[str], driver: str | None = None, **options: Any) -> Store:
+_CATALOG_DRIVERS = {"messagepack": "squirrel-msgpack", "jsonl": "squirrel-jsonl", "store_driver": "squirrel"}
+"""squirrel-core's drivers whose sources are stores, by the names they have in a catalog."""
+
+
+def open_store(
+    url_or_path: str | os.PathLike[str],
+    driver: str | None = None,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Store:
     """Open a store: a local path, a `file://` URL, or a URL whose scheme begins with a driver's name and a `+`.
+
+    A file that ends in `.yaml` is a catalog of squirrel-core: its sources are shown below `<identifier>/v<version>`, to
+    be read. Relative paths in it count from `directory`, by default where the program runs.
 
     `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
     without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
@@ -41,6 +55,8 @@ def open_store(url_or_path: str | os.PathLike[str], driver: str | None = None, *
     if "+" in scheme:
         return _open_url(text, scheme.partition("+")[0], driver, options)
     path = local_path(text)
+    if driver is None and path.suffix in (".yaml", ".yml") and path.is_file():
+        return _open_catalog(text, path, Path(directory or os.getcwd()))
     storage = LocalStorage(path)
     chosen = driver or detect(path)
     factory, preset = _factory(chosen)
@@ -60,6 +76,37 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
     _check_options(named, opener, options, "url")
     made, place = opener(url, **{**preset, **options})
     return Store(url, made, place)
+
+
+def _open_catalog(text: str, path: Path, directory: Path) -> Store:
+    from shardfs.catalog import read_catalog
+    from shardfs.drivers.union import UnionDriver
+
+    members: dict[str, Driver] = {}
+    places: list[Path] = []
+    problems: list[str] = []
+    for source in read_catalog(path):
+        name = f"{source.identifier}/v{source.version}"
+        try:
+            if any(part in ("", ".", "..") for part in name.split("/")) or _overlaps(name, members):
+                raise BadStoreError("a name that cannot stand beside the others as a directory")
+            driver = _CATALOG_DRIVERS.get(source.driver_name)
+            if driver is None or source.url is None:
+                raise BadStoreError(f"driver {source.driver_name} reads no store of shards")
+            url = source.url if "://" in source.url else os.path.join(directory, os.path.expanduser(source.url))
+            store = open_store(url, driver)
+            if store.place is not None and not store.place.is_dir():
+                raise BadStoreError(f"no store at {store.place}")
+        except ShardfsError as error:
+            problems.append(f"{path.name}: {name} is not shown: {error}")
+            continue
+        members[name] = store.driver
+        places += store.places
+    return Store(text, UnionDriver(members, problems), places=places)
+
+
+def _overlaps(name: str, others: Iterable[str]) -> bool:
+    return any(f"{name}/".startswith(f"{other}/") or f"{other}/".startswith(f"{name}/") for other in others)
 
 
 def _check_options(driver: str, factory: Any, options: dict[str, Any], first: str) -> None:

@@ -54,6 +54,13 @@ class Samples(Sequence[Sample]):
             return [self[at] for at in range(*index.indices(len(self)))]
         return self._shard.sample(self._shard.tree(self._starts[index], self._ends[index]))
 
+    def records(self) -> Iterator[bytes]:
+        """The raw bytes of each sample, as the shard has them once it is decompressed."""
+        return (bytes(self._shard.raw[start:end]) for start, end in zip(self._starts, self._ends, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)  # another process gets the samples and not the buffer
+
     def __repr__(self) -> str:
         return f"<{len(self)} samples>"
 
@@ -62,13 +69,14 @@ class Store:
     """A store of shards under keys. Made by `open_store`. Thread-safe.
 
     `url` is what it was opened by. `place` is the local directory or file that it lies in, None for one that lies
-    elsewhere or in several places.
+    elsewhere or in several places; `places` are all there are.
     """
 
-    def __init__(self, url: str, driver: Driver, place: Path | None = None) -> None:
+    def __init__(self, url: str, driver: Driver, place: Path | None = None, places: Sequence[Path] = ()) -> None:
         self.url = url
         self.driver = driver
         self.place = place
+        self.places = [place] if place is not None else list(places)
 
     @property
     def identity(self) -> str:

@@ -33,6 +33,7 @@ class Request:
     """What was asked for, with absolute paths: the background process works in /."""
 
     store: str
+    directory: str
     mountpoint: str
     driver: str | None
     memory: int | None
@@ -74,6 +75,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
     memory = arguments.memory if arguments.memory is not None else words.memory
     return Request(
         store=absolute_store(arguments.store),
+        directory=os.getcwd(),
         mountpoint=os.path.abspath(arguments.mountpoint),
         driver=arguments.driver or words.driver,
         memory=None if memory is None else parse_size(memory),
@@ -138,7 +140,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     gc.disable()  # until it serves: a tenth of the time that the imports take
     from shardfs.opening import open_store
 
-    store = open_store(request.store, request.driver)
+    store = open_store(request.store, request.driver, directory=request.directory)
     try:
         from shardfs import mount
     except ImportError as error:

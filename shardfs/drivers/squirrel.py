@@ -137,7 +137,7 @@ class SquirrelDriver:
         return entry.key + ending, CODECS[ending]
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
-        _check_key(key)
+        check_key(key)
         jsonl = self._format == "jsonl"
         records = (Value(sample, str(number)) for number, sample in enumerate(samples))
         write = self._writer(encoded(records, jsonl, strict=False), jsonl, self._ending)
@@ -148,7 +148,7 @@ class SquirrelDriver:
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
     ) -> Entry:
         """See Driver. What replaces a shard has its format (`format_of`) and compression; a new one the driver's."""
-        _check_key(key)
+        check_key(key)
         jsonl = (self._format if base is None else self.format_of(base)) == "jsonl"
         ending = self._ending if base is None else "." + base.version.rpartition(".")[2]
         write = self._writer(encoded(records, jsonl), jsonl, ending)
@@ -254,7 +254,8 @@ def _file_version(entry: Entry) -> Version:
     return Version(entry.version.rpartition(".")[0])
 
 
-def _check_key(key: str) -> None:
+def check_key(key: str) -> None:
+    """BadSettingError for what cannot be a key of a store in a directory."""
     parts = key.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in key or parts[-1].startswith(TEMPORARY):
         raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
@@ -292,4 +293,4 @@ def _is_overfull(file: BinaryIO, codec: str, size: int) -> bool:
     return False
 
 
-__all__ = ["CODECS", "SquirrelDriver", "random_key"]
+__all__ = ["CODECS", "SquirrelDriver", "check_key", "random_key"]
