@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from shardfs import daemon
+from shardfs.opening import open_store
 from tests.mount.conftest import SECONDS, is_mounted, mount_point, processes, run, shardfs
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
@@ -510,3 +512,34 @@ def test_mount8_itself(tiny_store: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert len(os.listdir(path)) == 3
         assert run("umount", path).returncode == 0
+
+
+def test_a_catalog_is_mounted_with_all_its_sources(tmp_path: Path) -> None:
+    """In the background, too, where relative paths of its sources count from where the command was given."""
+    for source in ("one", "two"):
+        open_store(tmp_path / "data" / source, "squirrel").set([{"name": source}], "k")
+    (tmp_path / "sources.yaml").write_text(
+        "!YamlCatalog\nsources:\n"
+        "- !YamlSource {identifier: words, driver_name: messagepack, driver_kwargs: {url: data/one}}\n"
+        "- !YamlSource {identifier: words, driver_name: messagepack, driver_kwargs: {url: data/two}, version: 2}\n"
+        "- !YamlSource {identifier: table, driver_name: csv, driver_kwargs: {path: t.csv}}\n"
+    )
+    with mount_point() as path:
+        done = run("mount", "sources.yaml", path, "--log", tmp_path / "log", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert sorted(os.listdir(path / "words")) == ["v1", "v2"]
+        assert json.loads((path / "words" / "v2" / "k" / "000000.json").read_text()) == {"name": "two"}
+        assert os.listdir(path) == ["words"]
+        assert "table/v1 is not shown: driver csv reads no store of shards" in (tmp_path / "log").read_text()
+        assert run("umount", path).returncode == 0
+
+
+def test_a_mount_point_inside_a_source_of_a_catalog_is_refused(tmp_path: Path) -> None:
+    open_store(tmp_path / "data", "squirrel").set([1], "k")
+    (tmp_path / "c.yaml").write_text(
+        f"sources:\n- {{identifier: a, driver_name: messagepack, driver_kwargs: {{url: {tmp_path}/data}}}}\n"
+    )
+    done = run("mount", tmp_path / "c.yaml", tmp_path / "data" / "mnt")
+    assert done.returncode != 0
+    assert "lies inside the store" in done.stderr
+    assert not (tmp_path / "data" / "mnt").exists()

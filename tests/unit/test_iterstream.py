@@ -100,9 +100,9 @@ def test_what_a_worker_raises_comes_in_its_turn() -> None:
         return number
 
     seen: list[int] = []
+    stream = IterableSource(range(1000)).async_map(fail, buffer=4, max_workers=2).map(seen.append)
     with pytest.raises(LookupError, match="five"):
-        for number in IterableSource(range(1000)).async_map(fail, buffer=4, max_workers=2):
-            seen.append(number)
+        stream.join()
     assert seen == [0, 1, 2, 3, 4]
     assert max(ran) < 5 + 5  # what had not begun was not begun
 
@@ -114,8 +114,7 @@ def test_what_the_source_raises_comes_after_what_was_before_it() -> None:
 
     seen: list[int] = []
     with pytest.raises(OSError, match="the source"):
-        for number in IterableSource(failing).async_map(int, buffer=100):
-            seen.append(number)
+        IterableSource(failing).async_map(int, buffer=100).map(seen.append).join()
     assert seen == [0, 1, 2]
 
 

@@ -55,7 +55,7 @@ def test_the_first_example_shards_one_after_the_other() -> None:
         store.set(shard, key=f"shard_{i}")
     assert len(list(store.keys())) == N_SHARDS
     seen = {}
-    for key in store.keys():
+    for key in store.keys():  # noqa: SIM118 a store of the library is no mapping
         for sample in store.get(key):
             seen[key] = sample
             break
