@@ -481,3 +481,47 @@ SHUFFLE_INITIAL = 100
 
 CATALOG_BYTES = 16 << 20
 """A catalog.yaml above that is none that people write, and would take the parser minutes."""
+
+# --- stores far away --------------------------------------------------------------------------------------------------
+
+REMOTE_PART = 8 * MIB
+"""Bytes of one ranged request of a large object: above a few MiB more of them in one request are no faster, and below
+that the waiting for each shows."""
+
+REMOTE_AHEAD = 4
+"""Parts of one object that are fetched at once: with 30 ms of latency and 8 MiB each that is a gigabit, and 32 MiB of
+memory for a load."""
+
+REMOTE_REQUESTS = 32
+"""Requests to one store at once: S3 answers so many small objects a second at 4,000 (8 at 2,100 to 3,600), and more are
+no faster."""
+
+REMOTE_DEADLINE = 60.0
+"""Seconds until an operation ends, one way or the other: a reader in the kernel cannot be told sooner, as pyfuse3 does
+not pass on that he was killed."""
+
+REMOTE_CONNECT = 5.0
+"""Seconds for a connection; a machine that is there answers in one."""
+
+REMOTE_STALL = 10.0
+"""Seconds without a byte until a request is given up and asked again."""
+
+REMOTE_RETRIES = 8
+"""Times that a request is repeated within its deadline."""
+
+REMOTE_BACKOFF = 0.1
+REMOTE_BACKOFF_MOST = 5.0
+"""Seconds before the first repetition (doubled each time), and the longest; each is drawn between half of it and all,
+so that many clients do not come back at once."""
+
+REMOTE_RATIO = 4
+"""Raw bytes that a load far away is thought to need for each stored one, until it is known."""
+
+REMOTE_REFRESH = 60.0
+"""Seconds for which a listing is believed: listing 100,000 objects is 100 requests."""
+
+REMOTE_LISTED = 10_000_000
+"""Objects of a listing at most: a gigabyte of memory."""
+
+DETECTED_INDEX = 1 << 30
+"""Bytes of an index.json that is looked at to recognise a data set."""

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from shardfs import config
 from shardfs.drivers.base import Driver
 from shardfs.drivers.squirrel import CODECS
-from shardfs.errors import BadSettingError, BadStoreError, ShardfsError
+from shardfs.errors import BadSettingError, BadStoreError, ShardfsError, StorageError
+from shardfs.storage.base import Storage
 from shardfs.storage.local import LocalStorage
+from shardfs.storage.urls import SCHEMES, open_remote, without_secrets
 from shardfs.store import Store
 
 _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -28,6 +31,9 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
 }
 
+
+REMOTE_OPTIONS = ("endpoint", "anonymous", "storage_options")
+"""Options of `open_store` that are for stores far away, whatever their driver."""
 
 _CATALOG_DRIVERS = {"messagepack": "squirrel-msgpack", "jsonl": "squirrel-jsonl", "store_driver": "squirrel"}
 """squirrel-core's drivers whose sources are stores, by the names they have in a catalog."""
@@ -40,20 +46,23 @@ def open_store(
     directory: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Store:
-    """Open a store: a local path, a `file://` URL, or a URL whose scheme begins with a driver's name and a `+`.
+    """Open a store: a local path, a `file://` URL, one far away (`s3://`, `gs://`, `az://`, `https://`), or a URL
+    whose scheme begins with a driver's name and a `+`.
 
     A file that ends in `.yaml` is a catalog of squirrel-core: its sources are shown below `<identifier>/v<version>`, to
     be read. Relative paths in it count from `directory`, by default where the program runs.
 
     `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
     without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
-    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression). Raises BadStoreError,
-    BadSettingError.
+    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression), and for stores far away
+    `endpoint`, `anonymous` and `storage_options` (see `storage.urls.open_remote`). BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if "+" in scheme:
         return _open_url(text, scheme.partition("+")[0], driver, options)
+    if scheme in SCHEMES:
+        return _open_remote(text, driver, options)
     path = local_path(text)
     if driver is None and path.suffix in (".yaml", ".yml") and path.is_file():
         return _open_catalog(text, path, Path(directory or os.getcwd()))
@@ -76,6 +85,16 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
     _check_options(named, opener, options, "url")
     made, place = opener(url, **{**preset, **options})
     return Store(url, made, place)
+
+
+def _open_remote(url: str, driver: str | None, options: dict[str, Any]) -> Store:
+    settings = {name: options.pop(name) for name in REMOTE_OPTIONS if name in options}
+    storage = open_remote(url, **settings)
+    chosen = driver or detect_in(storage, without_secrets(url))
+    factory, preset = _factory(chosen)
+    _check_options(chosen, factory, options, "storage")
+    made: Driver = factory(storage, **{**preset, **options})
+    return Store(without_secrets(url), made)
 
 
 def _open_catalog(text: str, path: Path, directory: Path) -> Store:
@@ -123,7 +142,7 @@ def local_path(url_or_path: str | os.PathLike[str]) -> Path:
         return Path(text).expanduser()
     parts = urlsplit(text)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise BadStoreError(f"{text}: only local directories, file:// and a driver's own URLs can be opened")
+        raise BadStoreError(f"{text}: nothing here opens such a URL")
     return Path(unquote(parts.path))
 
 
@@ -149,23 +168,27 @@ def detect(path: Path) -> str:
     """The driver for what lies in a directory, by names alone. BadStoreError where that is missing or unclear."""
     if not os.path.exists(path):
         raise BadStoreError(f"no store at {path}")
-    storage = LocalStorage(path)
+    return detect_in(LocalStorage(path), str(path))
+
+
+def detect_in(storage: Storage, place: str) -> str:
+    """The same for what is in a storage that `place` is the name of."""
     found = [listed.name for listed in storage.list(("index.json", ".tar", ".tar.gz", ".tar.zst", *CODECS))]
     indexes = [name for name in found if name.rpartition("/")[2] == "index.json"]
-    if any(_is_streaming_index(path / name) for name in indexes):
+    if any(_is_streaming_index(storage, name) for name in indexes):
         return "streaming"
     if any(".mds." in name for name in found):
-        raise BadStoreError(f"{path} holds .mds shards without an index.json that says version 2")
+        raise BadStoreError(f"{place} holds .mds shards without an index.json that says version 2")
     if any(name.endswith((".tar", ".tar.gz", ".tar.zst")) for name in found):
-        raise BadStoreError(f"{path} holds .tar files, for which there is no driver; name one with --driver")
+        raise BadStoreError(f"{place} holds .tar files, for which there is no driver; name one with --driver")
     if any(name.endswith(tuple(CODECS)) for name in found):
         return "squirrel"
-    raise BadStoreError(f"{path} holds no shards that are recognised (index.json, *.gz, *.zst); name its --driver")
+    raise BadStoreError(f"{place} holds no shards that are recognised (index.json, *.gz, *.zst); name its --driver")
 
 
-def _is_streaming_index(path: Path) -> bool:
+def _is_streaming_index(storage: Storage, name: str) -> bool:
     try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = json.loads(storage.read(name, config.DETECTED_INDEX))
+    except (StorageError, ValueError, RecursionError):
         return True  # a broken index is the streaming driver's to explain
     return isinstance(document, dict) and document.get("version") == 2

@@ -29,8 +29,8 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.local import TEMPORARY, Listed, LocalStorage, temporary_name
-from shardfs.storage.local_reader import LocalReader
+from shardfs.storage.base import Listed, Reader, Storage
+from shardfs.storage.local import TEMPORARY, temporary_name
 
 CODECS = {".gz": "gz", ".zst": "zstd"}
 """Compression by ending. Where a key has both files `.gz` is the one, as squirrel-core sees only that."""
@@ -40,7 +40,7 @@ _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, err
 
 
 class SquirrelDriver:
-    """A Squirrel store on a local directory.
+    """A Squirrel store in any storage.
 
     `format` is `auto` (by content), `msgpack` or `jsonl`: how shards are read, and what is written (`auto` writes
     msgpack). `compression` (`gz` or `zst`) and `level` say how shards are written. BadSettingError for other words.
@@ -51,7 +51,7 @@ class SquirrelDriver:
     appends = False
 
     def __init__(
-        self, storage: LocalStorage, *, format: str = "auto", compression: str = "gz", level: int | None = None
+        self, storage: Storage, *, format: str = "auto", compression: str = "gz", level: int | None = None
     ) -> None:
         if format not in ("auto", "msgpack", "jsonl"):
             raise BadSettingError(f"format {format!r}: use auto, msgpack or jsonl")
@@ -86,7 +86,9 @@ class SquirrelDriver:
         raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
 
     def estimate(self, entry: Entry) -> int:
-        codec = self._stored(entry)[1]
+        name, codec = self._stored(entry)
+        if not self._storage.at_hand(name, _file_version(entry)):
+            return entry.stored_bytes * config.REMOTE_RATIO  # to look would cost as much as to fetch
         with self._open(entry) as reader:
             return _raw_size(reader, codec)
 
@@ -113,7 +115,7 @@ class SquirrelDriver:
             stack.pop_all()  # the frames close it
             return FramedSquirrel(reader, table, self._format)
 
-    def _open(self, entry: Entry) -> LocalReader:
+    def _open(self, entry: Entry) -> Reader:
         try:
             return self._storage.open(self._stored(entry)[0], _file_version(entry))
         except StorageError as error:
@@ -133,7 +135,7 @@ class SquirrelDriver:
 
     def _stored(self, entry: Entry) -> tuple[str, str]:
         """File name and codec of the version that `entry` speaks of."""
-        ending = "." + entry.version.rpartition(".")[2]
+        ending = entry_ending(entry)
         return entry.key + ending, CODECS[ending]
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
@@ -150,7 +152,7 @@ class SquirrelDriver:
         """See Driver. What replaces a shard has its format (`format_of`) and compression; a new one the driver's."""
         check_key(key)
         jsonl = (self._format if base is None else self.format_of(base)) == "jsonl"
-        ending = self._ending if base is None else "." + base.version.rpartition(".")[2]
+        ending = self._ending if base is None else entry_ending(base)
         write = self._writer(encoded(records, jsonl), jsonl, ending)
         noted = {"file": key + ending, "temporary": temporary_name()}
         if note is not None:
@@ -161,6 +163,7 @@ class SquirrelDriver:
                 write,
                 check=lambda: self._check_current(key, base),
                 replace=base is not None,
+                expected=None if base is None else _file_version(base),
                 temporary=noted["temporary"],
                 marked=None if note is None else lambda mark: note(json.dumps({**noted, "mark": mark})),
             )
@@ -250,6 +253,11 @@ def _entry(listed: Listed) -> Entry:
     return Entry(Key(key), Version(f"{listed.version}.{ending}"), listed.size, listed.mtime_ns)
 
 
+def entry_ending(entry: Entry) -> str:
+    """`.gz` or `.zst`: what the file of a key ends in."""
+    return "." + entry.version.rpartition(".")[2]
+
+
 def _file_version(entry: Entry) -> Version:
     return Version(entry.version.rpartition(".")[0])
 
@@ -272,7 +280,7 @@ def random_key() -> Key:
     return Key("".join(secrets.choice(string.ascii_uppercase + string.digits) for _ in range(16)))
 
 
-def _raw_size(reader: LocalReader, codec: str) -> int:
+def _raw_size(reader: Reader, codec: str) -> int:
     """A hint of the raw bytes in an opened file."""
     tail = reader.tail(compression.HINT_TAIL[codec])
     return compression.raw_size_hint(codec, reader.size, reader.read_at(0, min(18, reader.size)), tail)

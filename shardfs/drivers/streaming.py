@@ -49,7 +49,8 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.storage.base import Listed
+from shardfs.storage.local import LocalStorage
 
 INDEX_MAX = 256 << 20
 """Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""

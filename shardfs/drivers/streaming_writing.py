@@ -37,7 +37,8 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Key
-from shardfs.storage.local import TEMPORARY, Listed, LocalStorage, temporary_name
+from shardfs.storage.base import Listed
+from shardfs.storage.local import TEMPORARY, LocalStorage, temporary_name
 
 INDEX = "index.json"
 _CODEC = re.compile(r"(zstd|gz)(?::([0-9]{1,2}))?")

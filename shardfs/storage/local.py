@@ -15,7 +15,6 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +22,7 @@ from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage import renaming
+from shardfs.storage.base import Listed
 from shardfs.storage.local_reader import LocalReader, reason
 
 TEMPORARY = ".shardfs-tmp-"
@@ -32,17 +32,6 @@ _PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES
 """What opening a directory below the root may say without failing the whole listing."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One stored object."""
-
-    name: str
-    """Path relative to the root, `/` between levels."""
-    size: int
-    mtime_ns: int
-    version: Version
 
 
 def _version(status: os.stat_result) -> Version:
@@ -149,6 +138,9 @@ class LocalStorage:
         _await_write(descriptor)
         return LocalReader(descriptor, str(self.root / name), status)
 
+    def at_hand(self, name: str, version: Version) -> bool:
+        return True
+
     def mark(self, name: str, version: Version | None = None) -> str:
         """A hash of one file's whole content. Less would not do: parts may change and size and ends stay."""
         with self.open(name, version) as reader:
@@ -190,15 +182,17 @@ class LocalStorage:
         replace: bool = True,
         temporary: str | None = None,
         marked: Callable[[str], None] | None = None,
+        expected: Version | None = None,
     ) -> Listed:
         """Make `name` hold what `write` writes into a new file (which it may also read), all or nothing, durably;
         directories are made. What the listing says of it then. StorageError, EEXIST without `replace` where there is
         such a name.
 
         `check` is called when all is written and only the rename is left; between the two no other writer of this kind
-        changes anything in that directory. `marked` is called before both with what `mark` will say of the content. An
-        exception of any of them leaves the old content and passes on. `temporary` (made by `temporary_name`) is the
-        name until then: who knows it can clean up behind a process that died, with `remove_temporary`.
+        changes anything in that directory. With `expected` the name must hold that version then: StaleShardError.
+        `marked` is called before both with what `mark` will say of the content. An exception of any of them leaves the
+        old content and passes on. `temporary` (made by `temporary_name`) is the name until then: who knows it can clean
+        up behind a process that died, with `remove_temporary`.
         """
         _check_name(self.root, name)
         try:
@@ -213,6 +207,7 @@ class LocalStorage:
                     marked(self._mark_of(directory, temporary))
                 with renaming.locked(directory):
                     check()
+                    self._check_expected(directory, last, name, expected)
                     renaming.rename(directory, temporary, last, replace)
                     status = os.stat(last, dir_fd=directory, follow_symlinks=False)
                 os.fsync(directory)
@@ -237,6 +232,12 @@ class LocalStorage:
             file.flush()
             os.fsync(file.fileno())
             return os.fstat(file.fileno())
+
+    def _check_expected(self, directory: int, last: str, name: str, expected: Version | None) -> None:
+        if expected is not None:
+            status = self._status(directory, last)
+            if status is None or _version(status) != expected:
+                raise StaleShardError(f"{name} was replaced in {self.root} meanwhile")
 
     def _mark_of(self, directory: int, name: str) -> str:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)

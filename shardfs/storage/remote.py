@@ -1,0 +1,341 @@
+"""Objects in a store far away (S3, GCS, Azure, HTTP), through obstore. Knows nothing of what they mean.
+
+A version is the object's size, time and ETag; every request for its bytes asks for just that, and what comes is
+compared with it, as obstore itself takes a short body, or another page with status 200, for the object. Large objects
+come in parts, a few at once. Servers that answer a range with all of the object are noticed, and asked for all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import obstore
+
+from shardfs import config
+from shardfs.errors import StaleShardError, StorageError
+from shardfs.model import Version
+from shardfs.storage.base import Listed
+from shardfs.storage.requests import Requests, ShortBodyError
+
+PROBE = ".shardfs-tmp-probe-"
+"""Names that begin so were made to find out what a store can do; no listing of ours shows them."""
+
+_MARK = "shardfs-mark"
+"""Attribute with the hash of what was written: tells whether a write whose answer was lost was done."""
+
+
+def version_of(size: int, mtime_ns: int, etag: str | None) -> Version:
+    return Version(f"{size:x}-{mtime_ns:x}-{etag or ''}")
+
+
+def parse_version(version: Version) -> tuple[int, int, str]:
+    """Size, time in nanoseconds and ETag (empty: none) of a version."""
+    size, mtime_ns, etag = version.split("-", 2)
+    return int(size, 16), int(mtime_ns, 16), etag
+
+
+class RemoteStorage:
+    """The objects of an obstore store below its prefix. `root` is its URL, without secrets."""
+
+    def __init__(self, store: Any, root: str, requests: Requests | None = None) -> None:
+        self.root = root
+        self.requests = requests or Requests(root)
+        self.store = store
+        self._ranges = True
+        self._pool = ThreadPoolExecutor(config.REMOTE_REQUESTS, "fetch")
+
+    # --- names --------------------------------------------------------------------------------------------------------
+
+    def _listed(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        found: list[Listed] = []
+        seen = 0
+        for page in obstore.list(self.store, chunk_size=1000):
+            seen += len(page)
+            if seen > config.REMOTE_LISTED:
+                raise StorageError(f"{self.root} has more than {config.REMOTE_LISTED} objects", errno.EFBIG)
+            found += (_listed(meta) for meta in page if meta["path"].endswith(suffixes))
+        return found
+
+    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        found = self.requests.run("listing", lambda: self._listed(suffixes))
+        return sorted(found, key=lambda listed: listed.name)
+
+    def changed(self) -> bool:
+        return True  # nothing cheaper than a listing tells; how often that is asked for is up to who asks
+
+    def stat(self, name: str) -> Listed:
+        return self.requests.run(f"looking at {name}", lambda: _listed(obstore.head(self.store, name)))
+
+    # --- bytes --------------------------------------------------------------------------------------------------------
+
+    def open(self, name: str, version: Version | None = None) -> RemoteReader:
+        """Without a version it is asked for; with one nothing is, until something is read."""
+        if version is None:
+            version = self.stat(name).version
+        return RemoteReader(self, name, version)
+
+    def at_hand(self, name: str, version: Version) -> bool:
+        return False
+
+    def read(self, name: str, limit: int) -> bytes:
+        listed = self.stat(name)
+        if listed.size > limit:
+            raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
+        return self.fetch(name, listed.version, 0, listed.size)
+
+    def mark(self, name: str, version: Version | None = None) -> str:
+        made = hashlib.blake2b(digest_size=16)
+        with self.open(name, version) as reader:
+            while piece := reader.read(config.REMOTE_PART):
+                made.update(piece)
+            return made.hexdigest()
+
+    def fetch(self, name: str, version: Version, start: int, end: int, until: float | None = None) -> bytes:
+        """The bytes of one version from `start` to `end`, in one request. StaleShardError, StorageError."""
+        size, _, etag = parse_version(version)
+        if start >= end:
+            return b""
+
+        def attempt() -> bytes:
+            whole = start == 0 and end == size
+            if whole or not self._ranges:
+                return self._get(name, size, etag, None)[start:end]
+            try:
+                return self._get(name, size, etag, (start, end))
+            except obstore.exceptions.GenericError as error:
+                if "non-partial response" not in str(error):
+                    raise
+                self._ranges = False
+                return self._get(name, size, etag, None)[start:end]
+
+        return self.requests.run(f"reading {name}", attempt, until=until)
+
+    def _get(self, name: str, size: int, etag: str, part: tuple[int, int] | None) -> bytes:
+        options: Any = {}
+        if part is not None:
+            options["range"] = part
+        if etag and not etag.startswith("W/"):
+            options["if_match"] = etag
+        result = obstore.get(self.store, name, options=options)
+        meta = result.meta
+        if (meta["size"], meta["e_tag"] or "") != (size, etag):
+            raise StaleShardError(f"{self.root}/{name} was replaced since it was listed")
+        data = bytes(result.bytes())
+        expected = size if part is None else part[1] - part[0]
+        if len(data) != expected:
+            raise ShortBodyError(f"{len(data)} bytes came where there should be {expected}")
+        return data
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def make_directory(self, path: str) -> None:
+        """Object stores have none."""
+
+    def put(
+        self,
+        name: str,
+        write: Callable[[BinaryIO], None],
+        *,
+        check: Callable[[], None] = lambda: None,
+        replace: bool = True,
+        temporary: str | None = None,
+        marked: Callable[[str], None] | None = None,
+        expected: Version | None = None,
+    ) -> Listed:
+        """See Storage. What is written is gathered in a temporary file of this machine; the condition is the store's
+        own (If-None-Match, If-Match), where it has such: `compares` tells."""
+        with tempfile.TemporaryFile() as file:
+            write(file)
+            mark, size = _mark(file), file.tell()
+            if marked is not None:
+                marked(mark)
+            check()
+            mode = "overwrite" if replace else "create"
+            condition: Any = mode if expected is None else {"e_tag": parse_version(expected)[2]}
+            self._put(name, file, condition, mark)
+        listed = self.stat(name)
+        if listed.size != size:
+            raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
+        return listed
+
+    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str) -> None:
+        tries = 0
+
+        def attempt() -> None:
+            nonlocal tries
+            tries += 1
+            file.seek(0)
+            try:
+                obstore.put(self.store, name, file, mode=condition, attributes={_MARK: mark})
+            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+                # an earlier attempt, whose answer was lost, may have been what put it there
+                if tries == 1 or self._told_mark(name) != mark:
+                    raise
+
+        self.requests.run(f"writing {name}", attempt)
+
+    def _told_mark(self, name: str) -> str | None:
+        attributes: dict[str, Any] = obstore.get(self.store, name, options={"head": True}).attributes
+        return attributes.get(_MARK)
+
+    def compares(self) -> bool:
+        """Whether the store keeps to conditions, tried out with an object of its own. StorageError."""
+        name = f"{PROBE}{secrets.token_hex(8)}"
+        try:
+            self._put(name, io.BytesIO(b"1"), "create", name)
+            for condition in ("create", {"e_tag": '"00000000000000000000000000000000"'}):
+                try:
+                    self.requests.run("trying out", partial(self._put_plainly, name, condition))
+                except (StaleShardError, StorageError) as error:
+                    if isinstance(error, StorageError) and error.errno != errno.EEXIST:
+                        raise
+                else:
+                    return False
+            return True
+        finally:
+            with contextlib.suppress(StorageError):
+                self.remove(name)
+
+    def _put_plainly(self, name: str, condition: Any) -> None:
+        obstore.put(self.store, name, b"2", mode=condition)
+
+    def remove_temporary(self, beside: str, temporary: str) -> None:
+        """Nothing has a name before all of it is there."""
+
+    def sync(self, name: str) -> None:
+        """A store that has answered has it."""
+
+    def remove(self, name: str) -> None:
+        self.stat(name)
+        self.requests.run(f"removing {name}", lambda: obstore.delete(self.store, name))
+
+    def in_background(self, call: Callable[[], bytes]) -> Future[bytes]:
+        return self._pool.submit(call)
+
+
+class RemoteReader:
+    """One version of an object. What is read from beginning to end is fetched in parts, REMOTE_AHEAD at once; ranges
+    are fetched as they are asked for, out of a part where that is at hand."""
+
+    def __init__(self, storage: RemoteStorage, name: str, version: Version) -> None:
+        self._storage = storage
+        self._name = name
+        self._version = version
+        self.size = parse_version(version)[0]
+        self._position = 0
+        self._parts: dict[int, Future[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, count: int) -> bytes:
+        data = self._at(self._position, count)
+        self._position += len(data)
+        self._leave_behind()
+        return bytes(data)
+
+    def readinto(self, view: memoryview) -> int:
+        data = self._at(self._position, len(view))
+        view[: len(data)] = data
+        self._position += len(data)
+        self._leave_behind()
+        return len(data)
+
+    def _at(self, position: int, count: int) -> memoryview:
+        """What there is of `count` bytes from `position` in one part; the parts behind it are on their way then."""
+        if position >= self.size or count <= 0:
+            return memoryview(b"")
+        first = position // config.REMOTE_PART
+        wanted = [self._part(number) for number in range(first, min(first + config.REMOTE_AHEAD, self._count))]
+        data = self._result(first, wanted[0])
+        start = position - first * config.REMOTE_PART
+        return memoryview(data)[start : start + count]
+
+    @property
+    def _count(self) -> int:
+        return -(-self.size // config.REMOTE_PART)
+
+    def _part(self, number: int) -> Future[bytes]:
+        with self._lock:
+            known = self._parts.get(number)
+            if known is None:
+                start = number * config.REMOTE_PART
+                end = min(start + config.REMOTE_PART, self.size)
+                fetch = self._storage.fetch
+                name, version, until = self._name, self._version, self._storage.requests.until()
+                known = self._storage.in_background(lambda: fetch(name, version, start, end, until))
+                self._parts[number] = known
+            return known
+
+    def _result(self, number: int, part: Future[bytes]) -> bytes:
+        try:
+            return part.result()
+        except BaseException:
+            with self._lock:
+                self._parts.pop(number, None)  # or a later reader would be told an error of long ago
+            raise
+
+    def _leave_behind(self) -> None:
+        first = self._position // config.REMOTE_PART
+        with self._lock:
+            for number in [number for number in self._parts if number < first]:
+                self._parts.pop(number).cancel()
+
+    def read_at(self, offset: int, count: int) -> bytes:
+        if offset + count > self.size:
+            raise StaleShardError(f"{self._name} has {self.size} bytes, and {offset + count} were asked for")
+        number = offset // config.REMOTE_PART
+        start = offset - number * config.REMOTE_PART
+        with self._lock:
+            part = self._parts.get(number)
+        if part is None and self._count == 1:
+            part = self._part(0)  # small ones are fetched once, whatever is asked of them
+        if part is not None and start + count <= config.REMOTE_PART:
+            return self._result(number, part)[start : start + count]
+        return self._storage.fetch(self._name, self._version, offset, offset + count)
+
+    def cached_at(self, offset: int, count: int) -> memoryview | None:
+        return None
+
+    def advise(self) -> None:
+        """Nothing: fetching all of it would take the network from who waits for a part."""
+
+    def tail(self, count: int) -> bytes:
+        count = min(count, self.size)
+        return self.read_at(self.size - count, count)
+
+    def close(self) -> None:
+        with self._lock:
+            for part in self._parts.values():
+                part.cancel()
+            self._parts.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _mark(file: BinaryIO) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    file.seek(0)
+    while piece := file.read(1 << 20):
+        made.update(piece)
+    return made.hexdigest()
+
+
+def _listed(meta: Any) -> Listed:
+    mtime_ns = int(meta["last_modified"].timestamp() * 1e9)
+    return Listed(meta["path"], meta["size"], mtime_ns, version_of(meta["size"], mtime_ns, meta["e_tag"]))

@@ -1,0 +1,74 @@
+"""What the URL of a store far away means: which object store, at which endpoint, with which credentials.
+
+Credentials come from where each cloud's own tools take them; none is ever part of what a storage is called. Knows
+nothing of what is stored.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from shardfs import config
+from shardfs.errors import BadSettingError, BadStoreError, MissingSystemError
+
+if TYPE_CHECKING:
+    from shardfs.storage.remote import RemoteStorage
+
+SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
+"""Schemes that obstore opens."""
+
+_MISSING = "stores far away need obstore: pip install 'shardfs[remote]'"
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be shown: without what stands before an @, and without a query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+
+
+def open_remote(
+    url: str,
+    *,
+    endpoint: str | None = None,
+    anonymous: bool = False,
+    storage_options: dict[str, Any] | None = None,
+) -> RemoteStorage:
+    """The storage at a URL. Nothing is asked of it yet.
+
+    `endpoint` is the URL of an S3-compatible server, `anonymous` asks without credentials, `storage_options` are
+    obstore's own settings for that store. BadSettingError, BadStoreError, MissingSystemError.
+    """
+    try:
+        from obstore.store import HTTPStore, from_url
+
+        from shardfs.storage.remote import RemoteStorage
+    except ImportError as error:
+        raise MissingSystemError(f"{_MISSING} ({error})") from error
+    parts = urlsplit(url)
+    shown = without_secrets(url)
+    settings: Any = dict(storage_options or {})
+    client: Any = {
+        "connect_timeout": timedelta(seconds=config.REMOTE_CONNECT),
+        "read_timeout": timedelta(seconds=config.REMOTE_STALL),
+        "timeout": timedelta(seconds=config.REMOTE_DEADLINE),
+        **settings.pop("client_options", {}),
+    }
+    retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=config.REMOTE_DEADLINE)}
+    if parts.scheme in ("http", "https"):
+        if endpoint or anonymous:
+            raise BadSettingError(f"{shown}: --endpoint and --anonymous are for s3://, gs:// and az://")
+        client["allow_http"] = parts.scheme == "http"
+        return RemoteStorage(HTTPStore.from_url(url.rstrip("/"), client_options=client, retry_config=retries), shown)
+    if anonymous:
+        settings["skip_signature"] = True
+    if endpoint is not None:
+        settings["endpoint"] = endpoint
+        client["allow_http"] = client.get("allow_http", endpoint.startswith("http://"))
+    try:
+        store = from_url(url, client_options=client, retry_config=retries, **settings)
+    except Exception as error:  # obstore has an own class of errors here, and ValueErrors
+        reason = " ".join(str(error).split())[:300]
+        raise BadStoreError(f"{shown} cannot be opened: {reason}") from error
+    return RemoteStorage(store, shown)
