@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="count", default=0, help="say more (-vv: also where errors come from)"
     )
     opening = _Parser(add_help=False)
-    opening.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+    opening.add_argument("store", metavar="STORE", help="a directory, or a URL (file, s3, gs, az, https)")
     opening.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
     opening.add_argument(
         "--arrays", choices=("png", "npy"), help="show arrays that look like images as .png (default) or as .npy"
@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     opening.add_argument(
         "--text", choices=("json", "files"), help="show text fields in the .json (default) or as .txt files"
     )
+    _add_far(opening)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_mount(commands.add_parser("mount", parents=[opening, common], help="mount a store on a directory"))
     _add_umount(commands.add_parser("umount", parents=[common], help="end mounts, and wait for their processes"))
@@ -73,6 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
     _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
     return parser
+
+
+def _add_far(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--endpoint", metavar="URL", help="the server of an s3:// store that is not Amazon's")
+    parser.add_argument("--anonymous", action="store_true", help="ask a store far away without credentials")
 
 
 def _add_mount(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +96,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="OPT,...",
         help="ro, rw, allow_overwrite, allow_delete, write_back=, allow_other, nonempty, no_index, driver=NAME, "
-        "memory=SIZE, arrays=, text=; fstab's own are ignored",
+        "memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
@@ -104,6 +110,12 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         "--write-back",
         metavar="SECONDS",
         help="with --rw: store a key after so many quiet seconds (default: 5; off: only when it is asked for)",
+    )
+    parser.add_argument(
+        "--refresh",
+        metavar="SECONDS",
+        help="look for change in the store so often (default: 1, far away 60), or immutable: never, "
+        "or manual: by shardfs refresh",
     )
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)

@@ -78,6 +78,9 @@ class MountOptions:
     allow_delete: bool = False
     write_back: float | None = config.WRITE_BACK
     """Seconds of quiet after which a key is stored; None for never."""
+    refresh: float | None = None
+    """Seconds between questions to the store whether something has changed there (inf: never by itself); None: what
+    fits the store."""
 
 
 def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -97,6 +100,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         if database is not None:
             stack.callback(database.close)
         vfs = build(store, options, database, area)
+        vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
         for problem in store.driver.problems:
             log.warning("%s", problem)
         stack.enter_context(prepared(path, options.nonempty))

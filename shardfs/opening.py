@@ -142,7 +142,9 @@ def local_path(url_or_path: str | os.PathLike[str]) -> Path:
         return Path(text).expanduser()
     parts = urlsplit(text)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-        raise BadStoreError(f"{text}: nothing here opens such a URL")
+        raise BadStoreError(
+            f"{text}: what can be opened are local directories, file://, s3://, gs://, az:// and http(s):// URLs"
+        )
     return Path(unquote(parts.path))
 
 

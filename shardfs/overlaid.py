@@ -193,7 +193,7 @@ class OverlaidVfs(Vfs):
 
     def negative_timeout(self, parent: int) -> float:
         directory = self.tree.directory(parent)
-        return config.REFRESH if isinstance(directory, KeyDirectory) and directory.overlay is None else 0.0
+        return self.refresh.interval if isinstance(directory, KeyDirectory) and directory.overlay is None else 0.0
 
     async def getattr(self, inode: int) -> Attributes:
         ref = self.ref_of(inode)

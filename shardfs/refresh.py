@@ -36,7 +36,7 @@ class Refresh:
         self._driver = driver
         self._tree = tree
         self._superseded = superseded
-        self._interval = interval
+        self.interval = interval
         self._listed = 0.0
         self._asking: dict[Key | None, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
@@ -68,15 +68,15 @@ class Refresh:
 
     def due(self, directory: KeyDirectory) -> bool:
         """True if the store was not asked about a key for long enough to ask it again."""
-        return trio.current_time() - directory.checked >= self._interval
+        return trio.current_time() - directory.checked >= self.interval
 
     def seen(self, directory: KeyDirectory) -> None:
         """The store is known to have a key's version now."""
         directory.checked = trio.current_time()
 
-    async def listing(self) -> None:
-        """Take in keys that have come or gone."""
-        if trio.current_time() - self._listed >= self._interval:
+    async def listing(self, *, now: bool = False) -> None:
+        """Take in keys that have come or gone; `now` asks even if it was asked just before."""
+        if now or trio.current_time() - self._listed >= self.interval:
             self._listed = trio.current_time()
             await self._ask(None, self._list)
 

@@ -65,7 +65,7 @@ class SettledVfs(OverlaidVfs):
         table, overlay.table = overlay.table, done.table
         fresh = self.tree.succeed(before, done.entry)
         fresh.settled = True
-        self._refresh.seen(fresh)
+        self.refresh.seen(fresh)
         if isinstance(before, KeyDirectory):
             before.successor = Sealing(fresh, done.base_numbers, table)
             if before.lookups > 0 and table is not None:

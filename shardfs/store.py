@@ -85,6 +85,11 @@ class Store:
             return self.url
         return os.path.realpath(self.place)
 
+    @property
+    def far(self) -> bool:
+        """True for a store that other machines must be asked for."""
+        return self.place is None and not self.places
+
     def keys(self) -> list[Key]:
         """The names of all shards now in the store, in its order. StorageError, BadStoreError."""
         return [entry.key for entry in self.driver.entries()]

@@ -80,7 +80,8 @@ class Vfs:
         if read_ahead:
             self.cache.on_touch = self._on_touch
             self.cache.on_evict = self._on_evict
-        self._refresh = Refresh(driver, self.tree, self._supersede)
+        self.refresh = Refresh(driver, self.tree, self._supersede)
+        """Watches the store; its interval is also how long the kernel may believe what it says of keys."""
         self._handles: dict[int, _OpenDirectory] = {}
         self._gifts = Gifts()
         self._listers = Listers()
@@ -89,7 +90,7 @@ class Vfs:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve only inside this block: it owns the loads."""
-        async with self.cache.running(), self._refresh.running():
+        async with self.cache.running(), self.refresh.running():
             yield
 
     def _on_load(self, entry: Entry, loaded: Loaded) -> None:
@@ -126,7 +127,7 @@ class Vfs:
         """As `lookup` of a key's file, where nothing has to be waited for: what all files of the key have in common
         (one object for each key), the inode number and the size. None where something has, or the name is not there."""
         key = self.tree.directory(parent)
-        if type(key) is not KeyDirectory or key.superseded or self._refresh.due(key):
+        if type(key) is not KeyDirectory or key.superseded or self.refresh.due(key):
             return None
         table = self.cache.tables.known(key.entry)
         file = None if table is None else table.find(name)
@@ -161,9 +162,9 @@ class Vfs:
     async def _lookup_directory(self, directory: Directory, name: bytes) -> Attributes:
         below = directory.children.get(name)
         if isinstance(below, KeyDirectory):
-            below = await self._refresh.key(below)
+            below = await self.refresh.key(below)
         if below is None:
-            await self._refresh.listing()
+            await self.refresh.listing()
             below = directory.children.get(name)
         if below is None:
             raise MissingKeyError(f"no entry {name!r}")
@@ -172,7 +173,7 @@ class Vfs:
 
     def negative_timeout(self, parent: int) -> float:
         """Seconds for which a name that is missing in `parent` may be taken to stay missing."""
-        return config.FOREVER if isinstance(self.tree.directory(parent), KeyDirectory) else config.REFRESH
+        return config.FOREVER if isinstance(self.tree.directory(parent), KeyDirectory) else self.refresh.interval
 
     async def getattr(self, inode: int) -> Attributes:
         """Attributes by inode. For a file in a shard whose table is gone this loads the shard again."""
@@ -220,8 +221,8 @@ class Vfs:
 
     async def _current(self, key: KeyDirectory) -> None:
         """StaleShardError for a key that was replaced: the kernel then looks the name up again, and finds the new."""
-        if not key.superseded and self._refresh.due(key):
-            await self._refresh.key(key)
+        if not key.superseded and self.refresh.due(key):
+            await self.refresh.key(key)
         if key.superseded:
             raise StaleShardError(f"{key.entry.key} was replaced since it was looked up")
 
@@ -232,7 +233,7 @@ class Vfs:
             raise StaleShardError(f"{key.entry.key} is not in the store now") from error
         except StaleShardError:
             if key.settled or key.superseded:
-                await self._refresh.key(key, now=True)
+                await self.refresh.key(key, now=True)
                 raise
             # replaced since the listing, but nothing of the old version was ever shown: take the new one
             try:
@@ -247,7 +248,7 @@ class Vfs:
         assert not isinstance(directory, NewDirectory)
         mtime = directory.entry.mtime_ns if isinstance(directory, KeyDirectory) else directory.mtime_ns
         mode = stat.S_IFDIR | 0o555
-        return Attributes(directory.inode, mode, 0, mtime, 1, config.REFRESH, config.REFRESH)
+        return Attributes(directory.inode, mode, 0, mtime, 1, self.refresh.interval, self.refresh.interval)
 
     def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         inode = inodes.file_inode(key.slot, file)
@@ -264,7 +265,7 @@ class Vfs:
             table = await self._table(directory)
             return self._handle(_OpenDirectory(directory, table, (), self._listers.plus(process, directory, table)))
         assert isinstance(directory, Directory)
-        await self._refresh.listing()
+        await self.refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
 
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
@@ -303,7 +304,7 @@ class Vfs:
     def open_now(self, inode: int, flags: int) -> int | None:
         """As `open`, where nothing has to be waited for; None where something has."""
         key = self.tree.slot(inode >> inodes.BITS)
-        if key is None or key.superseded or flags & WRITING or self._refresh.due(key):
+        if key is None or key.superseded or flags & WRITING or self.refresh.due(key):
             return None
         self._gifts.opened(inode)
         return inode
@@ -370,7 +371,7 @@ class Vfs:
         try:
             return await self._content(key, inodes.file_of(handle), offset, size)
         except StaleShardError:
-            await self._refresh.key(key, now=True)
+            await self.refresh.key(key, now=True)
             raise
 
     async def _content(self, key: KeyDirectory, file: int, offset: int, size: int) -> bytes | memoryview:

@@ -16,10 +16,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import Any
 
 from shardfs import background, config, daemon
 from shardfs.commands import OK, explain, tell
-from shardfs.commands.options import MountWords, parse_size, parse_words, parse_write_back, style
+from shardfs.commands.options import (
+    MountWords,
+    parse_refresh,
+    parse_size,
+    parse_words,
+    parse_write_back,
+    store_options,
+    style,
+)
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
 
 NO_PYFUSE3 = (
@@ -34,6 +43,7 @@ class Request:
 
     store: str
     directory: str
+    remote: dict[str, Any]
     mountpoint: str
     driver: str | None
     memory: int | None
@@ -45,6 +55,7 @@ class Request:
     allow_overwrite: bool
     allow_delete: bool
     write_back: float | None
+    refresh: float | None
     verbosity: int
     log_file: str | None
 
@@ -76,6 +87,8 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
     return Request(
         store=absolute_store(arguments.store),
         directory=os.getcwd(),
+        remote=store_options(arguments, words),
+        refresh=parse_refresh(arguments.refresh or words.refresh),
         mountpoint=os.path.abspath(arguments.mountpoint),
         driver=arguments.driver or words.driver,
         memory=None if memory is None else parse_size(memory),
@@ -140,7 +153,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     gc.disable()  # until it serves: a tenth of the time that the imports take
     from shardfs.opening import open_store
 
-    store = open_store(request.store, request.driver, directory=request.directory)
+    store = open_store(request.store, request.driver, directory=request.directory, **request.remote)
     try:
         from shardfs import mount
     except ImportError as error:
@@ -155,6 +168,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         allow_overwrite=request.allow_overwrite,
         allow_delete=request.allow_delete,
         write_back=request.write_back,
+        refresh=request.refresh,
     )
     mount.serve(store, request.mountpoint, options, ready)
 

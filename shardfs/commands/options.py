@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from shardfs import config
 from shardfs.errors import BadSettingError
@@ -12,6 +15,7 @@ from shardfs.errors import BadSettingError
 OURS = (
     *("ro", "rw", "allow_overwrite", "allow_delete", "write_back="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
+    *("refresh=", "endpoint=", "anonymous"),
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -39,6 +43,9 @@ class MountWords:
     memory: str | None = None
     arrays: str | None = None
     text: str | None = None
+    refresh: str | None = None
+    endpoint: str | None = None
+    anonymous: bool = False
     rw: bool = False
     allow_overwrite: bool = False
     allow_delete: bool = False
@@ -53,9 +60,9 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
     asked: set[str] = set()
     for word in (word for option in options for word in option.split(",") if word):
         name, equals, value = word.partition("=")
-        if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete"):
+        if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "anonymous"):
             setattr(words, word, True)
-        elif name in ("driver", "memory", "arrays", "text", "write_back") and equals:
+        elif name in ("driver", "memory", "arrays", "text", "write_back", "refresh", "endpoint") and equals:
             setattr(words, name, value)
         elif word in ("ro", "rw"):
             words.rw, asked = word == "rw", asked | {word}
@@ -85,6 +92,28 @@ def parse_write_back(text: str | None) -> float | None:
     if not 0 <= seconds < 1e9:
         raise BadSettingError(f"{text!r} is no time to wait: write seconds, like 5 or 0.5, or off")
     return seconds or None
+
+
+def parse_refresh(text: str | None) -> float | None:
+    """Seconds between looks at the store; infinity for `immutable` and `manual`; None: what fits the store."""
+    if text is None:
+        return None
+    if text in ("immutable", "manual"):
+        return math.inf
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise BadSettingError(f"--refresh {text}: write seconds, like 60 or 0.5, immutable or manual")
+    return seconds
+
+
+def store_options(arguments: argparse.Namespace, words: MountWords | None = None) -> dict[str, Any]:
+    """What was said of a store far away, as `open_store` takes it."""
+    endpoint = arguments.endpoint or (words.endpoint if words else None)
+    made: dict[str, Any] = {} if endpoint is None else {"endpoint": endpoint}
+    return {**made, "anonymous": True} if arguments.anonymous or (words is not None and words.anonymous) else made
 
 
 def style(arrays: str | None, text: str | None) -> str:
