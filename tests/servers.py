@@ -1,0 +1,103 @@
+"""Real servers on loopback for tests: started on a free port, waited for, and ended by their process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.conformance.trees import wait_for
+
+KEY, SECRET = "test-key", "test-secret"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1"}
+_SIGNED = f"AWS4-HMAC-SHA256 Credential={KEY}/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=x"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers at `endpoint`; `environment` is what its clients need."""
+
+    endpoint: str
+    pid: int
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running(command: list[str], port: int, **environment: str) -> Iterator[int]:
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    try:
+        wait_for(lambda: _answers(port) or process.poll() is not None)
+        assert process.poll() is None, f"{command[0]} ended at once"
+        yield process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def moto_server() -> Iterator[Server]:
+    """S3 with ranges and conditions, in memory; it takes any credentials. It has a bucket `bucket`."""
+    port = free_port()
+    program = Path(sys.executable).with_name("moto_server")
+    with _running([str(program), "-H", "127.0.0.1", "-p", str(port)], port) as pid:
+        endpoint = f"http://127.0.0.1:{port}"
+        request = urllib.request.Request(f"{endpoint}/bucket", b"", {"Authorization": _SIGNED}, method="PUT")
+        urllib.request.urlopen(request, timeout=20).close()
+        yield Server(endpoint, pid, CREDENTIALS)
+
+
+@contextlib.contextmanager
+def rclone_server(folder: Path) -> Iterator[Server]:
+    """S3 over a directory, whose directories are its buckets. It checks credentials, but ignores conditions and answers
+    ranges with status 200."""
+    port = free_port()
+    program = Path(sys.executable).with_name("rclone")
+    command = [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder)]
+    # no file of anybody's configuration, and none made
+    with _running(command, port, RCLONE_CONFIG="/dev/null") as pid:
+        yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS)
+
+
+@contextlib.contextmanager
+def nginx_server(folder: Path, state: Path) -> Iterator[Server]:
+    """A plain web server over a directory, with ranges and ETags and nothing that lists."""
+    port = free_port()
+    state.mkdir(parents=True, exist_ok=True)
+    (state / "nginx.conf").write_text(
+        f"daemon off; worker_processes 1; pid {state}/pid; error_log {state}/error;\n"
+        f"{'user root;' if os.geteuid() == 0 else ''}\n"
+        "events { worker_connections 256; }\n"
+        f"http {{ access_log {state}/access; client_body_temp_path {state}/body; proxy_temp_path {state}/proxy;\n"
+        f"fastcgi_temp_path {state}/fastcgi; uwsgi_temp_path {state}/uwsgi; scgi_temp_path {state}/scgi;\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ root {folder}; }} }} }}\n"
+    )
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    with _running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
+        yield Server(f"http://127.0.0.1:{port}", pid)

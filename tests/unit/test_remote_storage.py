@@ -1,0 +1,245 @@
+"""Objects in an S3 server on loopback: names, bytes of one version, parts, ranges, and writing under conditions."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import obstore
+import pytest
+
+from shardfs import config
+from shardfs.errors import BadStoreError, KeyExistsError, StaleShardError, StorageError
+from shardfs.model import Key
+from shardfs.opening import open_store
+from shardfs.storage.remote import RemoteStorage
+from shardfs.storage.urls import open_remote, without_secrets
+from tests.servers import Server, moto_server, rclone_server
+
+pytestmark = pytest.mark.timeout(60)
+BIG = os.urandom(1 << 20) * 25
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("rclone")
+    (folder / "bucket").mkdir()
+    with rclone_server(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def storage(moto: Server, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> RemoteStorage:
+    return opened(moto, monkeypatch, request.node.name)
+
+
+def opened(server: Server, monkeypatch: pytest.MonkeyPatch, prefix: str) -> RemoteStorage:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return open_remote(f"s3://bucket/{prefix}", endpoint=server.endpoint)
+
+
+def writing(data: bytes) -> object:
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    return write
+
+
+def whole(storage: RemoteStorage, name: str, step: int = 3_000_000) -> bytes:
+    with storage.open(name) as reader:
+        pieces = []
+        while piece := reader.read(step):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def test_names_are_listed_below_the_prefix(storage: RemoteStorage) -> None:
+    for name in ("b.gz", "a/c.gz", "other.txt"):
+        storage.put(name, writing(b"x"))  # type: ignore[arg-type]
+    assert [listed.name for listed in storage.list((".gz",))] == ["a/c.gz", "b.gz"]
+    assert storage.list((".gz",))[0] == storage.stat("a/c.gz")
+
+
+def test_more_names_than_one_answer_holds(storage: RemoteStorage) -> None:
+    for number in range(1100):
+        obstore.put(storage.store, f"{number:04}.gz", b"x")
+    assert [listed.name for listed in storage.list((".gz",))] == [f"{number:04}.gz" for number in range(1100)]
+
+
+def test_large_objects_come_in_parts_and_are_whole(storage: RemoteStorage) -> None:
+    storage.put("big", writing(BIG))  # type: ignore[arg-type]
+    before = storage.requests.asked
+    assert whole(storage, "big") == BIG
+    assert storage.requests.asked - before == 1 + -(-len(BIG) // config.REMOTE_PART)
+    buffer = bytearray(len(BIG))
+    with storage.open("big") as reader:
+        at = 0
+        while count := reader.readinto(memoryview(buffer)[at:]):
+            at += count
+    assert bytes(buffer) == BIG
+
+
+def test_ranges(storage: RemoteStorage) -> None:
+    storage.put("big", writing(BIG))  # type: ignore[arg-type]
+    with storage.open("big") as reader:
+        edge = config.REMOTE_PART - 5
+        assert reader.read_at(edge, 10) == BIG[edge : edge + 10]
+        assert reader.tail(7) == BIG[-7:]
+        assert reader.read_at(0, 0) == b""
+        with pytest.raises(StaleShardError):
+            reader.read_at(len(BIG) - 1, 2)
+
+
+def test_a_small_object_is_fetched_once_whatever_is_asked_of_it(storage: RemoteStorage) -> None:
+    listed = storage.put("small", writing(b"0123456789"))  # type: ignore[arg-type]
+    before = storage.requests.asked
+    with storage.open("small", listed.version) as reader:
+        assert (reader.tail(4), reader.read_at(0, 3), reader.read(100), reader.read(1)) == (
+            b"6789",
+            b"012",
+            b"0123456789",
+            b"",
+        )
+    assert storage.requests.asked - before == 1
+
+
+def test_an_empty_object(storage: RemoteStorage) -> None:
+    storage.put("empty", writing(b""))  # type: ignore[arg-type]
+    assert whole(storage, "empty") == b""
+
+
+@pytest.mark.parametrize("data", [b"other bytes", BIG[::-1]])
+def test_a_replaced_object_is_stale_and_never_a_mixture(storage: RemoteStorage, data: bytes) -> None:
+    listed = storage.put("k", writing(BIG))  # type: ignore[arg-type]
+    reader = storage.open("k", listed.version)
+    assert reader.read(100) == BIG[:100]
+    storage.put("k", writing(data))  # type: ignore[arg-type]
+    far = config.REMOTE_PART * config.REMOTE_AHEAD
+    for start in (far, 5):
+        try:
+            assert reader.read_at(start, 10) == BIG[start : start + 10]
+        except StaleShardError:
+            continue
+    with pytest.raises(StaleShardError):
+        storage.open("k", listed.version).read(10)
+
+
+def test_what_is_not_there(storage: RemoteStorage) -> None:
+    for call in (lambda: storage.stat("no"), lambda: storage.open("no"), lambda: storage.remove("no")):
+        with pytest.raises(StorageError) as raised:
+            call()
+        assert raised.value.errno == errno.ENOENT
+
+
+def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch, moto: Server) -> None:
+    storage = opened(moto, monkeypatch, "x")
+    gone = open_remote("s3://nobodys-bucket/x", endpoint=moto.endpoint)
+    with pytest.raises(StorageError, match="nobodys-bucket"):
+        gone.list((".gz",))
+    assert storage.list((".gz",)) == []
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_conditions(storage: RemoteStorage) -> None:
+    first = storage.put("k", writing(b"one"), replace=False)  # type: ignore[arg-type]
+    with pytest.raises(StorageError) as raised:
+        storage.put("k", writing(b"two"), replace=False)  # type: ignore[arg-type]
+    assert raised.value.errno == errno.EEXIST
+    second = storage.put("k", writing(b"three"), expected=first.version)  # type: ignore[arg-type]
+    with pytest.raises(StaleShardError):
+        storage.put("k", writing(b"four"), expected=first.version)  # type: ignore[arg-type]
+    assert whole(storage, "k") == b"three"
+    assert storage.stat("k") == second
+
+
+def test_the_mark_is_what_a_local_storage_says_of_the_same_bytes(storage: RemoteStorage, tmp_path: Path) -> None:
+    marks: list[str] = []
+    storage.put("k", writing(b"bytes"), marked=marks.append)  # type: ignore[arg-type]
+    (tmp_path / "k.gz").write_bytes(b"bytes")
+    local = open_store(tmp_path, "squirrel").driver
+    assert marks == [storage.mark("k")] == [local.mark(local.entry(Key("k")))]
+
+
+def test_what_writing_raises_leaves_the_old_object(storage: RemoteStorage) -> None:
+    storage.put("k", writing(b"old"))  # type: ignore[arg-type]
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise ValueError("cannot")
+
+    with pytest.raises(ValueError, match="cannot"):
+        storage.put("k", write)
+    assert whole(storage, "k") == b"old"
+    assert [listed.name for listed in storage.list(("",))] == ["k"]
+
+
+def test_a_store_that_keeps_to_conditions_is_told_from_one_that_does_not(
+    storage: RemoteStorage, rclone: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert storage.compares()
+    assert storage.list(("",)) == []
+    other = opened(rclone, monkeypatch, "probe")
+    assert not other.compares()
+    assert other.list(("",)) == []
+
+
+def test_a_server_that_answers_ranges_with_everything_is_asked_for_everything(
+    rclone: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = opened(rclone, monkeypatch, "ranges")
+    storage.put("big", writing(BIG))  # type: ignore[arg-type]
+    with storage.open("big") as reader:
+        assert reader.read_at(20_000_000, 10) == BIG[20_000_000:20_000_010]
+    assert whole(storage, "big") == BIG
+
+
+def test_credentials_that_are_refused(rclone: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = opened(rclone, monkeypatch, "x")
+    storage.put("k", writing(b"x"))  # type: ignore[arg-type]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError) as raised:
+        open_remote("s3://bucket/x", endpoint=rclone.endpoint).stat("k")
+    assert raised.value.errno == errno.EACCES
+    assert "wrong" not in str(raised.value)
+
+
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_squirrel_store_far_away(moto: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(moto, monkeypatch, "")
+    store = open_store("s3://bucket/squirrel", "squirrel", endpoint=moto.endpoint)
+    store.set([{"a": 1}, {"a": 2}], "k")
+    store.set([{"b": b"x"}], "deep/k")
+    again = open_store("s3://bucket/squirrel", endpoint=moto.endpoint)
+    assert again.keys() == ["deep/k", "k"]
+    assert list(again.get("k")) == [{"a": 1}, {"a": 2}]
+    base = again.entry("k")
+    store.set([{"a": 3}], "k")
+    with pytest.raises(StaleShardError):
+        again.driver.write_records(Key("k"), [], base=base)
+    with pytest.raises(KeyExistsError):
+        again.driver.write_records(Key("k"), [], base=None)
+    again.delete("k")
+    assert store.keys() == ["deep/k"]
+
+
+def test_urls_that_cannot_be_opened() -> None:
+    with pytest.raises(BadStoreError):
+        open_store("s3://", "squirrel")
+
+
+def test_secrets_of_a_url_are_not_shown() -> None:
+    assert without_secrets("https://user:pass@host/a/b/?token=abc#x") == "https://host/a/b"
