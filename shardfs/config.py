@@ -254,6 +254,14 @@ ERRORS_KEPT = 1_000
 """Lines of damage kept for asking; older ones are in the log."""
 
 
+def boot_id() -> str:
+    """What is different for each run of the machine; empty where that cannot be told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def base_directory(variable: str, default: str) -> Path | None:
     """A base directory as the XDG specification has them: the variable if it is absolute, else the default in the home;
     None where there is no home."""
@@ -525,3 +533,25 @@ REMOTE_LISTED = 10_000_000
 
 DETECTED_INDEX = 1 << 30
 """Bytes of an index.json that is looked at to recognise a data set."""
+
+# --- the cache on disk ------------------------------------------------------------------------------------------------
+
+CACHE_SHARE = 10
+"""Per cent of the disk that the cache lies on which it may fill, unless it is told otherwise."""
+
+CACHE_MIN_FREE = 1 << 30
+"""Bytes of that disk that the cache leaves free: others need some to work at all."""
+
+CACHE_AGAIN_NS = 1_000_000_000
+"""A file that is used later than this after it came has been used again; sooner is the use that it came for."""
+
+CACHE_AGAIN_SHARE = 80
+"""Per cent of the cache that what was used again may fill, so that what is new stays long enough to be used again."""
+
+CACHE_MANY = 100
+CACHE_STEPS = 20
+"""With more files than CACHE_MANY a full cache makes room for a CACHE_STEPS'th of its size at once: each look at all of
+them costs 30 microseconds a file."""
+
+CACHE_ORPHAN_NS = 600_000_000_000
+"""A file without a description is somebody's who died, unless it is younger."""

@@ -20,8 +20,9 @@ from shardfs.drivers.base import Driver
 from shardfs.drivers.squirrel import CODECS
 from shardfs.errors import BadSettingError, BadStoreError, ShardfsError, StorageError
 from shardfs.storage.base import Storage
+from shardfs.storage.disk_cache import cached
 from shardfs.storage.local import LocalStorage
-from shardfs.storage.urls import SCHEMES, open_remote, without_secrets
+from shardfs.storage.urls import SCHEMES, far_identity, open_remote, without_secrets
 from shardfs.store import Store
 
 _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -33,6 +34,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 REMOTE_OPTIONS = ("endpoint", "anonymous", "storage_options")
+CACHE_OPTIONS = ("cache_dir", "cache_size", "min_free")
 """Options of `open_store` that are for stores far away, whatever their driver."""
 
 _CATALOG_DRIVERS = {"messagepack": "squirrel-msgpack", "jsonl": "squirrel-jsonl", "store_driver": "squirrel"}
@@ -55,7 +57,8 @@ def open_store(
     `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
     without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
     (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression), and for stores far away
-    `endpoint`, `anonymous` and `storage_options` (see `storage.urls.open_remote`). BadStoreError, BadSettingError.
+    `endpoint`, `anonymous` and `storage_options` (see `storage.urls.open_remote`), `cache_dir`, `cache_size` and
+    `min_free` (see `storage.disk_cache.cached`). BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
@@ -89,12 +92,13 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
 
 def _open_remote(url: str, driver: str | None, options: dict[str, Any]) -> Store:
     settings = {name: options.pop(name) for name in REMOTE_OPTIONS if name in options}
-    storage = open_remote(url, **settings)
+    kept = {name: options.pop(name) for name in CACHE_OPTIONS if name in options}
+    storage = cached(open_remote(url, **settings), far_identity(url, settings.get("endpoint")), **kept)
     chosen = driver or detect_in(storage, without_secrets(url))
     factory, preset = _factory(chosen)
     _check_options(chosen, factory, options, "storage")
     made: Driver = factory(storage, **{**preset, **options})
-    return Store(without_secrets(url), made)
+    return Store(without_secrets(url), made, identity=far_identity(url, settings.get("endpoint")))
 
 
 def _open_catalog(text: str, path: Path, directory: Path) -> Store:

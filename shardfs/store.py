@@ -72,15 +72,25 @@ class Store:
     elsewhere or in several places; `places` are all there are.
     """
 
-    def __init__(self, url: str, driver: Driver, place: Path | None = None, places: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        url: str,
+        driver: Driver,
+        place: Path | None = None,
+        places: Sequence[Path] = (),
+        identity: str | None = None,
+    ) -> None:
         self.url = url
         self.driver = driver
         self.place = place
+        self._identity = identity
         self.places = [place] if place is not None else list(places)
 
     @property
     def identity(self) -> str:
         """The same text for the same store, however it was called: the resolved path of a local one, else the URL."""
+        if self._identity is not None:
+            return self._identity
         if self.place is None or "+" in urlsplit(self.url).scheme:
             return self.url
         return os.path.realpath(self.place)

@@ -14,6 +14,7 @@ import shutil
 import time
 from pathlib import Path
 
+from shardfs import config
 from shardfs.errors import StagingError
 from shardfs.staging import journal
 from shardfs.staging.journal import Journal
@@ -30,21 +31,13 @@ _LOST = "the machine went down: what was written and not synced may be missing"
 _MISSING = "files of it are missing from its disk: they are shown empty"
 
 
-def boot_id() -> str:
-    """What is different for each run of the machine; empty where that cannot be told."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
 def make(area: Path, name: str, key: str, kind: Kind, base_version: str | None, base_bytes: int) -> Ledger:
     """A new staged directory, all or nothing, durable. StagingError."""
     tree = Tree()
     tree.id, tree.key, tree.kind = name, key, kind
     tree.base_version, tree.base_bytes = base_version, base_bytes
     tree.created_ns = tree.root.mtime_ns = tree.root.atime_ns = time.time_ns()
-    tree.boot = boot_id()
+    tree.boot = config.boot_id()
     new, path = area / (name + NEW), area / name
     try:
         try:
@@ -141,7 +134,7 @@ def _settle(ledger: Ledger, scanned: journal.Scanned, sizes: dict[int, os.stat_r
     if scanned.size > scanned.end:
         ledger.journal.cut()
     (path / (JOURNAL + journal.NEW)).unlink(missing_ok=True)
-    boot = boot_id()
+    boot = config.boot_id()
     (path / DATA).mkdir(mode=0o700, exist_ok=True)
     for number in missing:
         os.close(os.open(ledger.data_path(number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -55,6 +55,13 @@ class RemoteStorage:
         self._ranges = True
         self._pool = ThreadPoolExecutor(config.REMOTE_REQUESTS, "fetch")
 
+    @property
+    def deadline(self) -> float:
+        return self.requests.deadline
+
+    def size_of(self, version: Version) -> int:
+        return parse_version(version)[0]
+
     # --- names --------------------------------------------------------------------------------------------------------
 
     def _listed(self, suffixes: tuple[str, ...]) -> list[Listed]:

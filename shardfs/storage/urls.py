@@ -28,6 +28,12 @@ def without_secrets(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
 
 
+def far_identity(url: str, endpoint: str | None) -> str:
+    """The same text for the same store: buckets of one name at two servers are two stores."""
+    shown = without_secrets(url)
+    return shown if endpoint is None else f"{shown} at {without_secrets(endpoint)}"
+
+
 def open_remote(
     url: str,
     *,

@@ -1,0 +1,397 @@
+"""A directory of cached files with a size limit, shared by threads and by processes. Knows nothing of what they hold.
+
+    <root>/<2 hex>/<id>.data     the content
+                  /<id>.about    what it is, its size and hash, as a line of JSON, written before the content is
+                                 there; its time is that of the last use (the content's own must not change under
+                                 its readers), its mode says whether that was the first
+                  /<id>.lock     while somebody brings it: flock, which dies with its owner
+          /pins/<hash>           store and pattern of names that are to stay
+          /lock                  flock, while room is made
+          /size                  bytes of all files, or more: what was to be brought and was not counts until the next
+                                 look at all of them, which is when the limit is reached
+
+Everything is found by looking, so nothing has to be recovered after a death. A file is renamed into place when it is
+complete; a machine that died may all the same have left it without its bytes, so what was brought under another boot is
+compared with its hash when it is first used.
+
+Which files go: first those that were used once, drawn at random, so that reading more than fits, again and again, keeps
+a part of it (the oldest first would lose each one just before it is wanted); then those used again, oldest first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import fnmatch
+import hashlib
+import json
+import logging
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shardfs import config
+from shardfs.errors import BadSettingError, StorageError
+
+log = logging.getLogger("shardfs")
+
+_USED_AGAIN = stat.S_IXUSR
+"""Mode bit of the description of a file that was used after it was brought."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a cached file is."""
+
+    store: str
+    name: str
+    version: str
+    form: str
+    """`stored` bytes, or `raw`: decompressed."""
+
+    @property
+    def id(self) -> str:
+        text = "\0".join((self.store, self.name, self.version, self.form))
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A cached file, as a look at the directory finds it."""
+
+    about: About
+    path: Path
+    size: int
+    used_ns: int
+    again: bool
+    pinned: bool
+
+
+class CacheFiles:
+    """The files below `root`, `limit` bytes at most, as long as `min_free` bytes of the disk stay free."""
+
+    def __init__(self, root: Path, limit: int, min_free: int = config.CACHE_MIN_FREE) -> None:
+        self.root = root
+        self.limit = limit
+        self.min_free = min_free
+        self.hits = self.misses = self.evicted = 0
+        self._lock = threading.Lock()
+        self._checked: set[str] = set()
+        self._warned = False
+
+    # --- one file -----------------------------------------------------------------------------------------------------
+
+    def find(self, about: About) -> Path | None:
+        """The file, marked as used now; None where it is not there, or not what it should be."""
+        path = self._path(about.id)
+        try:
+            status = os.stat(path)
+        except OSError:
+            return None
+        if about.id not in self._checked:
+            if not self._is_sound(about, path, status.st_size):
+                self._remove(path)
+                return None
+            self._checked.add(about.id)
+        with contextlib.suppress(OSError):  # evicted meanwhile, or a disk that is read-only now
+            about_path = path.with_suffix(".about")
+            if time.time_ns() - status.st_mtime_ns > config.CACHE_AGAIN_NS:
+                os.utime(about_path)
+                os.chmod(about_path, 0o600 | _USED_AGAIN)
+        return path
+
+    @contextlib.contextmanager
+    def bringing(self, about: About, deadline: float) -> Iterator[bool]:
+        """Held by one thread of one process at a time. Gives True if the file is to be brought, False where the cache
+        cannot work. StorageError, ETIMEDOUT, if somebody else holds it for longer than `deadline` seconds."""
+        path = self._path(about.id).with_suffix(".lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = self._locked(path, deadline)
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            self._warn(error)
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            os.close(descriptor)
+
+    @staticmethod
+    def _locked(path: Path, deadline: float) -> int:
+        end, pause = time.monotonic() + deadline, 0.001
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    os.close(descriptor)
+                    raise StorageError("another process is bringing it for too long", errno.ETIMEDOUT) from None
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
+            os.close(descriptor)
+
+    def keep(self, about: About, size: int, write: Callable[[BinaryIO], None]) -> Path | None:
+        """Keep what `write` writes, `size` bytes; None, and a warning once, where the disk does not take it. What
+        `write` raises passes on, and nothing is kept."""
+        path = self._path(about.id)
+        temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        try:
+            self.make_room(size)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            self._warn(error)
+            return None
+        try:
+            with open(descriptor, "w+b") as file:
+                write(file)
+                file.flush()
+                if file.tell() != size:
+                    raise StorageError(f"{about.name}: {file.tell()} bytes came where there should be {size}")
+                self._describe(path, about, size, _hash(file))
+            os.rename(temporary, path)
+        except OSError as error:
+            self._remove(temporary)
+            if isinstance(error, StorageError):
+                raise
+            self._warn(error)
+            return None
+        except BaseException:
+            self._remove(temporary)
+            raise
+        self._checked.add(about.id)
+        return path
+
+    def _describe(self, path: Path, about: About, size: int, content: str) -> None:
+        told = {
+            "store": about.store, "name": about.name, "version": about.version, "form": about.form,
+            "size": size, "hash": content, "boot": config.boot_id(),
+        }  # fmt: skip
+        made = path.with_suffix(f".about-{os.getpid()}-{threading.get_ident()}")
+        made.write_text(json.dumps(told))
+        os.rename(made, path.with_suffix(".about"))
+
+    def _is_sound(self, about: About, path: Path, size: int) -> bool:
+        """Whether a file is what its description says; its bytes are looked at if the machine has started since."""
+        told = _told(path)
+        if told is None or told["size"] != size or _about(told) != about:
+            return False
+        if told["boot"] == config.boot_id():
+            return True
+        try:
+            with open(path, "rb") as file:
+                if _hash(file) != told["hash"]:
+                    return False
+            self._describe(path, about, size, told["hash"])
+        except OSError:
+            return False
+        return True
+
+    def drop(self, about: About) -> None:
+        """Remove one file, if it is there."""
+        self._checked.discard(about.id)
+        self._remove(self._path(about.id))
+
+    def _path(self, id: str) -> Path:
+        return self.root / id[:2] / f"{id}.data"
+
+    def _remove(self, path: Path) -> None:
+        for gone in (path, path.with_suffix(".about")):
+            with contextlib.suppress(OSError):
+                os.unlink(gone)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            log.warning("the cache on disk at %s cannot be used: %s", self.root, error.strerror or error)
+        self._warned = True
+
+    # --- all of them --------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Cached]:
+        """All files, in no order. OSError where they cannot be listed."""
+        pins = self.pins()
+        found = []
+        for path in self._data():
+            told = _told(path)
+            try:
+                status = os.stat(path)
+                use = status if told is None else os.stat(path.with_suffix(".about"))
+            except OSError:
+                continue
+            if told is None:
+                if time.time_ns() - status.st_mtime_ns > config.CACHE_ORPHAN_NS:
+                    self._remove(path)
+                continue
+            about = _about(told)
+            pinned = any(store == about.store and fnmatch.fnmatchcase(about.name, glob) for store, glob in pins)
+            again = bool(use.st_mode & _USED_AGAIN)
+            found.append(Cached(about, path, status.st_size, use.st_mtime_ns, again, pinned))
+        return found
+
+    def _data(self) -> Iterator[Path]:
+        try:
+            folders = [entry.path for entry in os.scandir(self.root) if len(entry.name) == 2]
+        except FileNotFoundError:
+            return
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):
+                yield from (Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".data"))
+
+    def make_room(self, size: int) -> int:
+        """Remove files until `size` more bytes fit; returns how many bytes were removed. Never what is pinned. OSError.
+
+        Where nothing more can go, what is asked for is kept all the same, if the disk has room: one shard always is.
+        """
+        with self._lock, self._room_lock():
+            told, free = self._told_size(), self._free()
+            if told is not None and told + size <= self.limit and free - size >= self.min_free:
+                self._tell_size(told + size)
+                return 0
+            entries = self.entries()
+            held = sum(entry.size for entry in entries)
+            wanted = max(held + size - self.limit, self.min_free + size - free)
+            if wanted > 0 and len(entries) > config.CACHE_MANY:
+                wanted += self.limit // config.CACHE_STEPS
+            removed = 0
+            for entry in _victims(entries, self.limit) if wanted > 0 else ():
+                if removed >= wanted:
+                    break
+                self._remove(entry.path)
+                self._checked.discard(entry.about.id)
+                removed += entry.size
+                self.evicted += 1
+            self._tell_size(held - removed + size)
+            if free + removed < self.min_free + size:
+                left, kept = free >> 20, self.min_free >> 20
+                raise OSError(errno.ENOSPC, f"the disk has {left} MiB left, of which {kept} MiB stay free")
+            return removed
+
+    def _told_size(self) -> int | None:
+        """Bytes of all files, and of those that are being brought, as was last noted; never less than there are."""
+        try:
+            return int((self.root / "size").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _tell_size(self, size: int) -> None:
+        (self.root / "size").write_text(str(size))
+
+    def _free(self) -> int:
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize
+
+    @contextlib.contextmanager
+    def _room_lock(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def clear(self, store: str | None = None) -> int:
+        """Remove all files (of one store) that are not pinned; returns their bytes."""
+        gone = [entry for entry in self.entries() if not entry.pinned and store in (None, entry.about.store)]
+        for entry in gone:
+            self._remove(entry.path)
+            self._checked.discard(entry.about.id)
+        return sum(entry.size for entry in gone)
+
+    def verify(self) -> list[Cached]:
+        """Compare every file with its hash; those that differ are removed, and returned."""
+        bad = []
+        for entry in self.entries():
+            told = _told(entry.path)
+            try:
+                with open(entry.path, "rb") as file:
+                    sound = told is not None and told["size"] == entry.size and _hash(file) == told["hash"]
+            except FileNotFoundError:
+                continue
+            except OSError:
+                sound = False
+            if not sound:
+                self._remove(entry.path)
+                bad.append(entry)
+        return bad
+
+    # --- what is to stay ----------------------------------------------------------------------------------------------
+
+    def pin(self, store: str, glob: str) -> None:
+        """Let the files of a store whose names fit a pattern stay, those that come later too. OSError."""
+        folder = self.root / "pins"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        made = folder / f".{os.getpid()}"
+        made.write_text(json.dumps({"store": store, "glob": glob}))
+        os.rename(made, folder / _pin_name(store, glob))
+
+    def unpin(self, store: str, glob: str) -> None:
+        """Take a pin away. BadSettingError if there is none."""
+        try:
+            os.unlink(self.root / "pins" / _pin_name(store, glob))
+        except FileNotFoundError as error:
+            raise BadSettingError(f"{glob} of {store} is not pinned") from error
+
+    def pins(self) -> list[tuple[str, str]]:
+        """Store and pattern of each pin."""
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.root / "pins"):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    told = json.loads(Path(entry.path).read_text())
+                    found.append((str(told["store"]), str(told["glob"])))
+        return found
+
+
+def _pin_name(store: str, glob: str) -> str:
+    return hashlib.blake2b(f"{store}\0{glob}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _told(path: Path) -> dict[str, Any] | None:
+    try:
+        told = json.loads(path.with_suffix(".about").read_text())
+        return {**told, "size": int(told["size"]), "boot": str(told["boot"]), "hash": str(told["hash"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _about(told: dict[str, Any]) -> About:
+    return About(*(str(told.get(word)) for word in ("store", "name", "version", "form")))
+
+
+def _hash(file: BinaryIO) -> str:
+    made = hashlib.blake2b(digest_size=16)
+    file.seek(0)
+    while piece := file.read(config.READ_SLICE):
+        made.update(piece)
+    return made.hexdigest()
+
+
+def _victims(entries: list[Cached], limit: int) -> list[Cached]:
+    """What may go, in the order in which it goes."""
+    free = [entry for entry in entries if not entry.pinned]
+    again = sorted((entry for entry in free if entry.again), key=lambda entry: entry.used_ns)
+    once = [entry for entry in free if not entry.again]
+    random.shuffle(once)
+    # so much of the cache at most for what was used again: else what is new could not stay to be used again
+    over = sum(entry.size for entry in again) - limit * config.CACHE_AGAIN_SHARE // 100
+    first: list[Cached] = []
+    while again and over > 0:
+        first.append(again.pop(0))
+        over -= first[-1].size
+    return first + once + again

@@ -1,0 +1,179 @@
+"""A storage whose objects are kept on this machine's disk once they were fetched. Knows nothing of what they mean.
+
+An object is fetched whole, by one thread of one process, checked, and read from the file from then on; where the disk
+does not take it, it is read from afar as without a cache. Listings, marks and all that changes something go through.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from shardfs import config
+from shardfs.errors import StorageError
+from shardfs.model import Version
+from shardfs.storage.base import Listed, Reader, Storage
+from shardfs.storage.cache_files import About, CacheFiles
+from shardfs.storage.local_reader import LocalReader
+
+log = logging.getLogger("shardfs")
+
+
+class Remote(Storage, Protocol):
+    """A storage far away, whose versions say how large an object is."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which an operation ends."""
+
+    def size_of(self, version: Version) -> int:
+        """Bytes of an object of that version."""
+
+
+def default_directory() -> Path | None:
+    """Where cached files lie, of all stores; None for who has no home."""
+    base = config.base_directory("XDG_CACHE_HOME", "~/.cache")
+    return None if base is None else base / "shardfs" / "shards"
+
+
+def default_size(directory: Path) -> int:
+    """Bytes that the cache may fill: a share of the disk it lies on."""
+    place = directory
+    while not place.exists():
+        place = place.parent
+    status = os.statvfs(place)
+    return status.f_blocks * status.f_frsize * config.CACHE_SHARE // 100
+
+
+def cached(
+    inner: Remote,
+    store: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int | None = None,
+    min_free: int = config.CACHE_MIN_FREE,
+) -> Storage:
+    """`inner` with a cache in `cache_dir` (by default the one of this user), `cache_size` bytes at most (by default a
+    tenth of the disk; 0: none); `min_free` bytes of the disk stay free. `store` is what it is called in the cache."""
+    directory = default_directory() if cache_dir is None else Path(cache_dir)
+    if cache_size == 0 or directory is None:
+        return inner
+    size = default_size(directory) if cache_size is None else cache_size
+    return DiskCache(inner, CacheFiles(directory, size, min_free), store)
+
+
+class DiskCache:
+    """`inner` with its objects kept in `files`; `store` is what it is called there."""
+
+    def __init__(self, inner: Remote, files: CacheFiles, store: str) -> None:
+        self.inner = inner
+        self.files = files
+        self.store = store
+
+    @property
+    def root(self) -> object:
+        return self.inner.root
+
+    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        return self.inner.list(suffixes)
+
+    def changed(self) -> bool:
+        return self.inner.changed()
+
+    def stat(self, name: str) -> Listed:
+        return self.inner.stat(name)
+
+    def at_hand(self, name: str, version: Version) -> bool:
+        return self.files.find(self._about(name, version)) is not None
+
+    def open(self, name: str, version: Version | None = None) -> Reader:
+        """Out of the cache, where the object is fetched to first if need be. StorageError, StaleShardError."""
+        if version is None:
+            version = self.inner.stat(name).version
+        about = self._about(name, version)
+        reader = self._found(about, name)
+        if reader is not None:
+            return reader
+        self.files.misses += 1
+        with self.files.bringing(about, self.inner.deadline) as works:
+            if works:
+                reader = self._found(about, name) or self._brought(about, name, version)
+        return reader or self.inner.open(name, version)
+
+    def _found(self, about: About, name: str) -> LocalReader | None:
+        path = self.files.find(about)
+        reader = None if path is None else _opened(path, name)
+        if reader is not None:
+            self.files.hits += 1
+        return reader
+
+    def _brought(self, about: About, name: str, version: Version) -> LocalReader | None:
+        size = self.inner.size_of(version)
+
+        def write(file: BinaryIO) -> None:
+            with self.inner.open(name, version) as source:
+                while piece := source.read(config.REMOTE_PART):
+                    file.write(piece)
+
+        path = self.files.keep(about, size, write)
+        return None if path is None else _opened(path, name)
+
+    def warm(self, name: str, version: Version) -> bool:
+        """Fetch an object into the cache; False if it was there. StorageError, ENOSPC where it cannot be kept."""
+        if self.at_hand(name, version):
+            return False
+        self.open(name, version).close()
+        if not self.at_hand(name, version):
+            raise StorageError(f"{name} cannot be kept in the cache", errno.ENOSPC)
+        return True
+
+    def mark(self, name: str, version: Version | None = None) -> str:
+        return self.inner.mark(name, version)
+
+    def read(self, name: str, limit: int) -> bytes:
+        return self.inner.read(name, limit)
+
+    def make_directory(self, path: str) -> None:
+        self.inner.make_directory(path)
+
+    def put(
+        self,
+        name: str,
+        write: Callable[[BinaryIO], None],
+        *,
+        check: Callable[[], None] = lambda: None,
+        replace: bool = True,
+        temporary: str | None = None,
+        marked: Callable[[str], None] | None = None,
+        expected: Version | None = None,
+    ) -> Listed:
+        return self.inner.put(
+            name, write, check=check, replace=replace, temporary=temporary, marked=marked, expected=expected
+        )
+
+    def remove_temporary(self, beside: str, temporary: str) -> None:
+        self.inner.remove_temporary(beside, temporary)
+
+    def sync(self, name: str) -> None:
+        self.inner.sync(name)
+
+    def remove(self, name: str) -> None:
+        self.inner.remove(name)
+
+    def _about(self, name: str, version: Version) -> About:
+        return About(self.store, name, version, "stored")
+
+
+def _opened(path: Path, name: str) -> LocalReader | None:
+    """The file of a cached object; None if it was evicted just now."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("%s cannot be read from the cache on disk: %s", name, error.strerror)
+        return None
+    return LocalReader(descriptor, name, os.fstat(descriptor))
