@@ -13,7 +13,22 @@ from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
 
-COMMANDS = ("mount", "umount", "commit", "status", "staging", "ls", "cat", "info", "index", "convert")
+COMMANDS = (
+    "mount",
+    "umount",
+    "commit",
+    "status",
+    "staging",
+    "ls",
+    "cat",
+    "info",
+    "index",
+    "convert",
+    "cache",
+    "warm",
+    "pin",
+    "unpin",
+)
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
 _SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
@@ -73,12 +88,50 @@ def build_parser() -> argparse.ArgumentParser:
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
     _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
+    _add_cache(commands.add_parser("cache", help="show and clean what is kept of stores far away"), common)
+    warm = commands.add_parser("warm", parents=looking, help="fetch shards into the cache, ahead")
+    warm.add_argument("keys", metavar="PATTERN", nargs="*", help="keys, with * and ? (default: all)")
+    warm.add_argument(
+        "--from", dest="from_file", metavar="FILE", help="also the patterns in FILE, one a line (-: stdin)"
+    )
+    warm.add_argument("--jobs", type=int, metavar="N", help="shards fetched at once (default: 4)")
+    warm.add_argument("--json", action="store_true", help="a JSON object")
+    for name, text in (("pin", "keep shards in the cache, whatever its limit"), ("unpin", "take a pin away")):
+        pin = commands.add_parser(name, parents=looking, help=text)
+        pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
     return parser
+
+
+def _add_cache(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    parser.description = "What is kept on disk of stores far away. A running mount finds what is there, and no more."
+    works = parser.add_subparsers(dest="work", metavar="WORK", required=True)
+    info = works.add_parser("info", parents=[common], help="show how much of which store there is")
+    prune = works.add_parser("prune", parents=[common], help="remove what is above the limit")
+    clear = works.add_parser("clear", parents=[common], help="remove all that is not pinned")
+    verify = works.add_parser("verify", parents=[common], help="compare every file with its hash; remove what is bad")
+    for work in (info, prune, clear, verify):
+        _add_cache_place(work)
+    clear.add_argument("store", metavar="STORE", nargs="?", help="of this store only")
+    clear.add_argument("--endpoint", metavar="URL", help="of an s3:// store that is not Amazon's")
+    clear.set_defaults(anonymous=False, min_free=None)
+    for work in (info, verify):
+        work.add_argument("--json", action="store_true", help="JSON")
 
 
 def _add_far(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", metavar="URL", help="the server of an s3:// store that is not Amazon's")
     parser.add_argument("--anonymous", action="store_true", help="ask a store far away without credentials")
+    _add_cache_place(parser)
+    parser.add_argument("--min-free", metavar="SIZE", help="disk that the cache leaves free (default: 1G)")
+
+
+def _add_cache_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="where shards from far away are kept (default: $XDG_CACHE_HOME/shardfs)"
+    )
+    parser.add_argument(
+        "--cache-size", metavar="SIZE", help="how much of them: bytes, 100G, 20%% of that disk, or 0 (default: 10%%)"
+    )
 
 
 def _add_mount(parser: argparse.ArgumentParser) -> None:
@@ -302,6 +355,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import convert
 
         return convert.run(parsed)
+    if parsed.command in ("cache", "warm", "pin", "unpin"):
+        from shardfs.commands import cache
+
+        return cache.run(parsed)
     from shardfs.commands import look
 
     return look.run(parsed)

@@ -67,6 +67,9 @@ def open_store(
     if scheme in SCHEMES:
         return _open_remote(text, driver, options)
     path = local_path(text)
+    for option in (*REMOTE_OPTIONS, *CACHE_OPTIONS):
+        if option in options:
+            raise BadSettingError(f"{text} is on this machine: {option} is for stores far away")
     if driver is None and path.suffix in (".yaml", ".yml") and path.is_file():
         return _open_catalog(text, path, Path(directory or os.getcwd()))
     storage = LocalStorage(path)

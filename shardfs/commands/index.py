@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from shardfs.commands import FAILED, OK, as_json, tell
-from shardfs.commands.options import store_options, style
+from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.progress import Progress
 from shardfs.errors import BadSettingError, StorageError
 from shardfs.indexing import Report, build_all, open_database
@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
-    store = open_store(arguments.store, arguments.driver, **store_options(arguments))
+    store = open_store(arguments.store, arguments.driver, **store_options(arguments), **cache_options(arguments))
     arrays = style(arguments.arrays, arguments.text)
     database = open_database(store, arrays)
     if database is None:

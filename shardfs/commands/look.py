@@ -10,7 +10,7 @@ from typing import Any
 
 from shardfs.browse import Browser, Listed
 from shardfs.commands import OK, as_json, explain, tell
-from shardfs.commands.options import store_options, style
+from shardfs.commands.options import cache_options, store_options, style
 from shardfs.errors import ShardfsError
 from shardfs.opening import open_store
 
@@ -19,7 +19,7 @@ _KINDS = {"dir": "d", "key": "k", "file": "-"}
 
 def run(arguments: argparse.Namespace) -> int:
     browser = Browser(
-        open_store(arguments.store, arguments.driver, **store_options(arguments)),
+        open_store(arguments.store, arguments.driver, **store_options(arguments), **cache_options(arguments)),
         style(arguments.arrays, arguments.text),
     )
     if sys.stdout is None:

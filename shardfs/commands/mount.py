@@ -22,6 +22,7 @@ from shardfs import background, config, daemon
 from shardfs.commands import OK, explain, tell
 from shardfs.commands.options import (
     MountWords,
+    cache_options,
     parse_refresh,
     parse_size,
     parse_words,
@@ -87,7 +88,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
     return Request(
         store=absolute_store(arguments.store),
         directory=os.getcwd(),
-        remote=store_options(arguments, words),
+        remote={**store_options(arguments, words), **cache_options(arguments, words)},
         refresh=parse_refresh(arguments.refresh or words.refresh),
         mountpoint=os.path.abspath(arguments.mountpoint),
         driver=arguments.driver or words.driver,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from shardfs.errors import BadSettingError
 OURS = (
     *("ro", "rw", "allow_overwrite", "allow_delete", "write_back="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
-    *("refresh=", "endpoint=", "anonymous"),
+    *("refresh=", "endpoint=", "anonymous", "cache_dir=", "cache_size=", "min_free="),
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -28,6 +29,8 @@ HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
 
 ARRAYS = ("png", "npy")
 TEXTS = ("json", "files")
+
+_CACHE = ("cache_dir", "cache_size", "min_free")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -46,6 +49,9 @@ class MountWords:
     refresh: str | None = None
     endpoint: str | None = None
     anonymous: bool = False
+    cache_dir: str | None = None
+    cache_size: str | None = None
+    min_free: str | None = None
     rw: bool = False
     allow_overwrite: bool = False
     allow_delete: bool = False
@@ -62,7 +68,7 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
         name, equals, value = word.partition("=")
         if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "anonymous"):
             setattr(words, word, True)
-        elif name in ("driver", "memory", "arrays", "text", "write_back", "refresh", "endpoint") and equals:
+        elif name in ("driver", "memory", "arrays", "text", "write_back", "refresh", "endpoint", *_CACHE) and equals:
             setattr(words, name, value)
         elif word in ("ro", "rw"):
             words.rw, asked = word == "rw", asked | {word}
@@ -116,6 +122,27 @@ def store_options(arguments: argparse.Namespace, words: MountWords | None = None
     return {**made, "anonymous": True} if arguments.anonymous or (words is not None and words.anonymous) else made
 
 
+def cache_options(arguments: argparse.Namespace, words: MountWords | None = None) -> dict[str, Any]:
+    """What was said of the cache on disk, as `open_store` takes it."""
+    made: dict[str, Any] = {}
+    given = {name: getattr(arguments, name) or getattr(words, name, None) for name in _CACHE}
+    if given["cache_dir"] is not None:
+        made["cache_dir"] = os.path.abspath(os.path.expanduser(given["cache_dir"]))
+    if given["cache_size"] is not None:
+        made["cache_size"] = 0 if given["cache_size"] == "0" else parse_size(given["cache_size"], _disk(made))
+    if given["min_free"] is not None:
+        made["min_free"] = 0 if given["min_free"] == "0" else parse_size(given["min_free"], _disk(made))
+    return made
+
+
+def _disk(made: dict[str, Any]) -> int:
+    """Bytes of the disk that the cache lies on."""
+    from shardfs.storage.disk_cache import default_directory, disk_bytes
+
+    directory = made.get("cache_dir") or default_directory()
+    return disk_bytes(directory) if directory is not None else 0
+
+
 def style(arrays: str | None, text: str | None) -> str:
     """How samples are shown, as the layout takes it."""
     return (arrays or ARRAYS[0]) + (config.TEXT_FILES if text == "files" else "")
@@ -131,16 +158,17 @@ def _nearest(word: str) -> str:
     return f"known are: {', '.join(OURS)}"
 
 
-def parse_size(text: str) -> int:
-    """Bytes: `1000000`, `500M`, `1.5GiB`, `2G` (all binary), `500MB` (decimal), `25%` of the memory there is."""
+def parse_size(text: str, whole: int | None = None) -> int:
+    """Bytes: `1000000`, `500M`, `1.5GiB`, `2G` (all binary), `500MB` (decimal), `25%` of the memory there is, or of
+    `whole` bytes."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(?:(%)|([kmgt]?)(i?b)?)", text.strip().lower())
     if found is None:
         raise BadSettingError(f"{text!r} is no size; write it like 500M, 2G, 1.5GiB or 25%")
     number, percent, unit, suffix = float(found[1]), found[2], found[3] or "", found[4]
     if percent:
         if number > 100:
-            raise BadSettingError(f"{text} is more than the memory there is")
-        size = int(config.memory_available() * number / 100)
+            raise BadSettingError(f"{text} is more than there is")
+        size = int((config.memory_available() if whole is None else whole) * number / 100)
     elif suffix == "b" and unit:
         size = int(number * 1000 ** "kmgt".index(unit) * 1000)
     else:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from shardfs.model import Entry, Key
+from shardfs.model import Entry, Key, Version
 from shardfs.values import Buffer, Tree
 
 Grow = Callable[[int], None]
@@ -175,6 +175,9 @@ class Driver(Protocol):
 
     def entry(self, key: Key) -> Entry:
         """The listing of one key, fresh. MissingKeyError."""
+
+    def objects(self, entry: Entry) -> list[tuple[str, Version]]:
+        """Name and version of each stored object that loading a shard reads."""
 
     def estimate(self, entry: Entry) -> int:
         """Raw bytes that loading will hold, as far as can be told cheaply; a hint."""

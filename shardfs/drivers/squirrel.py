@@ -59,7 +59,7 @@ class SquirrelDriver:
             raise BadSettingError(f"compression {compression!r}: use gz or zst")
         self.problems: list[str] = []
         self.reading = format
-        self._storage = storage
+        self.storage = storage
         self._format = format
         self._ending = "." + compression
         self._level = level
@@ -67,33 +67,36 @@ class SquirrelDriver:
     def entries(self) -> list[Entry]:
         """All keys, sorted. Files with other endings are not shards and are passed over."""
         found: dict[str, Entry] = {}
-        for listed in self._storage.list(tuple(CODECS)):
+        for listed in self.storage.list(tuple(CODECS)):
             entry = _entry(listed)
             if entry.key not in found or listed.name.endswith(".gz"):
                 found[entry.key] = entry
         return [found[key] for key in sorted(found)]
 
     def changed(self) -> bool:
-        return self._storage.changed()
+        return self.storage.changed()
 
     def entry(self, key: Key) -> Entry:
         for ending in CODECS:
             try:
-                return _entry(self._storage.stat(key + ending))
+                return _entry(self.storage.stat(key + ending))
             except StorageError as error:
                 if error.errno not in _ABSENT:
                     raise
-        raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+        raise MissingKeyError(f"no key {key!r} in {self.storage.root}")
+
+    def objects(self, entry: Entry) -> list[tuple[str, Version]]:
+        return [(self._stored(entry)[0], _file_version(entry))]
 
     def estimate(self, entry: Entry) -> int:
         name, codec = self._stored(entry)
-        if not self._storage.at_hand(name, _file_version(entry)):
+        if not self.storage.at_hand(name, _file_version(entry)):
             return entry.stored_bytes * config.REMOTE_RATIO  # to look would cost as much as to fetch
         with self._open(entry) as reader:
             return _raw_size(reader, codec)
 
     def mark(self, entry: Entry) -> str:
-        return self._storage.mark(self._stored(entry)[0], _file_version(entry))
+        return self.storage.mark(self._stored(entry)[0], _file_version(entry))
 
     def load(self, entry: Entry, grow: Grow) -> SquirrelShard:
         codec = self._stored(entry)[1]
@@ -117,7 +120,7 @@ class SquirrelDriver:
 
     def _open(self, entry: Entry) -> Reader:
         try:
-            return self._storage.open(self._stored(entry)[0], _file_version(entry))
+            return self.storage.open(self._stored(entry)[0], _file_version(entry))
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
@@ -143,7 +146,7 @@ class SquirrelDriver:
         jsonl = self._format == "jsonl"
         records = (Value(sample, str(number)) for number, sample in enumerate(samples))
         write = self._writer(encoded(records, jsonl, strict=False), jsonl, self._ending)
-        self._storage.put(key + self._ending, write)
+        self.storage.put(key + self._ending, write)
         self._remove_others(key, self._ending)
 
     def write_records(
@@ -158,7 +161,7 @@ class SquirrelDriver:
         if note is not None:
             note(json.dumps(noted))
         try:
-            listed = self._storage.put(
+            listed = self.storage.put(
                 key + ending,
                 write,
                 check=lambda: self._check_current(key, base),
@@ -169,7 +172,7 @@ class SquirrelDriver:
             )
         except StorageError as error:
             if base is None and error.errno == errno.EEXIST:
-                raise KeyExistsError(f"{key} is in {self._storage.root} already") from error
+                raise KeyExistsError(f"{key} is in {self.storage.root} already") from error
             raise
         self._remove_others(key, ending)
         return _entry(listed)
@@ -177,7 +180,7 @@ class SquirrelDriver:
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the key has the content that was about to be given its name, whoever did."""
         told = json.loads(noted)
-        self._storage.remove_temporary(told["file"], told["temporary"])
+        self.storage.remove_temporary(told["file"], told["temporary"])
         try:
             entry = self.entry(key)
         except MissingKeyError:
@@ -185,7 +188,7 @@ class SquirrelDriver:
         name = self._stored(entry)[0]
         if name != told["file"] or self.mark(entry) != told.get("mark"):
             return None
-        self._storage.sync(name)
+        self.storage.sync(name)
         self._remove_others(key, "." + name.rpartition(".")[2])
         return entry
 
@@ -204,7 +207,7 @@ class SquirrelDriver:
                 return
             raise StaleShardError(f"{key} has been removed since it was changed here") from None
         if base is None:
-            raise KeyExistsError(f"{key} is in {self._storage.root} already")
+            raise KeyExistsError(f"{key} is in {self.storage.root} already")
         if now.version != base.version:
             raise StaleShardError(f"{key} was replaced in the store since it was changed here")
 
@@ -234,12 +237,12 @@ class SquirrelDriver:
 
     def _remove_quietly(self, name: str) -> None:
         try:
-            self._storage.stat(name)
+            self.storage.stat(name)
         except StorageError as error:
             if error.errno not in _ABSENT:
                 raise
             return
-        self._storage.remove(name)
+        self.storage.remove(name)
 
     def remove(self, key: Key) -> None:
         self.entry(key)

@@ -252,14 +252,15 @@ class CacheFiles:
             with contextlib.suppress(FileNotFoundError):
                 yield from (Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".data"))
 
-    def make_room(self, size: int) -> int:
+    def make_room(self, size: int, *, exactly: bool = False) -> int:
         """Remove files until `size` more bytes fit; returns how many bytes were removed. Never what is pinned. OSError.
 
-        Where nothing more can go, what is asked for is kept all the same, if the disk has room: one shard always is.
+        With `exactly` all files are looked at, whatever was noted of them. Where nothing more can go, what is asked for
+        is kept all the same, if the disk has room: one shard always is.
         """
         with self._lock, self._room_lock():
             told, free = self._told_size(), self._free()
-            if told is not None and told + size <= self.limit and free - size >= self.min_free:
+            if not exactly and told is not None and told + size <= self.limit and free - size >= self.min_free:
                 self._tell_size(told + size)
                 return 0
             entries = self.entries()

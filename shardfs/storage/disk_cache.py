@@ -42,11 +42,16 @@ def default_directory() -> Path | None:
 
 def default_size(directory: Path) -> int:
     """Bytes that the cache may fill: a share of the disk it lies on."""
-    place = directory
+    return disk_bytes(directory) * config.CACHE_SHARE // 100
+
+
+def disk_bytes(directory: str | os.PathLike[str]) -> int:
+    """Bytes of the disk that a directory lies on, or will."""
+    place = Path(directory).absolute()
     while not place.exists():
         place = place.parent
     status = os.statvfs(place)
-    return status.f_blocks * status.f_frsize * config.CACHE_SHARE // 100
+    return status.f_blocks * status.f_frsize
 
 
 def cached(
@@ -73,6 +78,9 @@ class DiskCache:
         self.inner = inner
         self.files = files
         self.store = store
+
+    def size_of(self, version: Version) -> int:
+        return self.inner.size_of(version)
 
     @property
     def root(self) -> object:
