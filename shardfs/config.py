@@ -504,6 +504,9 @@ REMOTE_REQUESTS = 32
 """Requests to one store at once: S3 answers so many small objects a second at 4,000 (8 at 2,100 to 3,600), and more are
 no faster."""
 
+REMOTE_UPLOAD_PART = 64 * MIB
+"""Up to this size an object is put in one request, so that its ETag is its MD5; above in parts of this size."""
+
 REMOTE_DEADLINE = 60.0
 """Seconds until an operation ends, one way or the other: a reader in the kernel cannot be told sooner, as pyfuse3 does
 not pass on that he was killed."""

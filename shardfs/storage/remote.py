@@ -26,6 +26,7 @@ from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed
+from shardfs.storage.etags import Etags, md5
 from shardfs.storage.requests import Requests, ShortBodyError
 
 PROBE = ".shardfs-tmp-probe-"
@@ -52,6 +53,7 @@ class RemoteStorage:
         self.root = root
         self.requests = requests or Requests(root)
         self.store = store
+        self.etags = Etags()
         self._ranges = True
         self._pool = ThreadPoolExecutor(config.REMOTE_REQUESTS, "fetch")
 
@@ -115,18 +117,36 @@ class RemoteStorage:
             return b""
 
         def attempt() -> bytes:
-            whole = start == 0 and end == size
-            if whole or not self._ranges:
-                return self._get(name, size, etag, None)[start:end]
+            if (start == 0 and end == size) or not self._ranges:
+                return self._whole(name, size, etag)[start:end]
             try:
                 return self._get(name, size, etag, (start, end))
             except obstore.exceptions.GenericError as error:
                 if "non-partial response" not in str(error):
                     raise
                 self._ranges = False
-                return self._get(name, size, etag, None)[start:end]
+                return self._whole(name, size, etag)[start:end]
 
         return self.requests.run(f"reading {name}", attempt, until=until)
+
+    def _whole(self, name: str, size: int, etag: str) -> bytes:
+        data = self._get(name, size, etag, None)
+        if self.etags.told(etag) is not None and not self.fits(name, size, etag, md5(data)):
+            raise ShortBodyError("its MD5 is not the one that the store says")
+        return data
+
+    def fits(self, name: str, size: int, etag: str, digest: str) -> bool:
+        """Whether all of an object, with this MD5, is what its ETag stands for, as far as that tells."""
+
+        def again() -> str:
+            if size < 2 or not self._ranges:
+                return md5(self._get(name, size, etag, None))
+            half = size // 2
+            made = hashlib.md5(self._get(name, size, etag, (0, half)), usedforsecurity=False)
+            made.update(self._get(name, size, etag, (half, size)))
+            return made.hexdigest()
+
+        return self.etags.fits(etag, digest, again)
 
     def _get(self, name: str, size: int, etag: str, part: tuple[int, int] | None) -> bytes:
         options: Any = {}
@@ -184,7 +204,14 @@ class RemoteStorage:
             tries += 1
             file.seek(0)
             try:
-                obstore.put(self.store, name, file, mode=condition, attributes={_MARK: mark})
+                obstore.put(
+                    self.store,
+                    name,
+                    file,
+                    mode=condition,
+                    attributes={_MARK: mark},
+                    chunk_size=config.REMOTE_UPLOAD_PART,
+                )
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
                 # an earlier attempt, whose answer was lost, may have been what put it there
                 if tries == 1 or self._told_mark(name) != mark:
@@ -227,6 +254,11 @@ class RemoteStorage:
         self.stat(name)
         self.requests.run(f"removing {name}", lambda: obstore.delete(self.store, name))
 
+    @property
+    def gives_ranges(self) -> bool:
+        """False once the server was found to answer a range with all of the object."""
+        return self._ranges
+
     def in_background(self, call: Callable[[], bytes]) -> Future[bytes]:
         return self._pool.submit(call)
 
@@ -241,42 +273,57 @@ class RemoteReader:
         self._version = version
         self.size = parse_version(version)[0]
         self._position = 0
+        self._part_size = config.REMOTE_PART if storage.gives_ranges else max(self.size, 1)
+        self._digest: Any = None
+        """MD5 of what was read so far, where all of it is read in order and in several parts."""
+        if self._count > 1 and storage.etags.told(parse_version(version)[2]) is not None:
+            self._digest = hashlib.md5(usedforsecurity=False)
         self._parts: dict[int, Future[bytes]] = {}
         self._lock = threading.Lock()
 
     def read(self, count: int) -> bytes:
         data = self._at(self._position, count)
-        self._position += len(data)
-        self._leave_behind()
+        self._passed(data)
         return bytes(data)
 
     def readinto(self, view: memoryview) -> int:
         data = self._at(self._position, len(view))
         view[: len(data)] = data
+        self._passed(data)
+        return len(data)
+
+    def _passed(self, data: memoryview) -> None:
+        """StorageError at the end, where what was read is not what it should be."""
         self._position += len(data)
         self._leave_behind()
-        return len(data)
+        if self._digest is None or not data:
+            return
+        self._digest.update(data)
+        if self._position == self.size:
+            digest, self._digest = self._digest.hexdigest(), None
+            if not self._storage.fits(self._name, self.size, parse_version(self._version)[2], digest):
+                raise StorageError(f"{self._name} came damaged: its MD5 is not the one that the store says")
 
     def _at(self, position: int, count: int) -> memoryview:
         """What there is of `count` bytes from `position` in one part; the parts behind it are on their way then."""
         if position >= self.size or count <= 0:
             return memoryview(b"")
-        first = position // config.REMOTE_PART
+        first = position // self._part_size
         wanted = [self._part(number) for number in range(first, min(first + config.REMOTE_AHEAD, self._count))]
         data = self._result(first, wanted[0])
-        start = position - first * config.REMOTE_PART
+        start = position - first * self._part_size
         return memoryview(data)[start : start + count]
 
     @property
     def _count(self) -> int:
-        return -(-self.size // config.REMOTE_PART)
+        return -(-self.size // self._part_size)
 
     def _part(self, number: int) -> Future[bytes]:
         with self._lock:
             known = self._parts.get(number)
             if known is None:
-                start = number * config.REMOTE_PART
-                end = min(start + config.REMOTE_PART, self.size)
+                start = number * self._part_size
+                end = min(start + self._part_size, self.size)
                 fetch = self._storage.fetch
                 name, version, until = self._name, self._version, self._storage.requests.until()
                 known = self._storage.in_background(lambda: fetch(name, version, start, end, until))
@@ -292,7 +339,7 @@ class RemoteReader:
             raise
 
     def _leave_behind(self) -> None:
-        first = self._position // config.REMOTE_PART
+        first = self._position // self._part_size
         with self._lock:
             for number in [number for number in self._parts if number < first]:
                 self._parts.pop(number).cancel()
@@ -300,13 +347,13 @@ class RemoteReader:
     def read_at(self, offset: int, count: int) -> bytes:
         if offset + count > self.size:
             raise StaleShardError(f"{self._name} has {self.size} bytes, and {offset + count} were asked for")
-        number = offset // config.REMOTE_PART
-        start = offset - number * config.REMOTE_PART
+        number = offset // self._part_size
+        start = offset - number * self._part_size
         with self._lock:
             part = self._parts.get(number)
         if part is None and self._count == 1:
             part = self._part(0)  # small ones are fetched once, whatever is asked of them
-        if part is not None and start + count <= config.REMOTE_PART:
+        if part is not None and start + count <= self._part_size:
             return self._result(number, part)[start : start + count]
         return self._storage.fetch(self._name, self._version, offset, offset + count)
 

@@ -15,6 +15,7 @@ from shardfs import config
 from shardfs.errors import BadStoreError, KeyExistsError, StaleShardError, StorageError
 from shardfs.model import Key
 from shardfs.opening import open_store
+from shardfs.storage.etags import Etags
 from shardfs.storage.remote import RemoteStorage
 from shardfs.storage.urls import open_remote, without_secrets
 from tests.servers import Server, moto_server, rclone_server
@@ -243,3 +244,68 @@ def test_urls_that_cannot_be_opened() -> None:
 
 def test_secrets_of_a_url_are_not_shown() -> None:
     assert without_secrets("https://user:pass@host/a/b/?token=abc#x") == "https://host/a/b"
+
+
+# --- damage on the way ------------------------------------------------------------------------------------------------
+
+
+class Flipping:
+    """obstore's functions with a byte of each body flipped, at the same place of each answer."""
+
+    def __init__(self, storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.left = times
+        get = storage._get
+
+        def flipped(*words: object) -> bytes:
+            data = get(*words)  # type: ignore[arg-type]
+            if self.left <= 0:
+                return data
+            self.left -= 1
+            return data[:7] + bytes((data[7] ^ 1,)) + data[8:]
+
+        monkeypatch.setattr(storage, "_get", flipped)
+
+
+def test_a_flipped_byte_is_fetched_again(storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = storage.put("k", writing(b"0123456789" * 10)).version  # type: ignore[arg-type]
+    Flipping(storage, monkeypatch, 1)
+    assert storage.open("k", version).read(100) == b"0123456789" * 10
+
+
+def test_bytes_that_are_always_flipped_are_an_error(storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = storage.put("k", writing(b"0123456789" * 10)).version  # type: ignore[arg-type]
+    storage.requests._sleep = lambda seconds: None
+    Flipping(storage, monkeypatch, 1000)
+    with pytest.raises(StorageError, match="MD5"):
+        storage.open("k", version).read(100)
+
+
+def test_a_flipped_byte_of_a_large_object_is_an_error_at_its_end(
+    storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = storage.put("big", writing(BIG)).version  # type: ignore[arg-type]
+    Flipping(storage, monkeypatch, 1)
+    with pytest.raises(StorageError, match="MD5"):
+        storage.mark("big", version)
+    assert whole(storage, "big") == BIG
+
+
+def test_etags_that_are_no_md5_are_let_be(storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    etags = Etags()
+    asked: list[str] = []
+
+    def again() -> str:
+        asked.append("again")
+        return "a" * 32
+
+    assert etags.fits(f'"{"0" * 32}"', "a" * 32, again)
+    assert etags.told(f'"{"0" * 32}"') is None
+    assert etags.fits(f'"{"1" * 32}"', "b" * 32, again)
+    assert asked == ["again"]
+    assert Etags().fits('"abc-3"', "a" * 32, again)
+
+
+def test_etags_that_were_md5_once_are_believed() -> None:
+    etags = Etags()
+    assert etags.fits("a" * 32, "a" * 32, lambda: "never")
+    assert not etags.fits("b" * 32, "c" * 32, lambda: "never")
