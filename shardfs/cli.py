@@ -14,20 +14,8 @@ from typing import NoReturn
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
 
 COMMANDS = (
-    "mount",
-    "umount",
-    "commit",
-    "status",
-    "staging",
-    "ls",
-    "cat",
-    "info",
-    "index",
-    "convert",
-    "cache",
-    "warm",
-    "pin",
-    "unpin",
+    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "convert"),
+    *("cache", "warm", "pin", "unpin"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -81,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_umount(commands.add_parser("umount", parents=[common], help="end mounts, and wait for their processes"))
     _add_commit(commands.add_parser("commit", parents=[common], help="store what was written to a mount, now"))
     _add_status(commands.add_parser("status", parents=[common], help="show how mounts are doing"))
+    refresh = commands.add_parser("refresh", parents=[common], help="have a mount look for change in its store, now")
+    refresh.add_argument("mountpoint", metavar="MNT")
+    refresh.add_argument("--json", action="store_true", help="a JSON object")
     _add_staging(commands.add_parser("staging", help="show and settle what is not stored yet"), opening, common)
     looking = [opening, common]
     _add_ls(commands.add_parser("ls", parents=looking, help="list what a mount would show, without mounting"))
@@ -343,6 +334,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import status
 
         return status.run(parsed)
+    if parsed.command == "refresh":
+        from shardfs.commands import refresh
+
+        return refresh.run(parsed)
     if parsed.command == "staging":
         from shardfs.commands import staging
 

@@ -76,7 +76,7 @@ def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
 def status_handlers(
     vfs: Vfs, store: str, driver: str, *, writable: bool = False, area: StagingArea | None = None
 ) -> Handlers:
-    """`ping` and `status`; `area` is what is staged, for a writable mount."""
+    """`ping`, `status` and `refresh`; `area` is what is staged, for a writable mount."""
     begun = time.time_ns()
 
     async def ping(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,10 @@ def status_handlers(
             "staged": None if area is None else _reports(area),
         }
 
-    return {"ping": ping, "status": status}
+    async def refresh(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"changed": await vfs.refresh.everything(), "keys": len(vfs.tree.slots)}
+
+    return {"ping": ping, "status": status, "refresh": refresh}
 
 
 def _reports(area: StagingArea) -> list[dict[str, Any]]:

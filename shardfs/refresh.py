@@ -80,6 +80,16 @@ class Refresh:
             self._listed = trio.current_time()
             await self._ask(None, self._list)
 
+    async def everything(self) -> int:
+        """Compare all keys with the store now, however long that takes; how many have come, gone or been replaced.
+        StorageError, BadStoreError: the store cannot be asked."""
+        assert self._workers is not None
+        self._listed = trio.current_time()
+        before = {(directory.entry.key, directory.entry.version) for directory in self._tree.slots}
+        entries = await self._workers.io(self._driver.entries)
+        self._take(entries)
+        return len(before ^ {(directory.entry.key, directory.entry.version) for directory in self._tree.slots})
+
     async def _ask(self, what: Key | None, work: Callable[[Workers], Awaitable[None]]) -> None:
         """Have one question asked however many want to know, and wait for the answer only so long."""
         if self._nursery is None or self._workers is None:
@@ -121,8 +131,10 @@ class Refresh:
 
     async def _list(self, workers: Workers) -> None:
         entries = await workers.io(lambda: self._driver.entries() if self._driver.changed() else None)
-        if entries is None:
-            return
+        if entries is not None:
+            self._take(entries)
+
+    def _take(self, entries: list[Entry]) -> None:
         gone = self._tree.update(entries)
         for directory in self._tree.slots:
             directory.checked = self._listed

@@ -313,3 +313,20 @@ def test_a_daemon_that_was_killed_leaves_all_for_staging(store: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert labels(store, "a") == [0, 4]
         assert run("staging", "list", store).stdout == ""
+
+
+def test_refresh_shows_at_once_what_a_mount_was_told_not_to_look_for(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store", "squirrel")
+    store.set([{"a": 1}], "k")
+    store.set([{"a": 1}], "gone")
+    with mounting(tmp_path / "store", "--refresh", "manual") as path:
+        assert sorted(os.listdir(path)) == ["gone", "k"]
+        store.set([{"a": 2}, {"a": 3}], "k")
+        store.set([{"a": 4}], "new")
+        store.delete("gone")
+        done = run("refresh", path, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout) == {"changed": 4, "keys": 2}  # gone, new, and both versions of k
+        wait_for(lambda: sorted(os.listdir(path)) == ["k", "new"])
+        assert json.loads((path / "k" / "000001.json").read_text()) == {"a": 3}
+        assert run("refresh", path).stderr == "shardfs: 2 keys, 0 changes\n"
