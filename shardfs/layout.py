@@ -57,6 +57,11 @@ class _Layout:
         self._explained: dict[str, Any] = {}
 
     def sample(self, tree: Tree) -> list[FilePlan]:
+        if type(tree) is values.Members:
+            return [
+                FilePlan(names.own_suffix(file.suffix, self._room), file.content(self._raw, self._arrays))
+                for file in tree.files
+            ]
         if type(tree) is dict:
             light = self._fields(tree)
         elif self._is_file(tree):

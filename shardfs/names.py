@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from functools import lru_cache
 
 from shardfs import config
 
 _UNSAFE = re.compile("[/%~\0-\x1f\x7f-\x9f\ud800-\udfff]+")
+_UNSTABLE = re.compile(r"(?<![^.])(tmp|partial)\Z|#\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_\-.]*\Z")
 
 
@@ -81,14 +83,17 @@ def file_suffix(field: str, inside: tuple[str, ...], ext: str, room: int) -> str
     return f"{stem}.{ext}"
 
 
+@lru_cache(maxsize=4096)
 def own_suffix(text: str, room: int) -> str:
     """What follows `<sample>.` where that is a system's own text: as it stands, what cannot stand in a file name
-    percent-escaped. At most `room` bytes, cut before the extension where that is a short one.
+    percent-escaped, and what would make it look like a program's passing file. At most `room` bytes, cut before the
+    extension where that is a short one.
 
     `unescape` gives the text back where nothing was cut off.
     """
     made = _UNSAFE.sub(lambda match: _percent(match[0]), text)
     made = _percent("$") + made[1:] if made.startswith("$") else made
+    made = _UNSTABLE.sub(lambda match: _percent(match[0][0]) + match[0][1:], made)
     if len(made.encode("utf-8")) <= room:
         return made
     stem, dot, ext = made.rpartition(".")

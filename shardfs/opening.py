@@ -1,7 +1,7 @@
 """How a store is opened: what a path or URL means, and which driver it gets.
 
-A path or a `file://` URL is a directory, and its content decides; `NAME+REST://...` is a URL that driver NAME opens by
-itself. Knows nothing of what drivers do.
+A path or a `file://` URL is a directory, and its content decides, or it names tars one by one; `NAME+REST://...` is a
+URL that driver NAME opens by itself. Knows nothing of what drivers do.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 from shardfs.drivers.base import Driver
 from shardfs.drivers.squirrel import CODECS
+from shardfs.drivers.webdataset import ENDINGS
 from shardfs.errors import BadSettingError, BadStoreError
+from shardfs.patterns import expand
 from shardfs.storage.local import LocalStorage
 from shardfs.store import Store
 
@@ -25,28 +27,51 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel-msgpack": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "msgpack"}),
     "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
+    "webdataset": ("shardfs.drivers.webdataset", "WebDatasetDriver", {}),
 }
 
 
 def open_store(url_or_path: str | os.PathLike[str], driver: str | None = None, **options: Any) -> Store:
     """Open a store: a local path, a `file://` URL, or a URL whose scheme begins with a driver's name and a `+`.
 
-    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
-    without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
-    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression). Raises BadStoreError,
-    BadSettingError.
+    A path of a tar, or of several with braces (`train/shard-{000..099}.tar`), means just these, for reading.
+    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, `webdataset`, or one that an installed package
+    offers); without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's
+    own (squirrel, webdataset: compression, level; squirrel: format; streaming: validate_hash, size_limit, compression).
+    Raises BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if "+" in scheme:
         return _open_url(text, scheme.partition("+")[0], driver, options)
     path = local_path(text)
+    tars = _named_tars(path)
+    if tars is not None:
+        if driver not in (None, "webdataset"):
+            raise BadSettingError(f"{text} names tars, which the driver {driver} does not read")
+        path, options = tars[0], {**options, "only": tars[1]}
     storage = LocalStorage(path)
-    chosen = driver or detect(path)
+    chosen = "webdataset" if tars is not None else driver or detect(path)
     factory, preset = _factory(chosen)
     _check_options(chosen, factory, options, "storage")
     made: Driver = factory(storage, **{**preset, **options})
+    if tars is not None:
+        made.entries()  # what is missing is to be told at once
     return Store(text, made, path)
+
+
+def _named_tars(path: Path) -> tuple[Path, list[str]] | None:
+    """The directory, and the names in it, of tars that a path names; None for a path that means a directory."""
+    text = os.fspath(path)
+    one = os.path.isfile(path)
+    if not text.endswith(tuple(ENDINGS)) or not (one or ("{" in text and not os.path.isdir(path))):
+        return None
+    found = [text] if one else expand(text)
+    root = os.path.abspath(os.path.dirname(text if one else text.partition("{")[0]))
+    names = [os.path.relpath(os.path.abspath(name), root) for name in found]
+    if len(set(names)) != len(names):
+        raise BadSettingError(f"{text} names a tar twice")
+    return Path(root), names
 
 
 def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any]) -> Store:
@@ -103,17 +128,19 @@ def detect(path: Path) -> str:
     if not os.path.exists(path):
         raise BadStoreError(f"no store at {path}")
     storage = LocalStorage(path)
-    found = [listed.name for listed in storage.list(("index.json", ".tar", ".tar.gz", ".tar.zst", *CODECS))]
+    found = [listed.name for listed in storage.list(("index.json", *ENDINGS, *CODECS))]
     indexes = [name for name in found if name.rpartition("/")[2] == "index.json"]
     if any(_is_streaming_index(path / name) for name in indexes):
         return "streaming"
     if any(".mds." in name for name in found):
         raise BadStoreError(f"{path} holds .mds shards without an index.json that says version 2")
-    if any(name.endswith((".tar", ".tar.gz", ".tar.zst")) for name in found):
-        raise BadStoreError(f"{path} holds .tar files, for which there is no driver; name one with --driver")
+    if any(name.endswith(tuple(ENDINGS)) for name in found):
+        return "webdataset"
     if any(name.endswith(tuple(CODECS)) for name in found):
         return "squirrel"
-    raise BadStoreError(f"{path} holds no shards that are recognised (index.json, *.gz, *.zst); name its --driver")
+    raise BadStoreError(
+        f"{path} holds no shards that are recognised (index.json, *.tar, *.gz, *.zst); name its --driver"
+    )
 
 
 def _is_streaming_index(path: Path) -> bool:

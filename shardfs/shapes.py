@@ -76,6 +76,9 @@ class Shapes:
 
     def files(self, tree: Tree, raw: Buffer, stem_bytes: int) -> list[File] | None:
         """The files of `layout.lay_out`, in its order; None for a sample that it must look at."""
+        if type(tree) is values.Members:
+            room = config.NAME_MAX - stem_bytes - 1
+            return [(names.own_suffix(file.suffix, room), b"", False, file.offset, file.length) for file in tree.files]
         shape = self._shape(tree)
         if shape is None or stem_bytes > shape.stem_bytes:
             return None

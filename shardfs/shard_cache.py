@@ -354,12 +354,13 @@ class ShardCache:
 
         def work() -> tuple[Loaded, bool]:
             shard = driver.load(entry, grow)
+            lies = not shard.held  # it is open, and none of it in memory
             if table is not None and table.raw_bytes == shard.size:
-                return Loaded(shard, table), False
+                return Loaded(shard, table, partial=lies), False
             built = index.build(shard, self.arrays)
-            in_place = driver.open(entry, built.raw_bytes) if self._parts else None
+            in_place = driver.open(entry, built.raw_bytes) if self._parts and not lies else None
             if in_place is None or in_place.computes:
-                return Loaded(shard, built), True
+                return Loaded(shard, built, partial=lies), True
             return Loaded(in_place, built, partial=True), True
 
         loaded, built = await workers.cpu(work, estimate)
@@ -390,7 +391,10 @@ class ShardCache:
         self.tables.keep(entry, loaded.table)
         if identity not in self._told:
             for note in loaded.table.notes[: config.NOTES_LOGGED]:
-                log.warning("%s/%s: shown as bytes: %s", identity[0], note.file, note.reason)
+                if note.file:
+                    log.warning("%s/%s: shown as bytes: %s", identity[0], note.file, note.reason)
+                else:
+                    log.warning("%s: %s", identity[0], note.reason)
             if loaded.table.notes:
                 self._remember(identity)
 

@@ -212,6 +212,24 @@ class Named:
         return bytes(raw[self.offset : self.offset + self.length])
 
 
+NO_SUFFIX = "\0"
+"""The suffix of a member without a dot, which no system's name can hold; shown as `%00`."""
+
+
+@dataclass(slots=True)
+class Members:
+    """A sample that is nothing but files, each with a name of its system's: what a tar holds of one name.
+
+    It is no dict: all its files are what they are, a `json` among them too, and nothing is merged into that.
+    """
+
+    key: str
+    """The sample's own name."""
+    files: list[Named]
+    apart: bool = False
+    """True for what the system's own library passes over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pickle:
     """A pickle as stored. It is never run: from Python it stays this object, whose `data` are its bytes."""

@@ -1,0 +1,197 @@
+"""The inside of a WebDataset shard: the members of a tar as samples. Knows nothing of keys, of where a tar lies, or of
+how one is written.
+
+Which members are a sample, and what their fields are called, is what webdataset 1.0.2 makes of them (tariterators.py:
+`base_plus_ext`, `tar_file_iterator`), but that members of one sample need not stand side by side here, nor are
+extensions made lower case in the tree. What the library passes over is a file with the suffix NO_SUFFIX.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from shardfs import config, zstd_frames
+from shardfs.drivers.base import InMemory, Kept, Record
+from shardfs.drivers.in_place import InPlace
+from shardfs.drivers.tar_headers import Member, Read, listing
+from shardfs.errors import DamagedShardError, NotWritableError
+from shardfs.raw_bytes import Whole
+from shardfs.storage.local_reader import LocalReader
+from shardfs.values import NO_SUFFIX, Buffer, Members, Named, Tree
+
+_SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
+"""The name of a sample, and its field's: up to the first dot behind the last slash, and what follows that."""
+
+_META = re.compile(r"__[^/]*__(\Z|/)")
+"""Members that the library takes for remarks of its own."""
+
+
+def split(name: str) -> tuple[str, str]:
+    """A member's name as that of its sample and its suffix; NO_SUFFIX for one that the library passes over."""
+    found = None if _META.match(name) else _SAMPLE.match(name)
+    return (name, NO_SUFFIX) if found is None else (found[1], found[2])
+
+
+def member_name(key: str, suffix: str) -> str:
+    """The inverse of `split`."""
+    return key if suffix == NO_SUFFIX else f"{key}.{suffix}"
+
+
+@dataclass(slots=True)
+class Sample:
+    """The members of one sample."""
+
+    key: str
+    """As in the tar, with the `./` that it may have in front."""
+    members: dict[str, Member] = field(default_factory=dict)
+    """By suffix, in their order."""
+
+    @property
+    def first(self) -> Member:
+        return next(iter(self.members.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is in a tar."""
+
+    by_name: dict[str, Sample]
+    """By their names without `./`, in the order of their first members."""
+    notes: list[str]
+    unkept: str | None
+    """Why the tar cannot be written anew without losing something of it."""
+
+
+def samples(read: Read, size: int) -> Samples:
+    """The samples of a tar of `size` bytes. DamagedShardError, and the errors of `read`."""
+    found = listing(read, size)
+    by_name: dict[str, Sample] = {}
+    for member in found.members:
+        key, suffix = split(member.name)
+        name = key
+        while name.startswith("./") and len(name) > 2:
+            name = name[2:].lstrip("/") or name[2:]
+        sample = by_name.get(name)
+        if sample is None:
+            sample = by_name[name] = Sample(key)
+        if suffix in sample.members:
+            found.note(f"{member.name[:200]} stands twice: the last one is shown")
+        sample.members[suffix] = member
+    return Samples(by_name, found.notes, found.unkept)
+
+
+def _tree(name: str, sample: Sample) -> Members:
+    files = [Named(member.offset, member.length, suffix) for suffix, member in sample.members.items()]
+    return Members(name, files, apart=all(file.suffix == NO_SUFFIX for file in files))
+
+
+class _Contents:
+    """What all forms of a shard have in common: the samples, found when they are first asked for. Thread-safe."""
+
+    first_sample = 0
+    samples_through = None
+
+    def __init__(self, read: Read, size: int) -> None:
+        self._read = read
+        self._bytes = size
+        self._lock = threading.Lock()
+        self._known: Samples | None = None
+
+    @property
+    def samples(self) -> Samples:
+        with self._lock:
+            if self._known is None:
+                self._known = samples(self._read, self._bytes)
+            return self._known
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not shown, or not as one would think; for who has walked the records."""
+        return self.samples.notes
+
+    def records(self) -> Iterator[Record]:
+        """A record is the run of a sample's first member; its tree has positions in the whole tar."""
+        for name, sample in self.samples.by_name.items():
+            first = sample.first
+            yield Record(first.start, first.end, _tree(name, sample))
+
+    def tree(self, start: int, end: int) -> Tree:
+        name = self._by_start[start]
+        return _tree(name, self.samples.by_name[name])
+
+    @cached_property
+    def _by_start(self) -> dict[int, str]:
+        return {sample.first.start: name for name, sample in self.samples.by_name.items()}
+
+    def sample(self, tree: Tree) -> Any:
+        """As webdataset gives it, not decoded: suffixes in lower case, unless two of them are alike then."""
+        stored = self.samples.by_name[tree.key]
+        files = [file for file in tree.files if file.suffix != NO_SUFFIX and not stored.members[file.suffix].link]
+        lower = len({file.suffix.lower() for file in files}) == len(files)
+        contents = {
+            file.suffix.lower() if lower else file.suffix: bytes(self._read(file.offset, file.offset + file.length))
+            for file in files
+        }
+        return {"__key__": stored.key, **contents}
+
+    def kept(self, sample: int) -> Kept:
+        """See `base.KeptFiles`."""
+        if self.samples.unkept is not None:
+            raise NotWritableError(f"a tar like this is not changed here: {self.samples.unkept}")
+        stored = self._in_order[sample]
+        return Kept(stored.key, [(suffix, one.start, one.end) for suffix, one in stored.members.items()])
+
+    @cached_property
+    def _in_order(self) -> list[Sample]:
+        return list(self.samples.by_name.values())
+
+
+def _refuse(record: Buffer) -> Tree:
+    """Stands where a sample would be read out of its record, which a tar's are not: all their files are slices."""
+    raise DamagedShardError("no file of a tar is rendered")
+
+
+def _no_cells(record: Buffer) -> None:
+    return None
+
+
+class TarShard(InMemory, _Contents):
+    """A tar in memory."""
+
+    def __init__(self, raw: bytes | Whole) -> None:
+        self.raw: Buffer = memoryview(raw).toreadonly()
+        _Contents.__init__(self, lambda start, end: self.raw[start:end], len(self.raw))
+
+    def decode(self, record: Buffer) -> Tree:
+        return _refuse(record)
+
+
+class TarInPlace(InPlace, _Contents):
+    """A tar that is not compressed, read where it lies. It is a whole shard, of which nothing is in memory: `raw` is
+    empty."""
+
+    raw: Buffer = memoryview(b"")
+
+    def __init__(self, reader: LocalReader) -> None:
+        InPlace.__init__(self, reader, _refuse, _no_cells)
+        # not by `fetch`, which has the whole tar read ahead when much is asked of it
+        _Contents.__init__(self, lambda start, end: memoryview(reader.read_at(start, end - start)), reader.size)
+
+
+class FramedTar(zstd_frames.Frames, _Contents):
+    """A tar in zstd frames, of which only those are decompressed that are asked for."""
+
+    def __init__(self, file: zstd_frames.Stored, table: zstd_frames.SeekTable, limit: int = config.FRAMES_HELD) -> None:
+        zstd_frames.Frames.__init__(self, file, table, limit)
+        _Contents.__init__(self, self.fetch, table.size)
+
+    def decode(self, record: Buffer) -> Tree:
+        return _refuse(record)
+
+    def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
+        return None
