@@ -226,7 +226,9 @@ class Seal:
 def seal(files: Sequence[tuple[bytes, Source]], base: Base | None = None, as_files: bool = False) -> Seal:
     """The samples that these files are, temporary ones left out. `base` is what the key has in the store, if it is not
     new. `as_files`: for a driver that keeps samples as files, which are not looked into. BadSampleError for a name that
-    cannot be a sample's file, and for one that is given twice."""
+    cannot be a sample's file, and for one that is given twice; NotWritableError for a base that cannot be kept."""
+    if as_files and base is not None and isinstance(base.reader, KeptFiles):
+        base.reader.check_kept()
     return Seal(_groups(files, None if base is None else base.table), base, as_files)
 
 

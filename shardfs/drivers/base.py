@@ -134,9 +134,11 @@ class KeepsFiles(Protocol):
 class KeptFiles(Protocol):
     """A ShardReader of such a driver."""
 
+    def check_kept(self) -> None:
+        """NotWritableError where the shard cannot be written anew without losing something; the errors of `fetch`."""
+
     def kept(self, sample: int) -> Kept:
-        """The sample of that number. NotWritableError where the shard cannot be written anew without losing something,
-        and the errors of `fetch`."""
+        """The sample of that number. The errors of `check_kept`."""
 
 
 class Shard(ShardReader, Protocol):

@@ -115,7 +115,9 @@ class _Scan:
             kind, size = block[156:157], _number(block[124:136], at)
             if kind not in b"xXgLK":
                 break
-            if size > config.TAR_HEADER or at + BLOCK + size > self._size:
+            if at + BLOCK + size > self._size:
+                raise DamagedShardError("the tar is cut off in an extended header", at)
+            if size > config.TAR_HEADER:
                 raise DamagedShardError(f"an extended header of {size} bytes", at)
             data = bytes(self._read(at + BLOCK, at + BLOCK + size))
             if kind in b"LK":

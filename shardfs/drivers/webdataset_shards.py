@@ -141,10 +141,14 @@ class _Contents:
 
     def kept(self, sample: int) -> Kept:
         """See `base.KeptFiles`."""
-        if self.samples.unkept is not None:
-            raise NotWritableError(f"a tar like this is not changed here: {self.samples.unkept}")
+        self.check_kept()
         stored = self._in_order[sample]
         return Kept(stored.key, [(suffix, one.start, one.end) for suffix, one in stored.members.items()])
+
+    def check_kept(self) -> None:
+        """See `base.KeptFiles`."""
+        if self.samples.unkept is not None:
+            raise NotWritableError(f"a tar like this is not changed here: {self.samples.unkept}")
 
     @cached_property
     def _in_order(self) -> list[Sample]:
