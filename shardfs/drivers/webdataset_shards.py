@@ -96,17 +96,21 @@ class _Contents:
     first_sample = 0
     samples_through = None
 
-    def __init__(self, read: Read, size: int) -> None:
-        self._read = read
+    def __init__(self, size: int) -> None:
         self._bytes = size
         self._lock = threading.Lock()
         self._known: Samples | None = None
+
+    def _bytes_at(self, start: int, end: int) -> Buffer:
+        """The bytes of the tar from `start` to `end`. A method, as a function kept here would keep the shard, too, whose
+        memory must be free as soon as nobody uses it."""
+        raise NotImplementedError
 
     @property
     def samples(self) -> Samples:
         with self._lock:
             if self._known is None:
-                self._known = samples(self._read, self._bytes)
+                self._known = samples(self._bytes_at, self._bytes)
             return self._known
 
     @property
@@ -134,7 +138,7 @@ class _Contents:
         files = [file for file in tree.files if file.suffix != NO_SUFFIX and not stored.members[file.suffix].link]
         lower = len({file.suffix.lower() for file in files}) == len(files)
         contents = {
-            file.suffix.lower() if lower else file.suffix: bytes(self._read(file.offset, file.offset + file.length))
+            file.suffix.lower() if lower else file.suffix: bytes(self._bytes_at(file.offset, file.offset + file.length))
             for file in files
         }
         return {"__key__": stored.key, **contents}
@@ -169,7 +173,10 @@ class TarShard(InMemory, _Contents):
 
     def __init__(self, raw: bytes | Whole) -> None:
         self.raw: Buffer = memoryview(raw).toreadonly()
-        _Contents.__init__(self, lambda start, end: self.raw[start:end], len(self.raw))
+        _Contents.__init__(self, len(self.raw))
+
+    def _bytes_at(self, start: int, end: int) -> Buffer:
+        return self.raw[start:end]
 
     def decode(self, record: Buffer) -> Tree:
         return _refuse(record)
@@ -183,8 +190,11 @@ class TarInPlace(InPlace, _Contents):
 
     def __init__(self, reader: LocalReader) -> None:
         InPlace.__init__(self, reader, _refuse, _no_cells)
+        _Contents.__init__(self, reader.size)
+
+    def _bytes_at(self, start: int, end: int) -> Buffer:
         # not by `fetch`, which has the whole tar read ahead when much is asked of it
-        _Contents.__init__(self, lambda start, end: memoryview(reader.read_at(start, end - start)), reader.size)
+        return memoryview(self._reader.read_at(start, end - start))
 
 
 class FramedTar(zstd_frames.Frames, _Contents):
@@ -192,7 +202,10 @@ class FramedTar(zstd_frames.Frames, _Contents):
 
     def __init__(self, file: zstd_frames.Stored, table: zstd_frames.SeekTable, limit: int = config.FRAMES_HELD) -> None:
         zstd_frames.Frames.__init__(self, file, table, limit)
-        _Contents.__init__(self, self.fetch, table.size)
+        _Contents.__init__(self, table.size)
+
+    def _bytes_at(self, start: int, end: int) -> Buffer:
+        return self.fetch(start, end)
 
     def decode(self, record: Buffer) -> Tree:
         return _refuse(record)

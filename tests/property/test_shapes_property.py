@@ -19,8 +19,11 @@ from shardfs.drivers.base import Shard
 from shardfs.drivers.mds import MdsShard, columns
 from shardfs.drivers.squirrel_records import msgpack_record
 from shardfs.drivers.squirrel_shards import SquirrelShard
+from shardfs.drivers.tar_headers import header, padding
+from shardfs.drivers.webdataset_shards import TarShard
 from shardfs.errors import DamagedShardError
 from shardfs.msgpack_spans import Walker
+from shardfs.sealing import is_temporary
 from tests.property.test_round_trip_property import arrays, hostile_names, samples
 
 RELAXED = settings(
@@ -337,6 +340,20 @@ def test_mds_columns_do_not_depend_on_the_way(data: st.DataObject, how: str) -> 
     table = np.cumsum([4 + 4 * (len(records) + 1), *map(len, records)]).astype("<u4").tobytes()
     raw = struct.pack("<I", len(records)) + table + b"".join(records)
     assert_same(lambda: MdsShard(raw, plan, len(records), len(raw)), how)
+
+
+tar_names = st.text("ab.~%/é$#", min_size=1, max_size=12) | st.sampled_from(["a.tmp", "a.partial", "a.b.tmp", "a.#"])
+
+
+@RELAXED
+@given(st.lists(st.tuples(tar_names | st.just("a." + "b" * 300), st.binary(max_size=5)), max_size=6), ways)
+def test_tars_do_not_depend_on_the_way(written: list[tuple[str, bytes]], how: str) -> None:
+    raw = b"".join(
+        header(name.strip("/") or "x", len(content)) + content + padding(len(content)) for name, content in written
+    )
+    names = assert_same(lambda: TarShard(raw), how)[0]
+    assert len(set(names)) == len(names)
+    assert not any(is_temporary(name) or b"/" in name or len(name) > config.NAME_MAX for name in names)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

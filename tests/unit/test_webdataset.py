@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,19 @@ def test_a_large_zstd_tar_of_frames_is_read_in_parts(tmp_path: Path, monkeypatch
     assert reader.held < 2_000_000
     assert store.driver.open(entry, table.raw_bytes + 1) is None
     assert library(tmp_path / "k.tar.zst") == written
+
+
+def test_a_shard_that_nobody_uses_is_free_at_once(tmp_path: Path) -> None:
+    """Not when the garbage is collected: the budget counts on it."""
+    put(tmp_path, "a.tar", PLAIN)
+    put(tmp_path, "b.tar.gz", PLAIN)
+    driver = WebDatasetDriver(LocalStorage(tmp_path))
+    for key in "ab":
+        shard = driver.load(driver.entry(Key(key)), quiet)
+        index.build(shard, "png")
+        gone = weakref.ref(shard)
+        del shard
+        assert gone() is None
 
 
 def test_one_key_in_several_compressions(tmp_path: Path) -> None:
