@@ -64,6 +64,8 @@ class WebDatasetDriver:
             raise BadSettingError(f"compression {compression!r}: use none, gz or zst")
         self.problems: list[str] = []
         self.writable = only is None
+        self.partial = only is not None
+        """The directory may hold other keys than are listed."""
         self._storage = storage
         self._ending = _WRITTEN[compression]
         self._level = level

@@ -102,7 +102,7 @@ class _Contents:
         self._known: Samples | None = None
 
     def _bytes_at(self, start: int, end: int) -> Buffer:
-        """The bytes of the tar from `start` to `end`. A method, as a function kept here would keep the shard, too, whose
+        """The bytes of the tar from `start` to `end`. A method: a function kept here would keep the shard, too, whose
         memory must be free as soon as nobody uses it."""
         raise NotImplementedError
 

@@ -711,3 +711,5 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["index", str(tmp_path / "data")]) == 0
     assert cli.main(["index", str(tmp_path / "data"), "--check"]) == 0
     capsys.readouterr()
+    assert cli.main(["index", str(tmp_path / "data/s-{0..1}.tar"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["dropped"] == 0, "regression: rows of tars that were not named went"
