@@ -204,6 +204,9 @@ NAME_KEEP = 240
 TAR_MEMBERS = 2_000_000
 """Members that a tar may have: 1 GiB of headers alone, and about as much memory while they are walked."""
 
+TAR_MEMBER = 500
+"""Bytes of memory that a member takes while its tar has been walked: its name, numbers, and place in a sample."""
+
 TAR_HEADER = 1 << 20
 """Bytes of an extended header (a long name, PAX records): a path has 4,096, and more than 1 MiB of others is no header
 in earnest."""

@@ -322,7 +322,7 @@ class _Builder:
             columns=columns,
             suffixes=self._suffixes.pack(),
             prefixes=self._prefixes.pack(),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *(Note("", text) for text in getattr(shard, "notes", ()))),
         )
 
 
@@ -333,7 +333,6 @@ def build(shard: Shard, arrays: str) -> ShardTable:
         builder = _Builder(arrays)
         for at, record in enumerate(shard.records()):
             builder.add(record, own[at], shard)
-        builder.notes += [Note("", text) for text in getattr(shard, "notes", ())]
         return builder.table(shard, own, 0, 0)
     digits = names.digits_for(shard.samples_through or 0)
     builder, count = _numbered(shard, arrays, digits)

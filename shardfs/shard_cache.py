@@ -354,13 +354,12 @@ class ShardCache:
 
         def work() -> tuple[Loaded, bool]:
             shard = driver.load(entry, grow)
-            lies = not shard.held  # it is open, and none of it in memory
             if table is not None and table.raw_bytes == shard.size:
-                return Loaded(shard, table, partial=lies), False
+                return Loaded(shard, table), False
             built = index.build(shard, self.arrays)
-            in_place = driver.open(entry, built.raw_bytes) if self._parts and not lies else None
+            in_place = driver.open(entry, built.raw_bytes) if self._parts else None
             if in_place is None or in_place.computes:
-                return Loaded(shard, built, partial=lies), True
+                return Loaded(shard, built), True
             return Loaded(in_place, built, partial=True), True
 
         loaded, built = await workers.cpu(work, estimate)

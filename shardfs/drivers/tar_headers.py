@@ -171,9 +171,8 @@ class _Scan:
 def _check(block: bytes, at: int) -> None:
     """DamagedShardError for what is no header, by its checksum, which old tars made of signed bytes."""
     wanted = _number(block[148:156], at)
-    others = block[:148] + block[156:]
-    plain = sum(others) + 8 * 32
-    if wanted != plain and wanted != plain - 256 * sum(byte > 127 for byte in others):
+    plain = sum(block) - sum(block[148:156]) + 8 * 32
+    if wanted != plain and wanted != plain - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
         raise DamagedShardError("no header of a member, by its checksum", at)
 
 

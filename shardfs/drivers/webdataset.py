@@ -128,7 +128,9 @@ class WebDatasetDriver:
         codec = ENDINGS[_stored_ending(entry)]
         reader = self._open(entry)
         if codec is None:
-            return TarInPlace(reader)
+            shard = TarInPlace(reader)
+            grow(shard.walk())
+            return shard
         with reader:
             expected = _raw_size(reader, codec)
             return TarShard(compression.decompress(codec, reader, reader.size, grow, expected=expected))

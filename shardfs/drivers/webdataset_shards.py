@@ -62,6 +62,7 @@ class Samples:
 
     by_name: dict[str, Sample]
     """By their names without `./`, in the order of their first members."""
+    members: int
     notes: list[str]
     unkept: str | None
     """Why the tar cannot be written anew without losing something of it."""
@@ -82,7 +83,7 @@ def samples(read: Read, size: int) -> Samples:
         if suffix in sample.members:
             found.note(f"{member.name[:200]} stands twice: the last one is shown")
         sample.members[suffix] = member
-    return Samples(by_name, found.notes, found.unkept)
+    return Samples(by_name, len(found.members), found.notes, found.unkept)
 
 
 def _tree(name: str, sample: Sample) -> Members:
@@ -112,6 +113,16 @@ class _Contents:
             if self._known is None:
                 self._known = samples(self._bytes_at, self._bytes)
             return self._known
+
+    def walk(self) -> int:
+        """Find the samples; the bytes of memory that they take. DamagedShardError, and the errors of `fetch`."""
+        return self.samples.members * config.TAR_MEMBER
+
+    @property
+    def _walked(self) -> int:
+        """Bytes of memory that the samples take, once they are known."""
+        known = self._known
+        return 0 if known is None else known.members * config.TAR_MEMBER
 
     @property
     def notes(self) -> list[str]:
@@ -175,6 +186,10 @@ class TarShard(InMemory, _Contents):
         self.raw: Buffer = memoryview(raw).toreadonly()
         _Contents.__init__(self, len(self.raw))
 
+    @property
+    def held(self) -> int:
+        return len(self.raw) + self._walked
+
     def _bytes_at(self, start: int, end: int) -> Buffer:
         return self.raw[start:end]
 
@@ -192,6 +207,10 @@ class TarInPlace(InPlace, _Contents):
         InPlace.__init__(self, reader, _refuse, _no_cells)
         _Contents.__init__(self, reader.size)
 
+    @property
+    def held(self) -> int:  # type: ignore[override]
+        return self._walked
+
     def _bytes_at(self, start: int, end: int) -> Buffer:
         # not by `fetch`, which has the whole tar read ahead when much is asked of it
         return memoryview(self._reader.read_at(start, end - start))
@@ -203,6 +222,10 @@ class FramedTar(zstd_frames.Frames, _Contents):
     def __init__(self, file: zstd_frames.Stored, table: zstd_frames.SeekTable, limit: int = config.FRAMES_HELD) -> None:
         zstd_frames.Frames.__init__(self, file, table, limit)
         _Contents.__init__(self, table.size)
+
+    @property
+    def held(self) -> int:
+        return super().held + self._walked
 
     def _bytes_at(self, start: int, end: int) -> Buffer:
         return self.fetch(start, end)
