@@ -42,6 +42,13 @@ def member_name(key: str, suffix: str) -> str:
     return key if suffix == NO_SUFFIX else f"{key}.{suffix}"
 
 
+def plain_name(key: str) -> str:
+    """A sample's name without the `./` that tar puts in front: what names the sample here."""
+    while key.startswith("./") and len(key) > 2:
+        key = key[2:].lstrip("/") or key[2:]
+    return key
+
+
 @dataclass(slots=True)
 class Sample:
     """The members of one sample."""
@@ -74,9 +81,7 @@ def samples(read: Read, size: int) -> Samples:
     by_name: dict[str, Sample] = {}
     for member in found.members:
         key, suffix = split(member.name)
-        name = key
-        while name.startswith("./") and len(name) > 2:
-            name = name[2:].lstrip("/") or name[2:]
+        name = plain_name(key)
         sample = by_name.get(name)
         if sample is None:
             sample = by_name[name] = Sample(key)

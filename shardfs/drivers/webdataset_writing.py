@@ -16,7 +16,7 @@ import numpy as np
 from shardfs import config, names
 from shardfs.drivers.base import Cell, Files, NewRecord, Verbatim
 from shardfs.drivers.tar_headers import ending, header, padding
-from shardfs.drivers.webdataset_shards import member_name, split
+from shardfs.drivers.webdataset_shards import member_name, plain_name, split
 from shardfs.errors import BadSettingError
 from shardfs.values import NO_SUFFIX, Buffer
 
@@ -29,7 +29,7 @@ _ITS_OWN = frozenset(("__url__", "__local_path__", "__bad__"))
 
 def packed(records: Iterable[NewRecord]) -> Iterator[bytes | Buffer]:
     """A tar of these samples, piece by piece, a sample's members side by side. BadSettingError, with the sample's name,
-    for what no tar can hold, and for two members of one name."""
+    for what no tar can hold, and for two samples that would be read as one."""
     seen: set[str] = set()
     length = 0
     for number, record in enumerate(records):
@@ -41,11 +41,12 @@ def packed(records: Iterable[NewRecord]) -> Iterator[bytes | Buffer]:
 
 def _sample(sample: Any, number: int, seen: set[str]) -> Iterator[bytes | Buffer]:
     files = sample if isinstance(sample, Files) else files_of(sample, number)
-    for suffix, content in files.files:
-        name = _name(files.key, suffix, isinstance(content, Cell))
-        if name in seen:
-            raise BadSettingError(f"sample {files.key[:100]}: two members are called {name[:200]!r}")
-        seen.add(name)
+    own = {_name(files.key, suffix, isinstance(content, Cell)): content for suffix, content in files.files}
+    called = {plain_name(split(name)[0]) for name in own}
+    if len(called) != 1 or len(own) != len(files.files) or called & seen:
+        raise BadSettingError(f"sample {files.key[:100]}: it, or a file of it, would stand there twice")
+    seen |= called
+    for name, content in own.items():
         if isinstance(content, Cell):
             yield content.data
             continue

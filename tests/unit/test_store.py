@@ -218,6 +218,8 @@ def test_a_home_directory_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (["index.json"], "streaming"),
         (["train/index.json", "train/shard.00000.mds.gz"], "streaming"),
         (["myindex.json", "a.gz"], "squirrel"),
+        (["a.tar"], "webdataset"),
+        (["a.tar.gz", "b.gz"], "webdataset"),
     ],
 )
 def test_a_store_is_recognised_by_its_names(tmp_path: Path, names: list[str], found: str) -> None:

@@ -451,8 +451,9 @@ def test_what_no_tar_of_samples_can_hold(tmp_path: Path, sample: Any, reason: st
 
 
 def test_two_samples_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadSettingError, match=r"two members are called 'a\.txt'"):
-        open_store(tmp_path, "webdataset").set([{"__key__": "a", "txt": b""}] * 2, "k")
+    for other in ({"__key__": "a", "txt": b""}, {"__key__": "a", "jpg": b""}, {"__key__": "./a", "jpg": b""}):
+        with pytest.raises(BadSettingError, match="would stand there twice"):
+            open_store(tmp_path, "webdataset").set([{"__key__": "a", "txt": b""}, other], "k")
 
 
 def test_a_key_is_new_or_the_version_that_was_changed(tmp_path: Path) -> None:
@@ -673,6 +674,16 @@ def test_webdataset_to_squirrel_reads_files_as_a_seal_would(tmp_path: Path) -> N
     assert dog == {"__key__": "dog", "jpg": JPEG, "txt": "größe"}
     assert (bird["__key__"], bird["npy"].tolist()) == ("sub/bird", [0, 1, 2])
     assert report.changes == {("", "file without an extension", "left out"): 1}
+
+
+def test_converting_is_copying(tmp_path: Path) -> None:
+    files = {name: data for name, data in PLAIN.items() if name != "dog.txt"} | {"x.pkl": b"\x80\x04.", "x.id": b"5x"}
+    put(tmp_path / "tars", "k.tar", files)
+    tars = open_store(tmp_path / "tars")
+    _, converted_to = converted(tars, tmp_path / "one", "squirrel")
+    copied_to = open_store(tmp_path / "two", "squirrel")
+    copied_to.driver.write_records(Key("k"), seal(new(**shown(tars, "k"))).records(), base=None)
+    assert shown(converted_to, "k") == shown(copied_to, "k")
 
 
 def test_a_file_that_does_not_parse_fails_its_key_by_name(tmp_path: Path) -> None:
