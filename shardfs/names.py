@@ -83,7 +83,6 @@ def file_suffix(field: str, inside: tuple[str, ...], ext: str, room: int) -> str
     return f"{stem}.{ext}"
 
 
-@lru_cache(maxsize=4096)
 def own_suffix(text: str, room: int) -> str:
     """What follows `<sample>.` where that is a system's own text: as it stands, what cannot stand in a file name
     percent-escaped, and what would make it look like a program's passing file. At most `room` bytes, cut before the
@@ -91,6 +90,10 @@ def own_suffix(text: str, room: int) -> str:
 
     `unescape` gives the text back where nothing was cut off.
     """
+    return _own_suffix(text, room) if len(text) > config.NAME_MAX else _usual_suffix(text, room)
+
+
+def _own_suffix(text: str, room: int) -> str:
     made = _UNSAFE.sub(lambda match: _percent(match[0]), text)
     made = _percent("$") + made[1:] if made.startswith("$") else made
     made = _UNSTABLE.sub(lambda match: _percent(match[0][0]) + match[0][1:], made)
@@ -100,6 +103,9 @@ def own_suffix(text: str, room: int) -> str:
     if not stem or len(ext.encode("utf-8")) > config.EXTENSION_MAX:
         stem, dot, ext = made, "", ""
     return shorten(stem, room - (config.NAME_MAX - config.NAME_KEEP) - len((dot + ext).encode("utf-8"))) + dot + ext
+
+
+_usual_suffix = lru_cache(maxsize=4096)(_own_suffix)
 
 
 def field_part(suffix: str) -> str:

@@ -24,17 +24,31 @@ from shardfs.raw_bytes import Whole
 from shardfs.storage.local_reader import LocalReader
 from shardfs.values import NO_SUFFIX, Buffer, Members, Named, Tree
 
-_SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")
-"""The name of a sample, and its field's: up to the first dot behind the last slash, and what follows that."""
-
-_META = re.compile(r"__[^/]*__(\Z|/)")
+_HERE = re.compile(r"(\./+)+")
+_META = re.compile(r"__[^/]*__($|/)")
 """Members that the library takes for remarks of its own."""
 
 
 def split(name: str) -> tuple[str, str]:
     """A member's name as that of its sample and its suffix; NO_SUFFIX for one that the library passes over."""
-    found = None if _META.match(name) else _SAMPLE.match(name)
-    return (name, NO_SUFFIX) if found is None else (found[1], found[2])
+    dot = -1 if _META.match(name) else _dot(name)
+    return (name, NO_SUFFIX) if dot < 0 else (name[:dot], name[dot + 1 :])
+
+
+def _dot(name: str) -> int:
+    """The place of the dot that divides a name; -1 where the library finds none.
+
+    What its regular expression says (a path, or nothing; some letters but dots; a dot; some letters but slashes), in a
+    time that grows no faster than the name: the path ends at a slash of the first line, behind which there is no other
+    dot. So it is the first dot behind the last slash, unless that begins the name or follows `a.b/` at once.
+    """
+    dot = name.find(".", name.rfind("/") + 1)
+    if dot <= 0:
+        return -1
+    other = name.rfind(".", 0, dot)
+    newline = name.find("\n")
+    end = dot - 1 if newline < 0 else min(newline, dot - 1)
+    return dot if other < 0 or name.rfind("/", 0, end) > other else -1
 
 
 def member_name(key: str, suffix: str) -> str:
@@ -44,9 +58,8 @@ def member_name(key: str, suffix: str) -> str:
 
 def plain_name(key: str) -> str:
     """A sample's name without the `./` that tar puts in front: what names the sample here."""
-    while key.startswith("./") and len(key) > 2:
-        key = key[2:].lstrip("/") or key[2:]
-    return key
+    here = _HERE.match(key)
+    return key if here is None else key[here.end() :] or key
 
 
 @dataclass(slots=True)
@@ -69,7 +82,8 @@ class Samples:
 
     by_name: dict[str, Sample]
     """By their names without `./`, in the order of their first members."""
-    members: int
+    size: int
+    """Bytes of memory that all this takes, about."""
     notes: list[str]
     unkept: str | None
     """Why the tar cannot be written anew without losing something of it."""
@@ -88,7 +102,8 @@ def samples(read: Read, size: int) -> Samples:
         if suffix in sample.members:
             found.note(f"{member.name[:200]} stands twice: the last one is shown")
         sample.members[suffix] = member
-    return Samples(by_name, len(found.members), found.notes, found.unkept)
+    size = len(found.members) * config.TAR_MEMBER + sum(len(member.name) for member in found.members)
+    return Samples(by_name, size, found.notes, found.unkept)
 
 
 def _tree(name: str, sample: Sample) -> Members:
@@ -121,13 +136,13 @@ class _Contents:
 
     def walk(self) -> int:
         """Find the samples; the bytes of memory that they take. DamagedShardError, and the errors of `fetch`."""
-        return self.samples.members * config.TAR_MEMBER
+        return self.samples.size
 
     @property
     def _walked(self) -> int:
         """Bytes of memory that the samples take, once they are known."""
         known = self._known
-        return 0 if known is None else known.members * config.TAR_MEMBER
+        return 0 if known is None else known.size
 
     @property
     def notes(self) -> list[str]:
