@@ -67,7 +67,7 @@ class Browser:
         if prefix:
             yield prefix
         for at in range(start, start + length, config.COPY_SLICE):
-            yield bytes(shard.raw[at : min(at + config.COPY_SLICE, start + length)])
+            yield bytes(shard.fetch(at, min(at + config.COPY_SLICE, start + length)))
 
     def info(self, path: str = "") -> dict[str, Any]:
         """Facts about the store, a directory, a key or a file, as plain values for JSON."""
@@ -92,16 +92,18 @@ class Browser:
 
     def _key_info(self, key: KeyDirectory) -> dict[str, Any]:
         shard, table = self._shard(key)
+        others = [note.reason for note in table.notes if not note.file]
         return {
             "key": key.entry.key,
             "kind": "key",
             "stored_bytes": key.entry.stored_bytes,
-            "raw_bytes": len(shard.raw),
+            "raw_bytes": shard.size,
             "samples": table.samples,
             "files": table.files,
             "file_bytes": table.total_size(),
             "mtime_ns": key.entry.mtime_ns,
-            "undecoded": [{"file": note.file, "reason": note.reason} for note in table.notes],
+            "undecoded": [{"file": note.file, "reason": note.reason} for note in table.notes if note.file],
+            **({"problems": others} if others else {}),
         }
 
     def _file_info(self, key: KeyDirectory, name: str, path: str) -> dict[str, Any]:

@@ -55,7 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="count", default=0, help="say more (-vv: also where errors come from)"
     )
     opening = _Parser(add_help=False)
-    opening.add_argument("store", metavar="STORE", help="a directory, or a URL (file, s3, gs, az, https)")
+    opening.add_argument(
+        "store", metavar="STORE", help="a directory, a URL (file, s3, gs, az, https), or tars with braces"
+    )
     opening.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
     opening.add_argument(
         "--arrays", choices=("png", "npy"), help="show arrays that look like images as .png (default) or as .npy"
@@ -205,7 +207,7 @@ def _add_staging(
     discard.add_argument("--yes", action="store_true", help="do not ask")
     trust = works.add_parser("trust", parents=[common], help="let what may have lost bytes in a crash be stored")
     for work in (discard, trust):
-        work.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+        work.add_argument("store", metavar="STORE", help="a directory, a file:// URL, or tars with braces")
         work.add_argument("key", metavar="KEY", help="a key or id, as listed")
 
 
@@ -247,13 +249,13 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a store: a directory, or a file:// URL")
     parser.add_argument("target", metavar="DST", help="a store, or a directory that is to become one")
     parser.add_argument(
-        "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl or streaming"
+        "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl, streaming or webdataset"
     )
     parser.add_argument("--from-driver", metavar="NAME", help="what kind of store SRC is, where that is unclear")
     parser.add_argument(
         "--compression",
         metavar="CODEC[:LEVEL]",
-        help="gz, zst or, for streaming, none (default: gz; streaming: as the shards there, or none)",
+        help="gz, zst or, but for squirrel, none (default: squirrel gz, webdataset none, streaming as what is there)",
     )
     parser.add_argument(
         "--keys", metavar="GLOB", default="*", help="only keys that fit this pattern, whose * takes / too"

@@ -201,6 +201,29 @@ NAME_MAX = 255
 NAME_KEEP = 240
 """A name that must be shortened is cut to this, so that `~2` still fits behind it."""
 
+TAR_MEMBERS = 2_000_000
+"""Members that a tar may have: 1 GiB of headers alone, and about as much memory while they are walked."""
+
+TAR_MEMBER = 500
+"""Bytes of memory that a member takes while its tar has been walked: its name, numbers, and place in a sample."""
+
+TAR_HEADER = 1 << 20
+"""Bytes of an extended header (a long name, PAX records): a path has 4,096, and more than 1 MiB of others is no header
+in earnest."""
+
+TAR_WINDOW = 64 << 10
+"""Bytes of a tar that are read at once for headers where members are smaller than that; else 512, as only headers are
+wanted."""
+
+TAR_BEHIND = 1 << 20
+"""Bytes behind the end of a tar's members that are looked at: zeros that fill up a record, or another tar behind it."""
+
+BRACES = 100_000
+"""Names that the braces of one argument may stand for: a hundred times the shards of a large data set."""
+
+EXTENSION_MAX = 16
+"""Bytes of what is taken for an extension, and kept, where a system's own name for a file must be shortened."""
+
 TEXT_FILES = "+text"
 """Behind `png` or `npy` in how samples are shown: text fields are files of their own."""
 

@@ -18,17 +18,31 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
-from shardfs import names
-from shardfs.copying import Rules, changes, copied
+from shardfs import config, names
+from shardfs.copying import Rules, changes, copied, has_extension, read_members, shown
 from shardfs.drivers import mds, mds_writing
-from shardfs.drivers.base import Driver, NewRecord, Record, Shard, Value, Verbatim
+from shardfs.drivers.base import (
+    Cell,
+    Driver,
+    Files,
+    KeepsFiles,
+    KeptFiles,
+    NewRecord,
+    Record,
+    Shard,
+    Value,
+    Verbatim,
+)
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.drivers.streaming import ChooseColumns, StreamingDriver
-from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError
+from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError
 from shardfs.index import KEY_FIELD
 from shardfs.model import Entry, Key
+from shardfs.reading_back import field_name
+from shardfs.values import Members
 
 Change = tuple[str, str, str]
 """Field, what it was in the source, what it is in the target."""
@@ -64,6 +78,8 @@ class _Copy:
     records: Iterator[NewRecord]
     columns: ChooseColumns | None = None
     """For a target with columns."""
+    named: bool = False
+    """Samples that are files have names of their own, and not the numbers that the target gives them."""
     samples: int = 0
     stored_bytes: int = 0
     changes: Counter[Change] = field(default_factory=Counter)
@@ -179,15 +195,19 @@ class _Run:
         except StaleShardError:  # replaced since the listing
             shard = self._source.load(self._source.entry(entry.key), lambda _: None)
         form, wanted = _form(shard), _form_of(self._target)
-        if form == wanted:
+        if form == wanted and form != "files":
             return self._verbatim(entry.key, shard)
+        if wanted == "files":
+            copy = _Copy(entry.key, iter(()))
+            copy.records = self._files(copy, shard)
+            return copy
         rules = Rules(_SEQUENCES.get(form, "list"), _SEQUENCES.get(wanted, "list"), wanted == "mds", wanted == "mds")
-        copy = _Copy(entry.key, iter(()))
+        copy = _Copy(entry.key, iter(()), named=form == "files" and _are_named(shard, self.ordered))
         if wanted == "mds":
             survey = mds_writing.Survey()
             for name, record in self._records(shard):
-                survey.add(copied(record.tree, shard.raw, whole=False), name)
-                copy.changes.update(changes(record.tree, rules))
+                survey.add(self._value(shard, record, copy, whole=False), name)
+                copy.changes.update(_changes(record, rules))
             copy.columns = survey.columns
             copy.records = self._values(copy, shard, None)
         else:
@@ -213,8 +233,25 @@ class _Run:
         for name, record in self._records(shard):
             copy.samples += 1
             if rules is not None:
-                copy.changes.update(changes(record.tree, rules))
-            yield Value(copied(record.tree, shard.raw), name)
+                copy.changes.update(_changes(record, rules))
+            yield Value(self._value(shard, record, copy), name)
+
+    @staticmethod
+    def _value(shard: Shard, record: Record, copy: _Copy, whole: bool = True) -> Any:
+        """A sample as a copy of its files would be read back."""
+        tree = record.tree
+        if type(tree) is not Members:
+            return copied(tree, shard.raw, whole)
+        fields = read_members(tree, shard.fetch)
+        if not copy.named or fields.get(KEY_FIELD) == tree.key:
+            return fields
+        return {KEY_FIELD: tree.key, **{name: value for name, value in fields.items() if name != KEY_FIELD}}
+
+    def _files(self, copy: _Copy, shard: Shard) -> Iterator[NewRecord]:
+        """The samples as the files that show them; out of a shard of such files, with all that stands around them."""
+        for at, (name, record) in enumerate(self._records(shard)):
+            copy.samples += 1
+            yield Value(_stored_files(shard, at, record) or _shown_files(shard, name, record), name)
 
     def _records(self, shard: Shard) -> Iterator[tuple[str, Record]]:
         """All samples with the names that they are shown under, as far as can be said before all are seen."""
@@ -222,6 +259,9 @@ class _Run:
         for at, record in enumerate(shard.records()):
             if self.stop.is_set():
                 raise _StoppedError
+            if type(record.tree) is Members:
+                yield names.escape_sample(record.tree.key), record
+                continue
             own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
             number = names.sample_number(shard.first_sample + at, digits)
             yield (names.escape_sample(own) if type(own) is str else number), record
@@ -231,8 +271,44 @@ _SEQUENCES = {"msgpack": "tuple"}
 """What the system's own library makes of a list, where that is no list."""
 
 
+def _are_named(shard: Shard, through: bool) -> bool:
+    """Whether samples are called otherwise than by numbers in their order, from 0 unless numbers go on `through`
+    shards."""
+    keys = [record.tree.key for record in shard.records()]
+    first = int(keys[0]) if through and keys and keys[0].isdecimal() and len(keys[0]) < 20 else 0
+    digits = config.SAMPLE_DIGITS if first else names.digits_for(len(keys))
+    return keys != [names.sample_number(first + at, digits) for at in range(len(keys))]
+
+
+def _changes(record: Record, rules: Rules) -> list[Change]:
+    tree = record.tree
+    if type(tree) is not Members:
+        return changes(tree, rules)
+    return [("", "file without an extension", "left out") for file in tree.files if not has_extension(file)]
+
+
+def _stored_files(shard: Shard, number: int, record: Record) -> Files | None:
+    """The members of a sample as they are stored; None where that would not do."""
+    if not isinstance(shard, KeptFiles):
+        return None
+    try:
+        kept = shard.kept(number)
+    except NotWritableError:  # a link, say: in a new shard its bytes stand for it
+        contents = ((file.suffix, shard.fetch(file.offset, file.offset + file.length)) for file in record.tree.files)
+        return Files(record.tree.key, tuple(contents))
+    cells = ((suffix, Cell(bytes(shard.fetch(start, end)))) for suffix, start, end in kept.members)
+    return Files(kept.key, tuple(cells))
+
+
+def _shown_files(shard: Shard, name: str, record: Record) -> Files:
+    files = tuple((field_name(suffix), data) for suffix, data in shown(record.tree, shard.raw, name))
+    return Files(field_name(name), files)
+
+
 def _form(shard: Shard) -> str:
-    """What records of a shard are: `msgpack`, `jsonl`, `mds`, or a word that is no other's."""
+    """What records of a shard are: `msgpack`, `jsonl`, `mds`, `files`, or a word that is no other's."""
+    if isinstance(shard, KeptFiles):
+        return "files"
     if isinstance(shard, SquirrelShard):
         return shard.format
     return "mds" if isinstance(shard, mds.MdsShard) else type(shard).__name__
@@ -241,6 +317,8 @@ def _form(shard: Shard) -> str:
 def _form_of(target: Driver) -> str:
     if isinstance(target, SquirrelDriver):
         return "jsonl" if target.reading == "jsonl" else "msgpack"
+    if isinstance(target, KeepsFiles):
+        return "files"
     return "mds" if isinstance(target, StreamingDriver) else ""
 
 

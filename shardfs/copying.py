@@ -7,16 +7,16 @@ file is called. `copied` gives the same at once. Knows nothing of shards, driver
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from shardfs import light_json
+from shardfs import config, layout, light_json, names, reading_back
 from shardfs.pictures import Picture
-from shardfs.values import Array, Blob, Buffer, Pickle, Tree
+from shardfs.values import NO_SUFFIX, Array, Blob, Buffer, Members, Named, Pickle, Tree
 
 _PLAIN = frozenset((type(None), bool, int, float, str))
 _PNG, _TIF = b"\x89PNG\r\n\x1a\n", b"II*\0"
@@ -43,6 +43,8 @@ def copied(tree: Tree, raw: Buffer, whole: bool = True) -> Any:
         return bytes(raw[tree.offset : tree.offset + (tree.length if whole else min(tree.length, _HEAD))])
     if kind is Picture:
         return _file(tree, raw, whole)
+    if kind is Named:
+        return _named(tree, raw)
     if hasattr(tree, "content"):
         return tree.value(raw)
     return _inline(tree, raw, whole)
@@ -67,6 +69,44 @@ def _inline(tree: Tree, raw: Buffer, whole: bool) -> Any:
     if isinstance(tree, np.generic):
         return copied(light_json.plain_number(tree), raw)
     return tree
+
+
+def shown(tree: Tree, raw: Buffer, stem: str) -> list[tuple[str, bytes]]:
+    """The files of a sample called `stem`, as a mount with no other settings shows them: suffix and content."""
+    made = []
+    for plan in layout.lay_out(tree, raw, "png", len(stem.encode("utf-8"))):
+        content = plan.content
+        end = content.offset + content.size - len(content.prefix)
+        data = content.prefix + bytes(raw[content.offset : end]) if content.render is None else content.render()
+        made.append((plan.suffix, data))
+    return made
+
+
+def has_extension(file: Named) -> bool:
+    """False for a file of `Members` whose name tells no field, so that a copy of it is no part of a sample."""
+    return file.suffix != NO_SUFFIX and file.suffix.rpartition(".")[2] != ""
+
+
+def read_members(sample: Members, fetch: Callable[[int, int], Buffer]) -> dict[Any, Any]:
+    """The fields of a sample that is files only, as a seal of copies of them would have them; those without an
+    extension are left out. BadSampleError for a file that does not parse."""
+    stem = names.escape_sample(sample.key)
+    room = config.NAME_MAX - len(stem.encode("utf-8")) - 1
+    contents = {
+        names.own_suffix(file.suffix, room): bytes(fetch(file.offset, file.offset + file.length))
+        for file in sample.files
+        if has_extension(file)
+    }
+    value = reading_back.read(contents, stem).value
+    return value if isinstance(value, dict) else {layout.VALUE: value}
+
+
+def _named(tree: Named, raw: Buffer) -> Any:
+    """What the file's extension says it is; its bytes where it is not that."""
+    try:
+        return reading_back.file_value(tree.suffix, tree.value(raw))
+    except ValueError:
+        return tree.value(raw)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from shardfs import config, layout, names, shapes
 from shardfs.drivers.base import Record, Shard, ShardReader
 from shardfs.errors import DamagedShardError
 from shardfs.shapes import File
-from shardfs.values import Buffer
+from shardfs.values import Buffer, Members
 
 KEY_FIELD = "__key__"
 """A text field of this name, different in every sample of a shard, names the samples (WebDataset's convention)."""
@@ -32,9 +32,11 @@ _AT_ONCE = 512
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A cell that its declared encoding could not decode, shown as mere bytes."""
+    """A cell that its declared encoding could not decode, shown as mere bytes; or something else of a shard that is not
+    shown as one would think."""
 
     file: str
+    """Nothing for what is said of no file."""
     reason: str
 
 
@@ -313,14 +315,14 @@ class _Builder:
             "length": np.frombuffer(self._length, np.uint64).copy(),
         }
         return ShardTable(
-            raw_bytes=len(shard.raw),
+            raw_bytes=shard.size,
             stems=stems,
             first_sample=first_sample,
             digits=digits,
             columns=columns,
             suffixes=self._suffixes.pack(),
             prefixes=self._prefixes.pack(),
-            notes=tuple(self.notes),
+            notes=(*self.notes, *(Note("", text) for text in getattr(shard, "notes", ()))),
         )
 
 
@@ -353,11 +355,15 @@ def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
 def _own_stems(shard: Shard) -> Strings | None:
     """The samples' own names, where each has a `__key__` and no two are alike; None otherwise.
 
-    Looks at the first sample only, unless that one has a `__key__`.
+    Looks at the first sample only, unless that one has a `__key__`. Members have names that their driver keeps apart.
     """
     packed = _Packed()
     seen: set[str] = set()
     for record in shard.records():
+        if type(record.tree) is Members:
+            packed.number(names.escape_sample(record.tree.key).encode("utf-8"))
+            seen.add(record.tree.key)
+            continue
         own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
         if type(own) is not str:
             return None

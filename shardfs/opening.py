@@ -1,7 +1,7 @@
 """How a store is opened: what a path or URL means, and which driver it gets.
 
-A path or a `file://` URL is a directory, and its content decides; `NAME+REST://...` is a URL that driver NAME opens by
-itself. Knows nothing of what drivers do.
+A path or a `file://` URL is a directory, and its content decides, or it names tars one by one; `NAME+REST://...` is a
+URL that driver NAME opens by itself. Knows nothing of what drivers do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from urllib.parse import unquote, urlsplit
 from shardfs import config
 from shardfs.drivers.base import Driver
 from shardfs.drivers.squirrel import CODECS
+from shardfs.drivers.webdataset import ENDINGS
 from shardfs.errors import BadSettingError, BadStoreError, ShardfsError, StorageError
+from shardfs.patterns import expand
 from shardfs.storage.base import Storage
 from shardfs.storage.disk_cache import cached
 from shardfs.storage.local import LocalStorage
@@ -30,6 +32,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel-msgpack": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "msgpack"}),
     "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
+    "webdataset": ("shardfs.drivers.webdataset", "WebDatasetDriver", {}),
 }
 
 
@@ -54,11 +57,12 @@ def open_store(
     A file that ends in `.yaml` is a catalog of squirrel-core: its sources are shown below `<identifier>/v<version>`, to
     be read. Relative paths in it count from `directory`, by default where the program runs.
 
-    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
-    without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
-    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression), and for stores far away
-    `endpoint`, `anonymous` and `storage_options` (see `storage.urls.open_remote`), `cache_dir`, `cache_size` and
-    `min_free` (see `storage.disk_cache.cached`). BadStoreError, BadSettingError.
+    A path of a tar, or of several with braces (`train/shard-{000..099}.tar`), means just these, for reading.
+    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, `webdataset`, or one that an installed package
+    offers); without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's
+    own (squirrel, webdataset: compression, level; squirrel: format; streaming: validate_hash, size_limit, compression),
+    and for stores far away `endpoint`, `anonymous` and `storage_options` (see `storage.urls.open_remote`), `cache_dir`,
+    `cache_size` and `min_free` (see `storage.disk_cache.cached`). BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
@@ -72,12 +76,33 @@ def open_store(
             raise BadSettingError(f"{text} is on this machine: {option} is for stores far away")
     if driver is None and path.suffix in (".yaml", ".yml") and path.is_file():
         return _open_catalog(text, path, Path(directory or os.getcwd()))
+    tars = _named_tars(path)
+    if tars is not None:
+        if driver not in (None, "webdataset"):
+            raise BadSettingError(f"{text} names tars, which the driver {driver} does not read")
+        path, options = tars[0], {**options, "only": tars[1]}
     storage = LocalStorage(path)
-    chosen = driver or detect(path)
+    chosen = "webdataset" if tars is not None else driver or detect(path)
     factory, preset = _factory(chosen)
     _check_options(chosen, factory, options, "storage")
     made: Driver = factory(storage, **{**preset, **options})
+    if tars is not None:
+        made.entries()  # what is missing is to be told at once
     return Store(text, made, path)
+
+
+def _named_tars(path: Path) -> tuple[Path, list[str]] | None:
+    """The directory, and the names in it, of tars that a path names; None for a path that means a directory."""
+    text = os.fspath(path)
+    one = os.path.isfile(path)
+    if not text.endswith(tuple(ENDINGS)) or not (one or ("{" in text and not os.path.isdir(path))):
+        return None
+    found = [text] if one else expand(text)
+    root = os.path.abspath(os.path.dirname(text if one else text.partition("{")[0]))
+    names = [os.path.relpath(os.path.abspath(name), root) for name in found]
+    if len(set(names)) != len(names):
+        raise BadSettingError(f"{text} names a tar twice")
+    return Path(root), names
 
 
 def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any]) -> Store:
@@ -182,17 +207,19 @@ def detect(path: Path) -> str:
 
 def detect_in(storage: Storage, place: str) -> str:
     """The same for what is in a storage that `place` is the name of."""
-    found = [listed.name for listed in storage.list(("index.json", ".tar", ".tar.gz", ".tar.zst", *CODECS))]
+    found = [listed.name for listed in storage.list(("index.json", *ENDINGS, *CODECS))]
     indexes = [name for name in found if name.rpartition("/")[2] == "index.json"]
     if any(_is_streaming_index(storage, name) for name in indexes):
         return "streaming"
     if any(".mds." in name for name in found):
         raise BadStoreError(f"{place} holds .mds shards without an index.json that says version 2")
-    if any(name.endswith((".tar", ".tar.gz", ".tar.zst")) for name in found):
-        raise BadStoreError(f"{place} holds .tar files, for which there is no driver; name one with --driver")
+    if any(name.endswith(tuple(ENDINGS)) for name in found):
+        return "webdataset"
     if any(name.endswith(tuple(CODECS)) for name in found):
         return "squirrel"
-    raise BadStoreError(f"{place} holds no shards that are recognised (index.json, *.gz, *.zst); name its --driver")
+    raise BadStoreError(
+        f"{place} holds no shards that are recognised (index.json, *.tar, *.gz, *.zst); name its --driver"
+    )
 
 
 def _is_streaming_index(storage: Storage, name: str) -> bool:

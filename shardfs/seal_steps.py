@@ -25,7 +25,7 @@ from functools import partial
 import zstandard
 
 from shardfs import config, packing, sealing
-from shardfs.drivers.base import Driver
+from shardfs.drivers.base import Driver, KeepsFiles
 from shardfs.errors import MissingKeyError, ShardfsError, StagingError, StaleShardError
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
@@ -92,7 +92,7 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
         staged.seal.set_token(text)
 
     try:
-        made = sealing.seal(_files(snapshot, table), base)
+        made = sealing.seal(_files(snapshot, table), base, isinstance(driver, KeepsFiles))
         if not len(made):
             staged.seal.failed()
             return None

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shardfs import config, layout, names, reading_back
-from shardfs.drivers.base import Cell, NewRecord, ShardReader, Value, Verbatim
+from shardfs.drivers.base import Cell, Files, KeptFiles, NewRecord, ShardReader, Value, Verbatim
 from shardfs.errors import BadSampleError
 from shardfs.index import KEY_FIELD, ShardTable
 from shardfs.values import Buffer
@@ -113,9 +113,10 @@ class _Group:
 class Seal:
     """The samples of a directory, in their order. Made by `seal`."""
 
-    def __init__(self, groups: list[_Group], base: Base | None) -> None:
+    def __init__(self, groups: list[_Group], base: Base | None, as_files: bool = False) -> None:
         self._groups = groups
         self._base = base
+        self._as_files = as_files
         self._named = base is not None and base.table.stems is not None
 
     def __len__(self) -> int:
@@ -123,13 +124,13 @@ class Seal:
 
     def records(self) -> Iterator[NewRecord]:
         """All samples. BadSampleError for a file that does not parse; errors of `ShardReader.fetch` and of `read`."""
-        return map(self._record, self._groups)
+        return map(self._files if self._as_files else self._record, self._groups)
 
     def renamed(self, table: ShardTable) -> list[tuple[bytes, bytes | None]]:
         """Old and new name of each file whose name is another one now that the shard is stored and has `table`.
 
-        None: there is no such file any more, its content is in another file of the sample (`cat.jpg` is shown as
-        `cat.jpg.jpg`, as any field `jpg` is). A name that is gone may be in use for another sample's file.
+        None: there is no such file any more, its content is in another file of the sample (`cat.jpeg` is shown as
+        `cat.jpeg.jpg`, as any field `jpeg` is). A name that is gone may be in use for another sample's file.
         """
         changes: list[tuple[bytes, bytes | None]] = []
         for sample, group in enumerate(self._groups):
@@ -165,6 +166,26 @@ class Seal:
         stored = reading_back.Stored(base.reader.decode(record), record, before, stem, cells)
         value, unchanged = stored.restored(sample, contents, Cell)
         return Verbatim(record) if unchanged and base.verbatim else Value(value, group.stem)
+
+    def _files(self, group: _Group) -> Value:
+        """The sample for a driver that keeps files as they are, those that were not changed with all that stands around
+        them in the store."""
+        base, stored = self._base, {}
+        key = reading_back.field_name(group.stem)
+        if base is not None and group.stored is not None and isinstance(base.reader, KeptFiles):
+            kept = base.reader.kept(group.stored)
+            key = kept.key
+            numbers = zip(base.files(group.stored), kept.members, strict=True)
+            stored = {base.suffix(number): (number, *member) for number, member in numbers}
+        files: list[tuple[str, bytes | Buffer | Cell]] = []
+        places = {suffix: place for place, suffix in enumerate(stored)}
+        for suffix, source in sorted(group.files, key=lambda file: places.get(file[0], len(places))):
+            number, own, start, end = stored.get(suffix, (None, reading_back.field_name(suffix), 0, 0))
+            if base is not None and isinstance(source, Stored) and source.file == number:
+                files.append((own, Cell(bytes(base.reader.fetch(start, end)))))
+            else:
+                files.append((own, self._content(source)))
+        return Value(Files(key, tuple(files)), group.stem)
 
     def _origin(self, group: _Group) -> int | None:
         """The stored sample that tells the types of this one: of the same name, else the one its files come from."""
@@ -202,10 +223,13 @@ class Seal:
         return sample
 
 
-def seal(files: Sequence[tuple[bytes, Source]], base: Base | None = None) -> Seal:
+def seal(files: Sequence[tuple[bytes, Source]], base: Base | None = None, as_files: bool = False) -> Seal:
     """The samples that these files are, temporary ones left out. `base` is what the key has in the store, if it is not
-    new. BadSampleError for a name that cannot be a sample's file, and for one that is given twice."""
-    return Seal(_groups(files, None if base is None else base.table), base)
+    new. `as_files`: for a driver that keeps samples as files, which are not looked into. BadSampleError for a name that
+    cannot be a sample's file, and for one that is given twice; NotWritableError for a base that cannot be kept."""
+    if as_files and base is not None and isinstance(base.reader, KeptFiles):
+        base.reader.check_kept()
+    return Seal(_groups(files, None if base is None else base.table), base, as_files)
 
 
 def _groups(files: Sequence[tuple[bytes, Source]], table: ShardTable | None) -> list[_Group]:
@@ -213,7 +237,7 @@ def _groups(files: Sequence[tuple[bytes, Source]], table: ShardTable | None) -> 
     for name, source in files:
         if is_temporary(name):
             continue
-        stem, suffix = _split(name)
+        stem, suffix = _split(name, isinstance(source, Stored))
         group = grouped.setdefault(stem, {})
         if suffix in group:
             raise BadSampleError(f"{stem}.{suffix}", "two files of one name")
@@ -247,7 +271,7 @@ def placed(files: Sequence[tuple[bytes, Source]], before: ShardTable | None, aft
         if sample < after.samples:
             stems[old] = after.stem(sample)
             there = {after.suffix(file): file for file in range(int(starts[sample]), int(starts[sample + 1]))}
-        fields = {suffix.rpartition(b".")[0]: file for suffix, file in there.items()}
+        fields = {suffix.rpartition(b".")[0] or suffix: file for suffix, file in there.items()}
         for text, _ in group.files:
             suffix = text.encode("utf-8")
             field = suffix.rpartition(b".")[0] or suffix
@@ -258,13 +282,13 @@ def placed(files: Sequence[tuple[bytes, Source]], before: ShardTable | None, aft
     return Placed(numbers, stems)
 
 
-def _split(name: bytes) -> tuple[str, str]:
+def _split(name: bytes, stored: bool = False) -> tuple[str, str]:
     try:
         text = name.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadSampleError(name.decode("utf-8", "backslashreplace"), "a name that is not UTF-8") from error
     stem, _, suffix = text.partition(".")
-    if not suffix.rpartition(".")[2]:
+    if not (stored or suffix.rpartition(".")[2]):
         raise BadSampleError(text, "a file without an extension, which tells no field and no type")
     return stem, suffix
 

@@ -390,7 +390,10 @@ class ShardCache:
         self.tables.keep(entry, loaded.table)
         if identity not in self._told:
             for note in loaded.table.notes[: config.NOTES_LOGGED]:
-                log.warning("%s/%s: shown as bytes: %s", identity[0], note.file, note.reason)
+                if note.file:
+                    log.warning("%s/%s: shown as bytes: %s", identity[0], note.file, note.reason)
+                else:
+                    log.warning("%s: %s", identity[0], note.reason)
             if loaded.table.notes:
                 self._remember(identity)
 

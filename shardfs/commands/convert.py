@@ -84,8 +84,8 @@ def _options(driver: str, compression: str | None) -> dict[str, Any]:
     if match is None:
         raise BadSettingError(f"--compression {compression}: use gz, zst or none, with a level as in zst:9 if need be")
     codec, level = match[1], match[2]
-    if _kind(driver) == "squirrel":
-        if codec == "none":
+    if _kind(driver) in ("squirrel", "webdataset"):
+        if codec == "none" and _kind(driver) == "squirrel":
             raise BadSettingError("--compression none: Squirrel's shards are gz or zst")
         return {"compression": codec.removesuffix("d"), "level": None if level is None else int(level)}
     codec = "zstd" if codec == "zst" else codec

@@ -309,7 +309,7 @@ class _Stored:
         prefix, start, length = run
         yield prefix
         for at in range(start, start + length, config.COPY_SLICE):
-            yield shard.raw[at : min(at + config.COPY_SLICE, start + length)]
+            yield shard.fetch(at, min(at + config.COPY_SLICE, start + length))
 
     def _load(self) -> tuple[Shard, ShardTable]:
         from shardfs import index  # here: most that is staged needs no store

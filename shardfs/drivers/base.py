@@ -51,6 +51,26 @@ class Cell:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The sample of a `Value` for a driver that keeps samples as files: nothing in them is looked at."""
+
+    key: str
+    """The sample's own name."""
+    files: tuple[tuple[str, bytes | Buffer | Cell], ...]
+    """Suffix and content of each; a Cell is a member's bytes as the stored shard has them, headers included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A stored sample of a driver that keeps samples as files."""
+
+    key: str
+    """Its own name, as stored."""
+    members: list[tuple[str, int, int]]
+    """Suffix, start and end in the raw bytes (headers included) of each file, in the order of the sample's files."""
+
+
 NewRecord = Verbatim | Value
 
 Note = Callable[[str], None]
@@ -101,6 +121,24 @@ class Refilled(Protocol):
     """Bytes that it keeps ready at most, and what was asked for last in any case: may be set lower by who has less."""
 
     def hold(self, start: int, end: int) -> None: ...
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A Driver whose samples are files with names of their own (`values.Members`): what is written are `Files`."""
+
+    keeps_files: bool
+
+
+@runtime_checkable
+class KeptFiles(Protocol):
+    """A ShardReader of such a driver."""
+
+    def check_kept(self) -> None:
+        """NotWritableError where the shard cannot be written anew without losing something; the errors of `fetch`."""
+
+    def kept(self, sample: int) -> Kept:
+        """The sample of that number. The errors of `check_kept`."""
 
 
 class Shard(ShardReader, Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from shardfs import config
-from shardfs.storage.local_reader import LocalReader
+from shardfs.storage.base import Reader
 from shardfs.values import Buffer, Tree
 
 
@@ -21,7 +21,7 @@ class InPlace:
 
     def __init__(
         self,
-        reader: LocalReader,
+        reader: Reader,
         decode: Callable[[Buffer], Tree],
         cells: Callable[[Buffer], Mapping[Any, Buffer] | None],
     ) -> None:

@@ -19,8 +19,11 @@ from shardfs.drivers.base import Shard
 from shardfs.drivers.mds import MdsShard, columns
 from shardfs.drivers.squirrel_records import msgpack_record
 from shardfs.drivers.squirrel_shards import SquirrelShard
+from shardfs.drivers.tar_headers import header, padding
+from shardfs.drivers.webdataset_shards import TarShard
 from shardfs.errors import DamagedShardError
 from shardfs.msgpack_spans import Walker
+from shardfs.sealing import is_temporary
 from tests.property.test_round_trip_property import arrays, hostile_names, samples
 
 RELAXED = settings(
@@ -85,7 +88,8 @@ def of_msgpack(raw: bytes) -> Callable[[], Shard]:
 
 # --- samples of one shape, nearly ---------------------------------------------------------------------------------
 
-field_names = st.text(st.sampled_from("abAB.~é"), max_size=3) | hostile_names | st.text(max_size=40)
+extensions = st.sampled_from(["bin", "jpg", "JPG", "npy", "png", "txt", "pdf", "json", "Bin", "npz", "bin.bin"])
+field_names = extensions | st.text(st.sampled_from("abAB.~é"), max_size=3) | hostile_names | st.text(max_size=40)
 long_texts = st.sampled_from(["x", "\n", "abcdef gh\n", 'a"b\\c\n\r\t\b\f', "é日\x7f", "\x1fabc"]).map(
     lambda part: part * 2100
 )
@@ -146,6 +150,8 @@ def packed(written: list[Any]) -> bytes:
 @example([{"t": "a", "n": float("nan")}, {"t": "a", "n": 1.0}], "png+text")
 @example([{"__key__": "a" * 200, "x" * 100: b"", "n": 1}, {"__key__": "b", "x" * 100: b"", "n": 1}], "png")
 @example([{b"a": 1, "b": 2}, {1: 2}, {}, b"", 5], "png")
+@example([{"jpg": b"\xff\xd8\xff", "JPG": b"\xff\xd8\xff", "bin": b""}, {"jpg": b"", "bin": b"\xff\xd8\xff"}], "png")
+@example([{"npy": np.zeros(3), "txt": "a", "json": 1}, {"npy": b"", "png": np.zeros((2, 2, 3), "u1")}], "png+text")
 def test_a_table_and_its_files_do_not_depend_on_the_way(written: list[Any], how: str) -> None:
     assert_same(of_msgpack(packed(written)), how)
 
@@ -334,6 +340,20 @@ def test_mds_columns_do_not_depend_on_the_way(data: st.DataObject, how: str) -> 
     table = np.cumsum([4 + 4 * (len(records) + 1), *map(len, records)]).astype("<u4").tobytes()
     raw = struct.pack("<I", len(records)) + table + b"".join(records)
     assert_same(lambda: MdsShard(raw, plan, len(records), len(raw)), how)
+
+
+tar_names = st.text("ab.~%/é$#", min_size=1, max_size=12) | st.sampled_from(["a.tmp", "a.partial", "a.b.tmp", "a.#"])
+
+
+@RELAXED
+@given(st.lists(st.tuples(tar_names | st.just("a." + "b" * 300), st.binary(max_size=5)), max_size=6), ways)
+def test_tars_do_not_depend_on_the_way(written: list[tuple[str, bytes]], how: str) -> None:
+    raw = b"".join(
+        header(name.strip("/") or "x", len(content)) + content + padding(len(content)) for name, content in written
+    )
+    names = assert_same(lambda: TarShard(raw), how)[0]
+    assert len(set(names)) == len(names)
+    assert not any(is_temporary(name) or b"/" in name or len(name) > config.NAME_MAX for name in names)
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

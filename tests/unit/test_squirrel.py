@@ -158,7 +158,7 @@ def test_regression_a_storage_that_fails_is_not_a_missing_key(tmp_path: Path, mo
         raise StorageError("the disk is broken", errno.EIO)
 
     driver = driver_of(tmp_path)
-    monkeypatch.setattr(driver._storage, "stat", stat)
+    monkeypatch.setattr(driver.storage, "stat", stat)
     with pytest.raises(StorageError, match="broken"):
         driver.entry(Key("a"))
 

@@ -1,0 +1,99 @@
+"""A writable WebDataset store against a dict: names and bytes are what was written, over seals and new mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import tempfile
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, rule
+
+from shardfs import open_store
+from shardfs.shard_cache import ShardCache
+from shardfs.staging import StagingArea
+from shardfs.writable import build_writable
+from shardfs.writing import Allowed, WritableVfs
+from tests.conformance.webdataset_suite import members
+from tests.unit.test_writing_model import KEYS, STEPS, Mount, Writing
+
+
+class TarMount(Mount):
+    """The same file system over tars."""
+
+    async def _serve(self) -> None:
+        store, state, quiet, allowed = self._given
+        driver = open_store(store, driver="webdataset").driver
+        with contextlib.closing(StagingArea.open(store.as_uri(), store_path=store, root=state)) as area:
+            cache = ShardCache(driver, 1 << 20, "png")
+            self.vfs: WritableVfs = build_writable(
+                driver, cache, area, quiet=quiet, allowed=Allowed(**allowed), uid=7, gid=8
+            )
+            self._token = trio.lowlevel.current_trio_token()
+            self._end = trio.Event()
+            async with self.vfs.running():
+                self._ready.set()
+                await self._end.wait()
+
+
+class WritingTars(Writing):
+    """Keys are dicts of names and bytes, and so are the tars."""
+
+    keys = st.sampled_from(KEYS)
+    odd_names = st.sampled_from(["000001.json", "cat.json", "cat.seg.png", "d%2Fx.jpg", "cat.JPG", "000000.npy"])
+    contents = st.binary(max_size=300)
+
+    @initialize()
+    def begin(self) -> None:
+        self.root = Path(tempfile.mkdtemp())
+        samples = [{"__key__": "000000", "f.bin": b"one"}, {"__key__": "000001", "f.bin": b"two", "g.bin": b"three"}]
+        open_store(self.root / "store", driver="webdataset").set(samples, "old")
+        self.model = {"old": {"000000.f.bin": b"one", "000001.f.bin": b"two", "000001.g.bin": b"three"}}
+        self.mount = self._mounted()
+
+    def _mounted(self) -> Mount:
+        return TarMount(self.root / "store", self.root / "state", delete=True, overwrite=True)
+
+    @rule(key=keys, name=odd_names, data=contents)
+    def write_oddly(self, key: str, name: str, data: bytes) -> None:
+        self._key(key)[name] = data
+        self.mount.write(f"{key}/{name}", data)
+
+    @rule(key=keys, files=st.dictionaries(odd_names, contents, min_size=1, max_size=3))
+    def replace(self, key: str, files: dict[str, bytes]) -> None:
+        self._key(key)
+        above = key.rpartition("/")[0]
+        temporary = f"{above}/x.tmp".lstrip("/")
+        self.mount.mkdir(temporary)
+        for name, data in files.items():
+            self.mount.write(f"{temporary}/{name}", data)
+        try:
+            self.mount.rename(temporary, key)
+            self.model[key] = dict(files)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):  # staged files are in the way
+                raise
+            for name in files:
+                self.mount.unlink(f"{temporary}/{name}")
+            self.mount.rmdir(temporary)
+
+    @rule(key=keys)
+    def seal(self, key: str) -> None:
+        if self.model.get(key):
+            self.mount.sync(key)
+            stored = members(self.root / f"store/{key}.tar")
+            assert stored == {name.replace("%2F", "/"): data for name, data in self.model[key].items()}
+
+    @invariant()
+    def like_the_dicts(self) -> None:
+        if hasattr(self, "mount"):
+            super().like_the_dicts()
+
+
+TestWritingTars = WritingTars.TestCase
+TestWritingTars.settings = STEPS
+TestWritingTars.pytestmark = [pytest.mark.timeout(110)]  # type: ignore[attr-defined]
+del Writing
