@@ -201,6 +201,9 @@ NAME_MAX = 255
 NAME_KEEP = 240
 """A name that must be shortened is cut to this, so that `~2` still fits behind it."""
 
+EXTENSION_MAX = 16
+"""Bytes of what is taken for an extension, and kept, where a system's own name for a file must be shortened."""
+
 TEXT_FILES = "+text"
 """Behind `png` or `npy` in how samples are shown: text fields are files of their own."""
 

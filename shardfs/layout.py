@@ -53,7 +53,7 @@ class _Layout:
         self._text_files = arrays.endswith(config.TEXT_FILES)
         self._room = room
         self._files: list[FilePlan] = []
-        self._taken: dict[str, int] = {}
+        self._taken: dict[str, int] = {JSON: 1}
         self._explained: dict[str, Any] = {}
 
     def sample(self, tree: Tree) -> list[FilePlan]:
@@ -94,7 +94,7 @@ class _Layout:
         text = key if isinstance(key, str) else _display(key)
         field = names.escape(text[: config.NAME_MAX])
         suffix = self._add(value, (field,))
-        if not isinstance(key, str) or len(key) > config.NAME_MAX or suffix.rpartition(".")[0] != field:
+        if not isinstance(key, str) or len(key) > config.NAME_MAX or names.field_part(suffix) != field:
             self._explained[suffix] = light_json.to_json(key, light_json.no_lift, ())
 
     def _unnamed_fields(self, fields: list[tuple[Any, Any]], light: dict[str, Any]) -> None:
@@ -112,7 +112,10 @@ class _Layout:
 
     def _add(self, value: Any, path: tuple[str, ...]) -> str:
         content = values.content_of(value, self._raw, self._arrays)
-        suffix = names.file_suffix(path[0], path[1:], content.ext, self._room)
+        if isinstance(value, values.Named):
+            suffix = names.own_suffix(value.suffix, self._room)
+        else:
+            suffix = names.file_suffix(path[0], path[1:], content.ext, self._room)
         suffix = names.tell_apart(suffix, self._taken, self._room)
         self._files.append(FilePlan(suffix, content))
         return suffix
@@ -152,7 +155,7 @@ def read_back(files: Mapping[str, bytes]) -> Any:
     for suffix, data in files.items():
         if suffix in used:
             continue
-        stem = suffix.rpartition(".")[0]
+        stem = names.field_part(suffix)
         if stem == VALUE:
             return file_value(suffix, data)
         own = suffix not in explained
