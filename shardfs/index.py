@@ -351,11 +351,17 @@ def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
 
 
 def _own_stems(shard: Shard) -> Strings | None:
-    """The samples' own names, where each has a `__key__` and no two are alike; None otherwise.
+    """The samples' own names: what the system calls them, or where each has a `__key__` and no two are alike; None
+    otherwise.
 
     Looks at the first sample only, unless that one has a `__key__`.
     """
     packed = _Packed()
+    given = shard.stems()
+    if given is not None:
+        for name in given:
+            packed.number(name.encode("utf-8"))
+        return packed.pack()
     seen: set[str] = set()
     for record in shard.records():
         own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None

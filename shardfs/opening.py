@@ -25,6 +25,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel-msgpack": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "msgpack"}),
     "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
+    "mltraq": ("shardfs.drivers.mltraq", "MltraqDriver", {}),
 }
 
 
