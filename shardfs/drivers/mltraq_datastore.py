@@ -10,13 +10,15 @@ writes and reads, found by running it. A url is no more than a name below the da
 from __future__ import annotations
 
 import errno
+import re
 from urllib.parse import urlsplit
 
 from shardfs.drivers.mltraq_datapak import UnresolvedError
-from shardfs.errors import StorageError
+from shardfs.errors import BadSettingError, StorageError
 from shardfs.storage.local import Listed, LocalStorage
 
 URL = "file:///"
+_ID = re.compile("[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\\1[0-9a-fA-F]{4}\\1[0-9a-fA-F]{4}\\1[0-9a-fA-F]{12}")
 _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG))
 
 
@@ -50,6 +52,22 @@ def _as_parsed(url: str) -> str:
 def is_sound(name: str) -> bool:
     """True for a path that stays below where it begins."""
     return not {"", ".", ".."}.intersection(name.split("/")) and "\0" not in name
+
+
+def check_prefix(prefix: str) -> str:
+    """A directory of the datastore that files may be written into. BadSettingError for an experiment's, for what leads
+    out of the datastore, and for what the library could not read again."""
+    if not is_sound(prefix) or any(character in prefix for character in "?#"):
+        raise BadSettingError(f"relative_path_prefix {prefix!r}: a path below the datastore, without ? and #")
+    first = prefix.partition("/")[0]
+    if is_experiment_id(first):
+        text = f"relative_path_prefix {prefix!r} is the id of an experiment, whose directory mltraq wipes whenever"
+        raise BadSettingError(f"{text} it persists the experiment: choose another, as self_managed/{first}")
+    return prefix
+
+
+def is_experiment_id(name: str) -> bool:
+    return _ID.fullmatch(name) is not None
 
 
 def directory_of(name: str) -> str:
