@@ -107,10 +107,9 @@ class Database:
         changes. A log that nobody has in use, and a rollback to be made, are read in a copy."""
         how = self._how()
         if how is None:
-            with self._copy() as path:
-                # in the copy SQLite may do what it must
-                with self._connect(f"file:{quote(str(path))}", path) as connection:
-                    yield connection, False
+            # in the copy SQLite may do what it must
+            with self._copy() as path, self._connect(f"file:{quote(str(path))}", path) as connection:
+                yield connection, False
             return
         with self._connect(f"file:{quote(str(self.path))}?{how}", self.path) as connection:
             yield connection, "immutable" in how

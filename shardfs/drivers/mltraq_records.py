@@ -2,8 +2,8 @@
 
     u32 length | msgpack {"cells" | "files", "urls"} | cells of the row | files that they refer to
 
-This form is shardfs's own and is stored nowhere: the rows of a database and the files of a datastore are given the shape
-of a shard by it. Positions in the head count from its end. Knows nothing of databases and directories.
+This form is shardfs's own and is stored nowhere: the rows of a database and the files of a datastore are given the
+shape of a shard by it. Positions in the head count from its end. Knows nothing of databases and directories.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from shardfs import config
+from shardfs import config, names
 from shardfs.drivers import mltraq_datapak as datapak
 from shardfs.errors import DamagedShardError
 from shardfs.pickle_spans import PickleRefusedError, Steps
@@ -123,23 +123,19 @@ class _Reading:
             whole = suffix in ("", "json") and serialised
             if whole and type(value) is dict:
                 made = {**value, **made}
-            elif not suffix and len(files) == 1:
+            elif (whole or not suffix) and len(files) == 1:
                 return value
             else:
-                name = suffix or "$value"
-                while name in made:
-                    name += "~"
-                made[name] = value
+                name = "$value" if whole or not suffix else names.field_part(suffix)
+                made[suffix if name in made else name] = value
         return made
 
     def _file(self, suffix: str, at: int, length: int, serialised: bool) -> Tree:
         if not suffix:
             return self._whole(at, length) if serialised else Blob(self._base + at, length)
         if serialised and suffix == "json":
-            value = self._whole(at, length)
-            if type(value) is dict:
-                return value
-        elif serialised:
+            return self._whole(at, length)
+        if serialised:
             start = self._base + at
             npy = datapak.stored_npy(self._raw, start, start + length, self._steps)
             if npy is not None:

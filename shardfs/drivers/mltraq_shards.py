@@ -1,8 +1,8 @@
 """The samples of one mltraq key as a shard: an experiment with its runs, or a directory of files.
 
-The raw bytes of such a shard are records (see mltraq_records) whose cells are in memory, as SQLite gives them, and whose
-files stay in the datastore (see mltraq_pieces): however much an experiment keeps there, opening it holds its rows only.
-Knows nothing of how a key is found, nor of SQL.
+The raw bytes of such a shard are records (see mltraq_records) whose cells are in memory, as SQLite gives them, and
+whose files stay in the datastore (see mltraq_pieces): however much an experiment keeps there, opening it holds its rows
+only. Knows nothing of how a key is found, nor of SQL.
 """
 
 from __future__ import annotations
