@@ -56,7 +56,7 @@ class MltraqShard:
     def records(self) -> Iterator[Record]:
         """All samples. OverfullShardError where values are referred to again and again, so that all would take more
         than bytes of this number can hold in earnest."""
-        left = config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * self._stored
+        left = _steps_in_all(self._stored)
         for number, start in enumerate(self._starts[:-1]):
             end = self._starts[number + 1]
             steps = records.steps_for(end - start)
@@ -239,8 +239,13 @@ class Assembly:
             return datapak.references(raw, 0, len(raw), steps)
         finally:
             self._spent += before - max(steps.left, 0)
-            if self._spent > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * self._stored:
+            if self._spent > _steps_in_all(self._stored):
                 raise OverfullShardError()
+
+
+def _steps_in_all(stored: int) -> int:
+    """What reading so many stored bytes may cost in all: one record at its limit is shown, several are too much."""
+    return 2 * config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
 
 
 def run_cells(

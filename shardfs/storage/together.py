@@ -40,13 +40,17 @@ def change(
     `token` made.
 
     `check` is called when all is written, and `ready` behind it: from then on the step will be made, at the latest by
-    `settle`; until then nothing has changed, whatever is raised. StorageError, and what the three raise.
+    `settle`, which is also for a `ready` that raised; until then nothing has changed, whatever is raised. StorageError, and what the three raise.
     """
     with storage.directory(directory, make=True) as descriptor:
         try:
             plan = _write_all(descriptor, name, put, list(gone))
             with renaming.locked(descriptor):
-                check()
+                try:
+                    check()
+                except BaseException:
+                    _clean(descriptor, name)
+                    raise
                 ready()
                 _carry_out(descriptor, name, plan)
                 return
