@@ -190,7 +190,7 @@ class _Reading:
             data = datapak.plain(data, max(config.BOMB_FLOOR, len(data) * config.BOMB_RATIO["gz"]))
             if url not in self._seen:
                 self._seen.add(url)
-                self._steps.left += config.TOKENS_PER_STORED_BYTE * len(data)
+                self._steps.left += config.TOKENS_PER_RAW_BYTE * len(data)
             raw = memoryview(data)
             return self.value(raw, pickle_spans.read(raw, 0, len(data), self._steps), depth)
         except PickleRefusedError as error:

@@ -156,8 +156,9 @@ class Database:
             yield copy
 
     @contextlib.contextmanager
-    def _connect(self, uri: str, path: Path, wait: float = config.DATABASE_WAIT) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(uri, uri=True, timeout=wait, isolation_level=None, check_same_thread=False)
+    def _connect(self, uri: str, path: Path, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        seconds = config.DATABASE_WAIT if wait is None else wait
+        connection = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False)
         try:
             # nothing in the file is run, and no cell can be larger than all of it
             connection.execute("PRAGMA trusted_schema=OFF")

@@ -197,8 +197,8 @@ class _Walk:
             self._steps.value(None, depth)
             return inner.tree(pickle_spans.read(raw, start, end, self._steps), depth)
         except PickleRefusedError as error:
-            if self._steps.left < 0:
-                raise
+            if self._steps.left < 0 and depth:
+                raise  # nothing else can be read either
             return Blob(start, end - start, "bin", f"{url[:200]}: {error}")
 
 

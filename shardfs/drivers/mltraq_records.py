@@ -59,7 +59,7 @@ def native(value: Any, kind: str | None) -> Any:
 
 def steps_for(length: int) -> Steps:
     """What a record of so many bytes may cost to read."""
-    return Steps(config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * length)
+    return Steps(config.TOKEN_FLOOR + config.TOKENS_PER_RAW_BYTE * length)
 
 
 def tree(raw: Buffer, start: int, end: int, steps: Steps | None = None) -> Tree:
@@ -91,12 +91,17 @@ class _Reading:
     def _blob(self, at: int, length: int, why: str | None = None) -> Tree:
         """The value of a blob; its bytes where it is none."""
         start = self._base + at
+        # one that was made to take all there is leaves something to the others
+        steps = Steps(self._steps.left // 2)
+        before = steps.left
         try:
             if why is not None:
                 raise PickleRefusedError(why)
-            return datapak.decode(self._raw, start, start + length, self._resolve, self._steps)
+            return datapak.decode(self._raw, start, start + length, self._resolve, steps)
         except PickleRefusedError as error:
             return Blob(start, length, "bin", str(error)[:300])
+        finally:
+            self._steps.left -= before - max(steps.left, 0)
 
     def row(self, cells: Iterable[list[Any]]) -> dict[Any, Tree]:
         made: dict[Any, Tree] = {}

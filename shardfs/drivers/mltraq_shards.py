@@ -50,6 +50,10 @@ class MltraqShard:
     def held(self) -> int:
         return self._pieces.held
 
+    @property
+    def samples(self) -> int:
+        return len(self._stems)
+
     def stems(self) -> Iterable[str]:
         return self._stems
 
@@ -245,7 +249,7 @@ class Assembly:
 
 def _steps_in_all(stored: int) -> int:
     """What reading so many stored bytes may cost in all: one record at its limit is shown, several are too much."""
-    return 2 * config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
+    return 2 * config.TOKEN_FLOOR + config.TOKENS_PER_RAW_BYTE * stored
 
 
 def run_cells(

@@ -40,7 +40,8 @@ def change(
     `token` made.
 
     `check` is called when all is written, and `ready` behind it: from then on the step will be made, at the latest by
-    `settle`, which is also for a `ready` that raised; until then nothing has changed, whatever is raised. StorageError, and what the three raise.
+    `settle`, which is also for a `ready` that raised; until then nothing has changed, whatever is raised. StorageError,
+    and what the three raise.
     """
     with storage.directory(directory, make=True) as descriptor:
         try:

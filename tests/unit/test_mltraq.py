@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -122,7 +124,7 @@ def names(store: Store, key: str = "e") -> list[str]:
 
 def test_keys_are_experiments_and_directories_told_apart(experiments: Experiments) -> None:
     experiments.add("undefined")
-    experiments.file(f"{OWN}/0" * 1, dumps({}))
+    experiments.file(f"{OWN}/0", dumps({}))
     experiments.file("undefined/a", b"raw")
     experiments.file("self/managed/b", b"raw")
     experiments.file("11111111-2222-3333-4444-555555555555/c", dumps({"x": 1}))
@@ -366,7 +368,7 @@ def _deep_key() -> bytes:
 
 
 def _wide_key() -> bytes:
-    return b"\x80\x05})" + b"\x94h\x00h\x00\x86" * 0 + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"K\x01s."
+    return b"\x80\x05})" + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"K\x01s."
 
 
 HOSTILE = {
@@ -444,8 +446,6 @@ def test_what_the_library_compressed_and_cannot_read_is_read(experiments: Experi
 
 
 def _npy(array: np.ndarray) -> bytes:
-    import io
-
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
@@ -477,7 +477,8 @@ def test_urls_that_lead_nowhere_good_are_refused(experiments: Experiments, url: 
     (experiments.datastore / "linked").symlink_to(secret.parent)
     os.mkfifo(experiments.datastore / "fifo")
     cell = dumps(packed(kind, url))
-    experiments.add("e", {"bad": cell, "inside": dumps([packed(kind, url), 1]), "good": 1}, serialised=("bad", "inside"))
+    cells = {"bad": cell, "inside": dumps([packed(kind, url), 1]), "good": 1}
+    experiments.add("e", cells, serialised=("bad", "inside"))
     store = experiments.open()
     run = store.get("e")[1]
     assert run == {"bad": cell, "inside": [packed(kind, url), 1], "good": 1}
@@ -525,7 +526,7 @@ def test_many_runs_that_refer_to_one_large_file_end(experiments: Experiments) ->
     began = time.monotonic()
     with pytest.raises(DamagedShardError, match="more values"):
         experiments.open().get("e")
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 30
 
 
 # --- large things, changes -------------------------------------------------------------------------------------------
@@ -546,7 +547,7 @@ def test_files_stay_where_they_are(experiments: Experiments) -> None:
     assert shard.held < 1 << 20
     file = table.find(b"f3e5c0d4-3823-449e-96c4-d4b904171683.ds7.a.npy")
     assert file is not None
-    prefix, offset, length = table.slice_of(file) or (b"", 0, 0)
+    _, offset, length = table.slice_of(file) or (b"", 0, 0)
     assert length == 40_000_000
     assert bytes(shard.fetch(offset + length - 8, offset + length)) == (4_999_999).to_bytes(8, "little")
     light = table.find(b"f3e5c0d4-3823-449e-96c4-d4b904171683.json")
@@ -627,10 +628,8 @@ def test_a_write_that_died_is_settled(experiments: Experiments) -> None:
                 raise Died
 
         put = [("new", b"new"), ("old", b"newer")]
-        try:
+        with contextlib.suppress(Died):
             driver.write_files("p", iter(put), ["gone"], base=base, note=note)
-        except Died:
-            pass
         settled = driver.settle("p", noted[-1])
         files = {path.name: path.read_bytes() for path in (experiments.datastore / "p").iterdir()}
         if dies_at == 1:
