@@ -63,6 +63,14 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
     return Store(url, made, place)
 
 
+def absolute_url(url: str) -> str:
+    """A driver's own URL so that it means the same from any directory, where the driver can say so. BadStoreError,
+    BadSettingError."""
+    factory, _ = _factory(urlsplit(url).scheme.partition("+")[0])
+    absolute = getattr(factory, "absolute_url", None)
+    return url if absolute is None else str(absolute(url))
+
+
 def _check_options(driver: str, factory: Any, options: dict[str, Any], first: str) -> None:
     known = [word for word in inspect.signature(factory).parameters if word != first]
     for option in options:

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 from shardfs import config
 from shardfs.drivers import mltraq_datapak as datapak
@@ -93,20 +93,17 @@ class MltraqDriver:
     def open_url(cls, url: str, *, datastore: str | None = None) -> tuple[MltraqDriver, Path]:
         """`mltraq+sqlite:///PATH` with `?datastore=DIRECTORY`, by default `mltraq.datastore` beside the database; the
         option wins. BadStoreError for a URL of another form, and where there is no such database."""
-        path, query = _database_path(url)
-        for name, value in parse_qsl(query, keep_blank_values=True):
-            if name != "datastore" or not value:
-                raise BadStoreError(f"{url}: the one option of such a URL is datastore=DIRECTORY")
-            datastore = datastore or value
-        directory = Path(datastore).expanduser() if datastore else path.parent / DATASTORE
-        if datastore and not directory.is_dir():
-            raise BadStoreError(f"{directory} is no directory: it is to be the datastore of {path}")
+        path, directory = _places_of(url, datastore)
         made = cls(LocalStorage(directory))
         made._database = Database(path)
-        place = os.path.realpath(directory)
-        made.identity = f"{SCHEME}sqlite:///{os.path.realpath(path)}?datastore={place}"
+        made.identity = _identity(path, directory)
         made.entries()  # what is no database of experiments is told now
         return made, directory.absolute()
+
+    @classmethod
+    def absolute_url(cls, url: str) -> str:
+        """A URL of the same store that means it from any directory. BadStoreError as `open_url`."""
+        return _identity(*_places_of(url, None))
 
     # --- keys ---------------------------------------------------------------------------------------------------
 
@@ -384,6 +381,23 @@ def _digest(texts: list[str], files: Iterable[Listed]) -> str:
     for text in [*texts, *(f"{listed.name}\0{listed.version}" for listed in files)]:
         made.update(text.encode("utf-8", "surrogateescape") + b"\n")
     return made.hexdigest()
+
+
+def _places_of(url: str, datastore: str | None) -> tuple[Path, Path]:
+    """Database and datastore of a URL."""
+    path, query = _database_path(url)
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name != "datastore" or not value:
+            raise BadStoreError(f"{url}: the one option of such a URL is datastore=DIRECTORY")
+        datastore = datastore or value
+    directory = Path(datastore).expanduser() if datastore else path.parent / DATASTORE
+    if datastore and not directory.is_dir():
+        raise BadStoreError(f"{directory} is no directory: it is to be the datastore of {path}")
+    return path, directory
+
+
+def _identity(path: Path, directory: Path) -> str:
+    return f"{SCHEME}sqlite:///{os.path.realpath(path)}?datastore={quote(os.path.realpath(directory))}"
 
 
 def _database_path(url: str) -> tuple[Path, str]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 
 from shardfs.mltraq import DataStoreIO
-from tests.conformance.trees import fails
+from tests.conformance.trees import fails, wait_for
+from tests.mount.conftest import mount_point, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 
@@ -197,3 +199,20 @@ def test_a_conflict_is_set_aside(store: Path, mounted: Mounted) -> None:
         assert (path / aside / "mine.txt").read_text() == "mine"
         shutil.rmtree(path / aside)
         assert len(os.listdir(datastore / "undefined")) == 2
+
+
+def test_a_relative_url_is_mounted_and_the_library_may_go_on_writing(store: Path) -> None:
+    """A mount in the background has another working directory; a commit is seen a moment later."""
+    with mount_point() as path:
+        done = run("mount", "mltraq+sqlite:///exp.db", path, cwd=store)
+        assert done.returncode == 0, done.stderr
+        assert sorted(os.listdir(path)) == ["io", "self_managed", "undefined"]
+        assert (path / "io/experiment.json").read_bytes() == b"{}\n"
+        with sqlite3.connect(store / "exp.db") as database:
+            database.execute("UPDATE experiments SET name = 'a new name'")
+        database.close()
+        wait_for(lambda: sorted(os.listdir(path)) == ["a new name", "self_managed", "undefined"])
+        assert (path / "a new name/experiment.json").read_bytes() == b"{}\n"
+        DataStoreIO.write(b"new", "undefined", datastore=store / "mltraq.datastore")
+        wait_for(lambda: len(os.listdir(path / "undefined")) == 2)
+        assert run("umount", path).returncode == 0
