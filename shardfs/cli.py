@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="count", default=0, help="say more (-vv: also where errors come from)"
     )
     opening = _Parser(add_help=False)
-    opening.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+    opening.add_argument(
+        "store", metavar="STORE", help="a directory, a file:// URL, or mltraq+sqlite:///EXPERIMENTS.db"
+    )
     opening.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
     opening.add_argument(
         "--arrays", choices=("png", "npy"), help="show arrays that look like images as .png (default) or as .npy"
@@ -149,7 +151,9 @@ def _add_staging(
     discard.add_argument("--yes", action="store_true", help="do not ask")
     trust = works.add_parser("trust", parents=[common], help="let what may have lost bytes in a crash be stored")
     for work in (discard, trust):
-        work.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+        work.add_argument(
+            "store", metavar="STORE", help="a directory, a file:// URL, or mltraq+sqlite:///EXPERIMENTS.db"
+        )
         work.add_argument("key", metavar="KEY", help="a key or id, as listed")
 
 
@@ -188,7 +192,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "are passed over: an interrupted run goes on where it stopped. SRC is never written to. What DST has no word "
         "for (numpy's scalars are plain numbers, ...) is told on stderr."
     )
-    parser.add_argument("source", metavar="SRC", help="a store: a directory, or a file:// URL")
+    parser.add_argument(
+        "source", metavar="SRC", help="a store: a directory, a file:// URL, or mltraq+sqlite:///EXPERIMENTS.db"
+    )
     parser.add_argument("target", metavar="DST", help="a store, or a directory that is to become one")
     parser.add_argument(
         "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl or streaming"

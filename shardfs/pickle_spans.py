@@ -78,23 +78,44 @@ class _Machine:
         self._collisions: dict[int, Counter[int]] = {}
 
     def run(self) -> Any:
-        steps, operations, simple = self._steps, _OPERATIONS, _SIMPLE
-        stack = self._stack
+        """The most frequent instructions are here, as a call for each takes twice the time; what they cannot do within
+        the window the others do."""
+        steps, stack, memo = self._steps, self._stack, self._memo
+        window, at, left = self._window, self._at, steps.left
         while True:
-            if self._at >= len(self._window):
+            if at + 2 > len(window):
+                self._at = at
                 self._refill(1)
-            code = self._window[self._at]
-            self._at += 1
-            steps.take(1)
-            if code in simple:
-                stack.append(simple[code])
-            elif code == _STOP:
+                window, at = self._window, self._at
+            code = window[at]
+            at += 1
+            left -= 1
+            if left < 0:
+                steps.left = left
+                steps.take(0)
+            if code == _MEMOIZE and stack:
+                memo[len(memo)] = stack[-1]
+                continue
+            if code in _SIMPLE:
+                stack.append(_SIMPLE[code])
+                continue
+            if code == _SHORT_TEXT and at + 1 < len(window) and at + 1 + window[at] < len(window):
+                end = at + 1 + window[at]
+                stack.append(str(window[at + 1 : end], "utf-8", "surrogatepass"))
+                at = end
+                continue
+            if code == _BYTE and at < len(window):
+                stack.append(window[at])
+                at += 1
+                continue
+            self._at, steps.left = at, left
+            if code == _STOP:
                 return self._result()
-            else:
-                operation = operations.get(code)
-                if operation is None:
-                    raise PickleRefusedError(f"instruction {bytes((code,))!r}, which is not for plain values")
-                operation(self)
+            operation = _OPERATIONS.get(code)
+            if operation is None:
+                raise PickleRefusedError(f"instruction {bytes((code,))!r}, which is not for plain values")
+            operation(self)
+            window, at, left = self._window, self._at, steps.left
 
     def _result(self) -> Any:
         if len(self._stack) != 1 or self._base + self._at != self._end:
@@ -233,13 +254,13 @@ class _Machine:
         return [self._popped(), value]
 
     def put(self, number: int) -> None:
-        if not self._stack or self._stack[-1] is _MARK:
+        if not self._stack:
             raise PickleRefusedError("nothing to remember")
         self._memo[number] = self._stack[-1]
 
     def get(self, number: int) -> None:
         value = self._memo.get(number, _NOTHING)
-        if value is _NOTHING:
+        if value is _NOTHING or value is _MARK:
             raise PickleRefusedError("a value that was not remembered")
         self._stack.append(value)
 
@@ -263,6 +284,7 @@ def _hashable(value: Any, raw: Buffer, left: list[int]) -> Any:
 
 
 _STOP = ord(".")
+_MEMOIZE, _SHORT_TEXT, _BYTE = 0x94, 0x8C, ord("K")
 _SIMPLE: dict[int, Any] = {ord("N"): None, 0x88: True, 0x89: False, ord("("): _MARK, ord(")"): ()}
 
 

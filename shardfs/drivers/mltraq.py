@@ -372,7 +372,7 @@ def _places(experiments: list[Experiment], files: dict[str, list[Listed]]) -> tu
             while key in places:
                 key += BESIDE
             places[Key(key)] = _Place(directory)
-    loose = len(files.get("", []))
+    loose = sum(not listed.name.startswith(".") for listed in files.get("", []))
     return places, [f"{loose} files right in the datastore are in no directory and are not shown"] if loose else []
 
 

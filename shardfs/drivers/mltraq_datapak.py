@@ -17,6 +17,7 @@ import uuid
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,11 @@ def decode(raw: Buffer, start: int, end: int, resolve: Resolve, steps: Steps) ->
         except UnresolvedError as error:
             raise PickleRefusedError(f"{value['value'][:200]}: {error}") from error
     return walk.tree(value, 0)
+
+
+def may_refer(data: bytes) -> bool:
+    """False for a blob that refers to nothing, whatever it is: the kinds are texts, which stand in it as they are."""
+    return b"mltraq.DataStore-0" in data or b"mltraq.ArchiveStore-0" in data
 
 
 def references(raw: Buffer, start: int, end: int, steps: Steps) -> list[tuple[str, str]]:
@@ -223,7 +229,12 @@ def _npy_head(data: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
     head = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
     if head > len(data):
         raise ValueError("the head of a .npy that is cut off")
-    said = ast.literal_eval(data[8 + width : head].decode("utf-8" if data[6] == 3 else "latin-1"))
+    return (*_said(data[8 + width : head], "utf-8" if data[6] == 3 else "latin-1"), head)
+
+
+@lru_cache(maxsize=1024)  # the arrays of a field nearly all share one
+def _said(text: bytes, encoding: str) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+    said = ast.literal_eval(text.decode(encoding))
     if not isinstance(said, dict) or set(said) != {"descr", "fortran_order", "shape"}:
         raise ValueError("the head of a .npy that says something else")
     dtype = np.lib.format.descr_to_dtype(said["descr"])
@@ -232,7 +243,7 @@ def _npy_head(data: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
         raise ValueError("an array of Python objects")
     if not isinstance(shape, tuple) or len(shape) > config.NDIM or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError("not the shape of an array")
-    return dtype, bool(said["fortran_order"]), shape, head
+    return dtype, bool(said["fortran_order"]), shape
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -237,6 +237,8 @@ class Assembly:
 
     def _references(self, raw: Buffer) -> list[tuple[str, str]]:
         """What a blob refers to. PickleRefusedError; OverfullShardError where looking for it takes too long in all."""
+        if len(raw) <= config.PICKLE_WINDOW and not datapak.may_refer(bytes(raw[:])):
+            return []
         steps = records.steps_for(len(raw))
         before = steps.left
         try:

@@ -13,6 +13,7 @@ import pickle
 import resource
 import shutil
 import sqlite3
+import tarfile
 import time
 import zlib
 from pathlib import Path
@@ -51,6 +52,12 @@ def meta(table: str, serialised: tuple[str, ...] = (), **types: str) -> bytes:
     columns = packed("mltraq.Bunch-0", {"types": types, "serialized": list(serialised), "non_serialized": []})
     runs = packed("mltraq.Bunch-0", {"count": 1, "table_name": table, "columns": columns})
     return dumps(packed("mltraq.Bunch-0", {"runs": runs}))
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 class Experiments:
@@ -445,12 +452,6 @@ def test_what_the_library_compressed_and_cannot_read_is_read(experiments: Experi
     assert file.read_bytes()[:3] == b"C01"
 
 
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -527,6 +528,66 @@ def test_many_runs_that_refer_to_one_large_file_end(experiments: Experiments) ->
     with pytest.raises(DamagedShardError, match="more values"):
         experiments.open().get("e")
     assert time.monotonic() - began < 30
+
+
+def test_archives_and_sequences_are_shown_as_they_lie(experiments: Experiments) -> None:
+    """An ArchiveStore is a file of the datastore, which the library would extract; nothing is extracted here."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as archive:
+        member = tarfile.TarInfo("../escaped")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"out"))
+    arrow = b"ARROW1\0\0 of a frame ARROW1"
+    url = experiments.file(f"{OWN}/tar", tar.getvalue())
+    cells = {
+        "inline": dumps(packed("mltraq.Archive-0", tar.getvalue())),
+        "stored": dumps(packed("mltraq.ArchiveStore-0", url)),
+        "steps": dumps(packed("mltraq.Sequence-0", packed("pandas.DataFrame-0", arrow))),
+        "inside": dumps(packed("mltraq.Bunch-0", {"a": packed("mltraq.Archive-0", b"no tar"), "b": 1})),
+    }
+    experiments.add("e", cells)
+    store = experiments.open()
+    run = "f3e5c0d4-3823-449e-96c4-d4b904171683"
+    files = [f"{run}.{name}" for name in ("inline.tar", "stored.tar", "steps.arrow", "inside.a.tar", "json")]
+    assert names(store)[1:] == files
+    got = store.get("e")[1]
+    assert (got["inline"], got["stored"], got["steps"]) == (tar.getvalue(), tar.getvalue(), arrow)
+    assert got["inside"] == {"a": b"no tar", "b": 1}
+    assert not (experiments.path.parent / "escaped").exists()
+    assert notes(store) == {}
+
+
+USERS = [
+    {"DATAPAK-0": "of my own", "value": 1},
+    {"DATAPAK-0": "numpy.ndarray-0", "value": "no bytes"},
+    {"DATAPAK-0": "uuid.UUID-0", "value": "no uuid"},
+    {"DATAPAK-0": "numpy.datetime64-0", "value": 1 << 64},
+    {"DATAPAK-0": "mltraq.Bunch-0", "value": 5},
+    {"DATAPAK-0": ["a list"], "value": {"x": 1}},
+    {"DATAPAK-0": "numpy.ndarray-0", "value": b"x", "more": 1},
+]
+
+
+@pytest.mark.parametrize("value", USERS, ids=str)
+def test_a_users_own_dict_that_looks_packed_is_a_dict(experiments: Experiments, value: Any) -> None:
+    experiments.add("e", {"x": dumps([value])})
+    assert experiments.open().get("e")[1] == {"x": [value]}
+
+
+@pytest.mark.parametrize(
+    "npy",
+    [b"", b"\x93NUMPY", _npy(np.arange(5))[:-1], _npy(np.arange(5)) + b"x", b"\x93NUMPY\1\0\xff\xff" + b"(" * 65_535],
+    ids=["empty", "a magic", "cut off", "too long", "brackets"],
+)
+def test_an_array_that_is_none_is_shown_as_bytes(experiments: Experiments, npy: bytes) -> None:
+    objects = io.BytesIO()
+    np.save(objects, np.array([_Attack()]), allow_pickle=True)
+    cells = {"x": dumps(packed("numpy.ndarray-0", npy)), "o": dumps(packed("numpy.ndarray-0", objects.getvalue()))}
+    experiments.add("e", cells)
+    store = experiments.open()
+    assert store.get("e")[1] == {"x": npy, "o": objects.getvalue()}
+    assert len(notes(store)) == 2
+    assert not os.path.exists("/tmp/shardfs-was-attacked")
 
 
 # --- large things, changes -------------------------------------------------------------------------------------------
