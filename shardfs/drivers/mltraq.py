@@ -13,14 +13,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote
 
 from shardfs import config
 from shardfs.drivers import mltraq_datapak as datapak
@@ -29,6 +27,7 @@ from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
 from shardfs.drivers.mltraq_database import Database, Experiment, Snapshot, table_of
 from shardfs.drivers.mltraq_datastore import check_prefix, directory_of, prefix_of
 from shardfs.drivers.mltraq_shards import Assembly, MltraqShard, grouped, run_cells
+from shardfs.drivers.mltraq_urls import identity, places_of
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -43,10 +42,6 @@ from shardfs.model import Entry, Key, Version
 from shardfs.pickle_spans import PickleRefusedError
 from shardfs.storage import together
 from shardfs.storage.local import Listed, LocalStorage
-
-SCHEME = "mltraq+"
-DATASTORE = "mltraq.datastore"
-"""What the library calls the datastore unless it is told otherwise; in its working directory."""
 
 EXPERIMENT = "experiment"
 """The sample of an experiment's own fields."""
@@ -93,17 +88,17 @@ class MltraqDriver:
     def open_url(cls, url: str, *, datastore: str | None = None) -> tuple[MltraqDriver, Path]:
         """`mltraq+sqlite:///PATH` with `?datastore=DIRECTORY`, by default `mltraq.datastore` beside the database; the
         option wins. BadStoreError for a URL of another form, and where there is no such database."""
-        path, directory = _places_of(url, datastore)
+        path, directory = places_of(url, datastore)
         made = cls(LocalStorage(directory))
         made._database = Database(path)
-        made.identity = _identity(path, directory)
+        made.identity = identity(path, directory)
         made.entries()  # what is no database of experiments is told now
         return made, directory.absolute()
 
     @classmethod
     def absolute_url(cls, url: str) -> str:
         """A URL of the same store that means it from any directory. BadStoreError as `open_url`."""
-        return _identity(*_places_of(url, None))
+        return identity(*places_of(url, None))
 
     # --- keys ---------------------------------------------------------------------------------------------------
 
@@ -381,51 +376,6 @@ def _digest(texts: list[str], files: Iterable[Listed]) -> str:
     for text in [*texts, *(f"{listed.name}\0{listed.version}" for listed in files)]:
         made.update(text.encode("utf-8", "surrogateescape") + b"\n")
     return made.hexdigest()
-
-
-def _places_of(url: str, datastore: str | None) -> tuple[Path, Path]:
-    """Database and datastore of a URL."""
-    path, query = _database_path(url)
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name != "datastore" or not value:
-            raise BadStoreError(f"{url}: the one option of such a URL is datastore=DIRECTORY")
-        datastore = datastore or value
-    directory = Path(datastore).expanduser() if datastore else path.parent / DATASTORE
-    if datastore and not directory.is_dir():
-        raise BadStoreError(f"{directory} is no directory: it is to be the datastore of {path}")
-    return path, directory
-
-
-def _identity(path: Path, directory: Path) -> str:
-    return f"{SCHEME}sqlite:///{os.path.realpath(path)}?datastore={quote(os.path.realpath(directory))}"
-
-
-def _database_path(url: str) -> tuple[Path, str]:
-    """The database of `mltraq+sqlite:///PATH`, and the query.
-
-    SQLAlchemy has a path behind three slashes relative and one behind four absolute; other URLs have it absolute behind
-    three. Whichever is there is meant.
-    """
-    text, _, query = url.removeprefix(SCHEME).partition("?")
-    scheme, separator, rest = text.partition("://")
-    if not separator or scheme not in ("sqlite", "sqlite+pysqlite") or not rest.startswith("/") or len(rest) < 2:
-        raise BadStoreError(f"{url}: use mltraq+sqlite:///PATH, and ?datastore=DIRECTORY behind it")
-    found: list[Path] = []
-    for read in (_as_it_is, unquote):
-        for path in (Path(read(rest[1:])), Path("/" + read(rest).lstrip("/"))):
-            if path.is_file() and not any(os.path.samefile(path, other) for other in found):
-                found.append(path)
-        if found:
-            break
-    if not found:
-        raise BadStoreError(f"no database at {rest.lstrip('/') if rest[1:2] != '/' else rest[1:]}")
-    if len(found) > 1:
-        raise BadSettingError(f"{url} could mean {found[0]} or {found[1]}: write four slashes or a path with ./")
-    return found[0].absolute(), query
-
-
-def _as_it_is(text: str) -> str:
-    return text
 
 
 __all__ = ["MltraqDriver"]
