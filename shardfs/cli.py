@@ -56,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     opening = _Parser(add_help=False)
     opening.add_argument(
-        "store", metavar="STORE", help="a directory, a URL (file, s3, gs, az, https), or tars with braces"
+        "store",
+        metavar="STORE",
+        help="a directory, tars with braces, or a URL (s3, gs, az, https, mltraq+sqlite)",
     )
     opening.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
     opening.add_argument(
@@ -207,7 +209,7 @@ def _add_staging(
     discard.add_argument("--yes", action="store_true", help="do not ask")
     trust = works.add_parser("trust", parents=[common], help="let what may have lost bytes in a crash be stored")
     for work in (discard, trust):
-        work.add_argument("store", metavar="STORE", help="a directory, a file:// URL, or tars with braces")
+        work.add_argument("store", metavar="STORE", help="a store, as it was mounted")
         work.add_argument("key", metavar="KEY", help="a key or id, as listed")
 
 
@@ -246,7 +248,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "are passed over: an interrupted run goes on where it stopped. SRC is never written to. What DST has no word "
         "for (numpy's scalars are plain numbers, ...) is told on stderr."
     )
-    parser.add_argument("source", metavar="SRC", help="a store: a directory, or a file:// URL")
+    parser.add_argument(
+        "source", metavar="SRC", help="a store: a directory, a file:// URL, or mltraq+sqlite:///EXPERIMENTS.db"
+    )
     parser.add_argument("target", metavar="DST", help="a store, or a directory that is to become one")
     parser.add_argument(
         "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl, streaming or webdataset"

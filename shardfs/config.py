@@ -581,3 +581,36 @@ them costs 30 microseconds a file."""
 
 CACHE_ORPHAN_NS = 600_000_000_000
 """A file without a description is somebody's who died, unless it is younger."""
+PICKLE_WINDOW = 64 * 1024
+"""A pickle of plain values is read in pieces of this size; the bytes objects in it are passed over."""
+
+PICKLE_KEY = 1024
+"""Parts that a key of a dict may have, if it is a tuple, in a pickle of plain values; and 16 bytes for each where it is
+bytes. A key is hashed as often as it is used."""
+
+PICKLE_COLLISIONS = 64
+"""Keys of one dict with the same hash: of numbers and tuples any number could be made to have it, and each would be
+compared with all others."""
+
+NPY_HEAD = 64 * 1024
+"""Bytes at the beginning of a `.npy` inside a blob that are looked at for its head; numpy's own limit is 10,000."""
+
+DATABASE_WAIT = 5.0
+"""Seconds to wait for another program that writes into a database of experiments; a commit takes milliseconds."""
+
+DATABASE_COPY = 1 << 30
+"""A database that must be recovered is read in a copy, if it has at most so many bytes."""
+
+DATABASE_TIME = 10.0
+DATABASE_SPEED = 10 * MIB
+"""Seconds, and one more for each so many bytes of a database, after which reading it is given up: SQL can be stored in
+a database that never ends."""
+
+DATASTORE_OPEN = 2
+"""Files of a datastore held open for each experiment that is open: enough for who reads one after the other."""
+
+DATABASE_TRIES = 5
+"""A listing of a database that is written to meanwhile, and keeps no locks, is begun again this often."""
+
+DATASTORE_OUTSIDE = 1_024
+"""Experiments of which it is remembered that they refer to files of others: they seldom do."""

@@ -29,17 +29,21 @@ from shardfs.drivers.base import (
     Files,
     KeepsFiles,
     KeptFiles,
+    NamesSamples,
     NewRecord,
     Record,
     Shard,
     Value,
     Verbatim,
 )
+from shardfs.drivers.mltraq import EXPERIMENT
+from shardfs.drivers.mltraq_shards import MltraqShard
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.drivers.streaming import ChooseColumns, StreamingDriver
 from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError
 from shardfs.index import KEY_FIELD
+from shardfs.lowering import Lowering
 from shardfs.model import Entry, Key
 from shardfs.reading_back import field_name
 from shardfs.values import Members
@@ -205,9 +209,12 @@ class _Run:
         copy = _Copy(entry.key, iter(()), named=form == "files" and _are_named(shard, self.ordered))
         if wanted == "mds":
             survey = mds_writing.Survey()
+            if _is_apart(shard, EXPERIMENT):
+                copy.changes[EXPERIMENT, "the experiment's own fields", "nothing: they have no columns"] += 1
             for name, record in self._records(shard):
-                survey.add(self._value(shard, record, copy, whole=False), name)
-                copy.changes.update(_changes(record, rules))
+                lowering = Lowering(wanted)
+                survey.add(_value(shard, record, name, copy, lowering, whole=False), name)
+                copy.changes.update([*_changes(record, rules), *lowering.changes])
             copy.columns = survey.columns
             copy.records = self._values(copy, shard, None)
         else:
@@ -232,20 +239,11 @@ class _Run:
         """The samples to be encoded; they are counted as they are taken, and with `rules` their changes too."""
         for name, record in self._records(shard):
             copy.samples += 1
+            lowering = Lowering(_form_of(self._target))
+            value = _value(shard, record, name, copy, lowering)
             if rules is not None:
-                copy.changes.update(_changes(record, rules))
-            yield Value(self._value(shard, record, copy), name)
-
-    @staticmethod
-    def _value(shard: Shard, record: Record, copy: _Copy, whole: bool = True) -> Any:
-        """A sample as a copy of its files would be read back."""
-        tree = record.tree
-        if type(tree) is not Members:
-            return copied(tree, shard.raw, whole)
-        fields = read_members(tree, shard.fetch)
-        if not copy.named or fields.get(KEY_FIELD) == tree.key:
-            return fields
-        return {KEY_FIELD: tree.key, **{name: value for name, value in fields.items() if name != KEY_FIELD}}
+                copy.changes.update([*_changes(record, rules), *lowering.changes])
+            yield Value(value, name)
 
     def _files(self, copy: _Copy, shard: Shard) -> Iterator[NewRecord]:
         """The samples as the files that show them; out of a shard of such files, with all that stands around them."""
@@ -254,17 +252,49 @@ class _Run:
             yield Value(_stored_files(shard, at, record) or _shown_files(shard, name, record), name)
 
     def _records(self, shard: Shard) -> Iterator[tuple[str, Record]]:
-        """All samples with the names that they are shown under, as far as can be said before all are seen."""
+        """All samples with the names that they are shown under, as far as can be said before all are seen; without
+        those that the target has no columns for."""
         digits = names.digits_for(shard.samples_through or 0)
+        given = iter(shard.stems()) if isinstance(shard, NamesSamples) else None
         for at, record in enumerate(shard.records()):
             if self.stop.is_set():
                 raise _StoppedError
             if type(record.tree) is Members:
                 yield names.escape_sample(record.tree.key), record
                 continue
+            if given is not None:
+                name = next(given)
+                if not (isinstance(self._target, StreamingDriver) and _is_apart(shard, name)):
+                    yield name, record
+                continue
             own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
             number = names.sample_number(shard.first_sample + at, digits)
             yield (names.escape_sample(own) if type(own) is str else number), record
+
+
+def _value(shard: Shard, record: Record, name: str, copy: _Copy, lowering: Lowering, whole: bool = True) -> Any:
+    """A sample as a copy of its files would be read back, and as the target can hold it; with its name in it where the
+    system has given it one."""
+    tree = record.tree
+    if type(tree) is Members:
+        fields = read_members(tree, shard.fetch)
+        if not copy.named or fields.get(KEY_FIELD) == tree.key:
+            return fields
+        return {KEY_FIELD: tree.key, **{name: value for name, value in fields.items() if name != KEY_FIELD}}
+    value = copied(tree, shard.raw, whole)
+    if not isinstance(shard, NamesSamples):
+        return value
+    value = lowering.sample(value)
+    if type(value) is not dict:
+        lowering.changes["", "name of a lone value", "number"] = None
+    elif KEY_FIELD not in value:
+        return {KEY_FIELD: field_name(name), **value}
+    return value
+
+
+def _is_apart(shard: Shard, name: str) -> bool:
+    """True for a sample that is of another kind than the rest: an experiment's own fields beside its runs."""
+    return isinstance(shard, MltraqShard) and name == EXPERIMENT and shard.samples > 1
 
 
 _SEQUENCES = {"msgpack": "tuple"}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, layout, names, shapes
-from shardfs.drivers.base import Record, Shard, ShardReader
+from shardfs.drivers.base import NamesSamples, Record, Shard, ShardReader
 from shardfs.errors import DamagedShardError
 from shardfs.shapes import File
 from shardfs.values import Buffer, Members
@@ -353,11 +353,16 @@ def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
 
 
 def _own_stems(shard: Shard) -> Strings | None:
-    """The samples' own names, where each has a `__key__` and no two are alike; None otherwise.
+    """The samples' own names: what the system calls them, or where each has a `__key__` and no two are alike; None
+    otherwise.
 
     Looks at the first sample only, unless that one has a `__key__`. Members have names that their driver keeps apart.
     """
     packed = _Packed()
+    if isinstance(shard, NamesSamples):
+        for name in shard.stems():
+            packed.number(name.encode("utf-8"))
+        return packed.pack()
     seen: set[str] = set()
     for record in shard.records():
         if type(record.tree) is Members:

@@ -33,6 +33,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
     "webdataset": ("shardfs.drivers.webdataset", "WebDatasetDriver", {}),
+    "mltraq": ("shardfs.drivers.mltraq", "MltraqDriver", {}),
 }
 
 
@@ -158,6 +159,14 @@ def _open_catalog(text: str, path: Path, directory: Path) -> Store:
 
 def _overlaps(name: str, others: Iterable[str]) -> bool:
     return any(f"{name}/".startswith(f"{other}/") or f"{other}/".startswith(f"{name}/") for other in others)
+
+
+def absolute_url(url: str) -> str:
+    """A driver's own URL so that it means the same from any directory, where the driver can say so. BadStoreError,
+    BadSettingError."""
+    factory, _ = _factory(urlsplit(url).scheme.partition("+")[0])
+    absolute = getattr(factory, "absolute_url", None)
+    return url if absolute is None else str(absolute(url))
 
 
 def _check_options(driver: str, factory: Any, options: dict[str, Any], first: str) -> None:

@@ -169,6 +169,8 @@ class WritableVfs(ChangingVfs):
         found = await self.find(place, name)
         if found is None:
             raise StorageError(f"no entry {name!r}", errno.ENOENT)
+        if isinstance(key, KeyDirectory):
+            self.check_changeable(key.entry.key)
         if isinstance(key, KeyDirectory) and not self.allowed.delete:
             entry = found if isinstance(found, StagedEntry) else None
             await self._check_removable(key, place.overlay, name, entry)

@@ -18,6 +18,7 @@ from shardfs.commands import FAILED, OK, as_json, explain, tell
 from shardfs.commands.options import cache_options, parse_size, store_options
 from shardfs.commands.progress import Progress
 from shardfs.commands.tabular import number, size, table
+from shardfs.drivers.base import StoresObjects
 from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.model import Entry, Key
 from shardfs.opening import open_store
@@ -119,21 +120,21 @@ def _open(arguments: argparse.Namespace) -> Store:
     return store
 
 
-def _cache_of(store: Store) -> DiskCache:
-    storage = getattr(store.driver, "storage", None)
-    if not isinstance(storage, DiskCache):
+def _cache_of(store: Store) -> tuple[DiskCache, StoresObjects]:
+    driver = store.driver
+    if not isinstance(driver, StoresObjects) or not isinstance(driver.storage, DiskCache):
         raise BadSettingError(f"{store.url} is opened without a cache (its size is 0, or there is no home)")
-    return storage
+    return driver.storage, driver
 
 
 def _warm(arguments: argparse.Namespace) -> int:
     store = _open(arguments)
-    cache = _cache_of(store)
+    cache, driver = _cache_of(store)
     chosen = _chosen(store, _patterns(arguments))
     fetched = failed = 0
 
     def fetch(entry: Entry) -> int:
-        return sum(cache.size_of(version) for name, version in store.driver.objects(entry) if cache.warm(name, version))
+        return sum(cache.size_of(version) for name, version in driver.objects(entry) if cache.warm(name, version))
 
     with Progress("warming") as bar, ThreadPoolExecutor(arguments.jobs or config.REMOTE_AHEAD) as pool:
         futures = [(entry, pool.submit(fetch, entry)) for entry in chosen]
@@ -181,7 +182,7 @@ def _chosen(store: Store, patterns: list[str]) -> list[Entry]:
 
 def _pin(arguments: argparse.Namespace) -> int:
     store = _open(arguments)
-    files = _cache_of(store).files
+    files = _cache_of(store)[0].files
     for pattern in arguments.keys:
         try:
             (files.pin if arguments.command == "pin" else files.unpin)(store.identity, f"{pattern}.*")

@@ -107,7 +107,14 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
 
 
 def absolute_store(text: str) -> str:
-    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
+    """The same store from whatever directory it is opened. BadStoreError, BadSettingError for a URL of no driver."""
+    if "://" not in text:
+        return os.path.abspath(os.path.expanduser(text))
+    if "+" not in text.partition("://")[0]:
+        return text
+    from shardfs.opening import absolute_url  # what drivers are there is not to be known for any other
+
+    return absolute_url(text)
 
 
 def _foreground(request: Request, shown: str) -> int:

@@ -60,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def staged_url(store: str) -> str:
     """The URL under which a store has its staging area: the given one, or another that means the same directory."""
-    given = absolute_store(store)
+    try:
+        given = absolute_store(store)
+    except (BadStoreError, BadSettingError):
+        given = store  # what is staged is there although the store is gone
     place = _place(given)
     known = staged_stores()
     if given in known or place is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from shardfs.model import Entry, Key, Version
+from shardfs.storage.base import Storage
 from shardfs.values import Buffer, Tree
 
 Grow = Callable[[int], None]
@@ -141,6 +142,44 @@ class KeptFiles(Protocol):
         """The sample of that number. The errors of `check_kept`."""
 
 
+@runtime_checkable
+class NamesSamples(Protocol):
+    """A Shard whose system names its samples itself."""
+
+    def stems(self) -> Iterable[str]:
+        """The part before the first dot of the names of each sample's files, in the order of samples; no two alike."""
+
+
+@runtime_checkable
+class StoresObjects(Protocol):
+    """A Driver whose shards are objects of a storage."""
+
+    storage: Storage
+
+    def objects(self, entry: Entry) -> list[tuple[str, Version]]:
+        """Name and version of each stored object that loading a shard reads."""
+
+
+@runtime_checkable
+class WritesFiles(Protocol):
+    """A Driver some of whose keys are directories, in which each file is stored by itself (`keeping` says how)."""
+
+    def refused(self, key: Key) -> str | None:
+        """Why nothing of a key may be changed, or made under that name; None where it may. Touches no storage."""
+
+    def file_names(self, entry: Entry) -> frozenset[str]:
+        """The files that a key is stored as. StorageError."""
+
+    def serialised(self, value: Any) -> bytes:
+        """A value as a file of its own. BadSettingError for what has no form."""
+
+    def write_files(
+        self, key: Key, put: Iterable[tuple[str, bytes]], gone: Iterable[str], *, base: Entry | None, note: Note
+    ) -> Entry:
+        """Have files (name and content) in a key, and those `gone` no longer: `write_records` for such keys, with what
+        that says of `base`, `note` and errors."""
+
+
 class Shard(ShardReader, Protocol):
     """A fetched and decompressed shard: one buffer of raw bytes and the rules to read it. Immutable."""
 
@@ -213,9 +252,6 @@ class Driver(Protocol):
 
     def entry(self, key: Key) -> Entry:
         """The listing of one key, fresh. MissingKeyError."""
-
-    def objects(self, entry: Entry) -> list[tuple[str, Version]]:
-        """Name and version of each stored object that loading a shard reads."""
 
     def estimate(self, entry: Entry) -> int:
         """Raw bytes that loading will hold, as far as can be told cheaply; a hint."""

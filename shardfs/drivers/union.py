@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from shardfs.drivers.base import Driver, Grow, NewRecord, Note, Shard, ShardReader
 from shardfs.errors import MissingKeyError, NotWritableError
-from shardfs.model import Entry, Key, Version
+from shardfs.model import Entry, Key
 
 
 class UnionDriver:
@@ -41,10 +41,6 @@ class UnionDriver:
             if key.startswith(name + "/"):
                 return _below(name, driver.entry(Key(key[len(name) + 1 :])))
         raise MissingKeyError(f"no key {key!r}: it begins with none of {', '.join(self._members) or 'no names'}")
-
-    def objects(self, entry: Entry) -> list[tuple[str, Version]]:
-        driver, own = self._member(entry)
-        return driver.objects(own)
 
     def estimate(self, entry: Entry) -> int:
         driver, own = self._member(entry)

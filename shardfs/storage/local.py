@@ -22,7 +22,7 @@ from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage import renaming
-from shardfs.storage.base import Listed
+from shardfs.storage.base import Listed as Listed
 from shardfs.storage.local_reader import LocalReader, reason
 
 TEMPORARY = ".shardfs-tmp-"
@@ -32,6 +32,9 @@ _PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES
 """What opening a directory below the root may say without failing the whole listing."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+Listing = list[Listed]
 
 
 def _version(status: os.stat_result) -> Version:
@@ -84,21 +87,38 @@ class LocalStorage:
                 raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))
-                with os.scandir(descriptor) as entries:
-                    for entry in entries:
-                        name = prefix + entry.name
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(name + "/")
-                        elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
-                            status = self._status(descriptor, entry.name)
-                            if status is not None:
-                                found.append(Listed(name, status.st_size, status.st_mtime_ns, _version(status)))
+                pending.extend(self._scan(descriptor, prefix, suffixes, found))
             except OSError as error:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
         self._seen = seen
         return sorted(found, key=lambda listed: listed.name)
+
+    def files_in(self, directory: str) -> Listing:
+        """The regular files right in one directory below the root, sorted by name. StorageError."""
+        found: Listing = []
+        descriptor = self._open_directory(directory)
+        try:
+            for _ in self._scan(descriptor, f"{directory}/" if directory else "", ("",), found):
+                pass
+        except OSError as error:
+            raise self._error(f"listing {directory}", error) from error
+        finally:
+            os.close(descriptor)
+        return sorted(found, key=lambda listed: listed.name)
+
+    def _scan(self, descriptor: int, prefix: str, suffixes: tuple[str, ...], found: Listing) -> Iterator[str]:
+        """Adds the files of one directory, and gives the directories in it. OSError."""
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    yield name + "/"
+                elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
+                    status = self._status(descriptor, entry.name)
+                    if status is not None:
+                        found.append(Listed(name, status.st_size, status.st_mtime_ns, _version(status)))
 
     def changed(self) -> bool:
         """True if a name may have come, gone or been replaced since the last `list`. Costs a stat per directory.
@@ -154,6 +174,30 @@ class LocalStorage:
                 return os.open(last, flags, dir_fd=directory)
             except OSError as error:
                 raise self._error(f"opening {name}", error) from error
+
+    @contextlib.contextmanager
+    def directory(self, path: str, make: bool = False) -> Iterator[int]:
+        """A descriptor of a directory below the root; with `make` it is made where it is missing. StorageError."""
+        _check_name(self.root, path)
+        if make:
+            self._make_root()
+        descriptor = self._open_directory(path, make)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def remove_directory(self, path: str) -> None:
+        """Remove all files right in a directory, and it if nothing else is in it, durably. StorageError."""
+        for listed in self.files_in(path):
+            self.remove(listed.name)
+        with self._parent(path) as (above, last):
+            try:
+                os.rmdir(last, dir_fd=above)
+                os.fsync(above)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise self._error(f"removing {path}", error) from error
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole small file. StorageError, EFBIG above `limit` bytes."""
