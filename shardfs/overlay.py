@@ -41,6 +41,8 @@ class Ref:
     """Lookups minus forgets; those of numbers in a slot are counted by the slot."""
     removed: bool = False
     """True once it is in no directory any more: it lives on for who has it open."""
+    kept: StagedFile | None = None
+    """Its bytes once it was removed, for who had the stored file open before it was changed."""
     last: Attributes | None = None
     """What it was like in the end, once it is in the store: its name means another number from then on."""
 

@@ -106,7 +106,7 @@ class Player:
             if flags & os.O_TRUNC:
                 self.model.truncate(path, 0)
             elif flags & os.O_ACCMODE:
-                self.model._taken(self.model.split(path)[0], file)
+                self.model.taken(self.model.split(path)[0], file)
 
         return int(self._both(lambda: self.system.open(path, flags, 0o640), model))
 

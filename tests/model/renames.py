@@ -32,7 +32,7 @@ def rename(model: Model, path: str, new: str, exclusive: bool) -> None:
     elif _staged_in(model, path) is not _staged_in(model, new):
         raise Fails(errno.EXDEV)
     else:
-        _within(above, node, to, target, new_name)
+        _within(above, name, to, target, new_name)
     del above.children[name]
     to.children[new_name] = node
 
@@ -48,9 +48,8 @@ def _staged_in(model: Model, path: str) -> Directory | None:
     return None if found is None or found.kind == "way" else found
 
 
-def _within(
-    above: Directory, node: File | Directory, to: Directory, target: File | Directory | None, new_name: str
-) -> None:
+def _within(above: Directory, name: str, to: Directory, target: File | Directory | None, new_name: str) -> None:
+    node = above.children[name]
     if isinstance(target, Directory) and target.children:
         raise Fails(errno.ENOTEMPTY)
     if above.kind == "key":
@@ -58,7 +57,8 @@ def _within(
         if not node.staged:
             node.staged, node.mode, node.mtime_ns = True, 0o644, None
         node.own |= new_name in TEMPORARY
-        above.dirty = above.overlaid = True
+        above.overlaid = True
+        above.dirty |= name not in TEMPORARY or new_name not in TEMPORARY
 
 
 def _directory(model: Model, node: Directory, target: Directory | None, new_name: str) -> None:
@@ -100,6 +100,6 @@ def _called(model: Model, node: Directory, target: Directory | None, plain: bool
             model.check_samples(node)
             node.dirty = True
             model.seal(node)
-        elif stored is not None:  # all of it is hidden, and that is no shard
-            node.stored, node.dirty = stored, True
+        elif stored is not None:
+            raise Fails(errno.EEXIST)
     node.kind, node.mode, node.overlaid = "key", None, True if node.stored is None else node.overlaid or node.dirty

@@ -108,13 +108,16 @@ class InProcess(System):
 
     def start(self) -> None:
         self._mount = Mount(self.store, self.state, delete=True, overwrite=True)
-        self._vfs, self._flags = self._mount.vfs, dict[int, tuple[int, int]]()
+        self._vfs = self._mount.vfs
+        self._flags: dict[int, tuple[int, int]] = {}
+        self._handles: dict[int, int] = {}
 
     def stop(self) -> None:
         self._mount.ask(self._vfs.finish)
         self._mount.close()
 
     def kill(self) -> None:
+        self._flags = {}
         self._mount.close()
 
     def _split(self, path: str) -> tuple[int, bytes]:
@@ -146,12 +149,12 @@ class InProcess(System):
             handle = self._mount.ask(self._vfs.open, inode, flags & ~(os.O_CREAT | os.O_EXCL))
         number = next(number for number in range(len(self._flags) + 1) if number not in self._flags)
         self._flags[number] = inode, flags
-        self._handles = {**getattr(self, "_handles", {}), number: int(handle)}
+        self._handles[number] = int(handle)
         return number
 
     def close(self, handle: int) -> None:
-        del self._flags[handle]
-        self._mount.ask(self._vfs.close, self._handles.pop(handle))
+        if self._flags.pop(handle, None) is not None:  # else it was opened before a kill
+            self._mount.ask(self._vfs.close, self._handles.pop(handle))
 
     def pread(self, handle: int, size: int, offset: int) -> bytes:
         return self._mount.read_at(self._handles[handle], offset, size)
@@ -269,8 +272,7 @@ class InProcess(System):
 
         async def drop() -> None:
             for key in self._vfs.tree.slots:
-                if key is not None:
-                    cache.drop(key.entry)
+                cache.drop(key.entry)
             await trio.lowlevel.checkpoint()
 
         self._mount.ask(drop)

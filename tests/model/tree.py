@@ -140,15 +140,16 @@ class Model:
     def _changed(self, path: str, file: File) -> None:
         file.mtime_ns = None
         above, _ = self.split(path)
-        self._taken(above, file)
+        self.taken(above, file)
 
-    def _taken(self, above: Directory, file: File) -> None:
+    def taken(self, above: Directory, file: File) -> None:
         """It is staged from now on, with its bytes."""
+        if above.kind == "key":
+            above.overlaid = True
+            above.dirty |= file not in (above.children.get(name) for name in TEMPORARY)
         if not file.staged:
             file.mode, file.mtime_ns = 0o644, None
         file.staged = file.own = True
-        if above.kind == "key":
-            above.dirty = above.overlaid = True
 
     def create(self, path: str, exclusive: bool, mode: int) -> File:
         """The file of that name, made if need be."""
@@ -165,7 +166,7 @@ class Model:
                 raise Fails(errno.EPERM)
             above.kind = "key"
         made = above.children[name] = File(b"", mode=mode)
-        self._taken(above, made)
+        self.taken(above, made)
         return made
 
     def write(self, path: str, data: bytes, offset: int | None) -> None:
@@ -188,7 +189,7 @@ class Model:
     def opened(self, slot: int, path: str, writing: bool, appending: bool) -> None:
         file = self.file(path)
         if writing:
-            self._taken(self.split(path)[0], file)
+            self.taken(self.split(path)[0], file)
         self.handles[slot] = Handle(file, writing, appending)
 
     def put(self, slot: int, data: bytes, offset: int) -> None:
@@ -220,7 +221,8 @@ class Model:
         self.file(path)
         del above.children[name]
         if above.kind == "key":
-            above.dirty = above.overlaid = True
+            above.overlaid = True
+            above.dirty |= name not in TEMPORARY
 
     def rmdir(self, path: str) -> None:
         above, name = self.split(path)
