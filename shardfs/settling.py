@@ -88,6 +88,8 @@ class SettledVfs(OverlaidVfs):
             del overlay.refs[number]
             overlay.origins.pop(number, None)
             file, stored = opened.get(ref), done.numbers.get(number)
+            if ref.removed and (file is not None or ref.kept is not None):
+                continue  # it was not stored, and may be written to still
             size = 0 if stored is None else done.table.size(stored)
             mtime_ns = done.entry.mtime_ns
             if file is not None:

@@ -216,10 +216,16 @@ class Contents:
         durably that not all is on disk any more."""
         return number in self.pinned or self._ledger.waits(number)
 
+    def _check(self, opened: _Open) -> None:
+        """Whether its bytes may be changed: those of a removed file may as long as it is open, also when all of the
+        directory has been stored or removed since."""
+        if opened.linked:
+            self._ledger.check()
+
     def _before_change(self, opened: _Open) -> None:
         if opened.number in self.pinned:
             self._copy(opened)
-        else:
+        elif opened.linked or self._ledger.refusal is None:
             self._ledger.before_change(opened.number)
 
     def _copy(self, opened: _Open) -> None:
@@ -243,7 +249,7 @@ class Contents:
 
     def write(self, opened: _Open, data: bytes | memoryview, offset: int) -> int:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             node = opened.node
             size = len(data)
             growth = max(0, offset + size - node.size)
@@ -276,7 +282,7 @@ class Contents:
 
     def resize(self, opened: _Open, size: int) -> None:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             growth = size - opened.node.size
             if growth > 0 and opened.linked:
                 self.reserve.grow(growth)
@@ -292,11 +298,12 @@ class Contents:
 
             self._ledger.retried(cut)
             self._grown(opened, growth)
-            self.reserve.fit()
+            if opened.linked:
+                self.reserve.fit()
 
     def allocate(self, opened: _Open, offset: int, length: int) -> None:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             growth = max(0, offset + length - opened.node.size)
             if growth and opened.linked:
                 self.reserve.grow(growth)
@@ -381,7 +388,7 @@ class Contents:
 
     def fsync(self, opened: _Open) -> None:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             number, descriptor = opened.number, os.dup(opened.descriptor)
             waiting = number in self._ledger.unsynced
             # taken out before: a write that comes meanwhile puts it in again
@@ -395,7 +402,8 @@ class Contents:
             raise failed(f"the disk of {self._ledger.path}", error) from error
         finally:
             os.close(descriptor)
-        self._ledger.commit()
+        if opened.linked or self._ledger.refusal is None:
+            self._ledger.commit()
 
     def sync(self) -> None:
         """Make all bytes and all records durable. StagingError."""

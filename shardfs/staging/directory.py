@@ -143,8 +143,9 @@ class StagedDirectory(DirectoryView):
     ) -> StagedEntry:
         """Set those that are given; what it is like then. ENOENT."""
         with self._lock:
-            self._ledger.check()
             node = self._node(number)
+            if self._tree.node(number) is node:
+                self._ledger.check()
             self._contents.refresh(node)
             given = (mode, uid, gid, mtime_ns, atime_ns)
             now = (node.mode, node.uid, node.gid, node.mtime_ns, node.atime_ns)

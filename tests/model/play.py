@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from tests.model.operations import Dice, Operation
-from tests.model.player import Difference, Player
+from tests.model.player import Player
 from tests.model.systems import InProcess, Mounted, System
 
 KINDS: dict[str, type[System]] = {"process": InProcess, "mount": Mounted}
@@ -33,9 +33,9 @@ def attempt(kind: str, operations: list[Operation]) -> tuple[int, Exception] | N
         number = 0
         try:
             player = Player(system)
-            for number, operation in enumerate(operations):
-                player.play(operation)
-            number = len(operations)
+            while number < len(operations):
+                player.play(operations[number])
+                number += 1
             player.end()
         except Exception as error:
             if isinstance(system, InProcess):

@@ -19,9 +19,6 @@ from tests.model.tree import TEMPORARY, Directory, Fails, File, Handle, Model, s
 LOST = (errno.ESTALE,)
 """What may be said of a file that another one has taken the place of."""
 
-HOMELESS = (errno.ESTALE, errno.EBADF)
-"""And of a removed file whose whole staged directory was removed, too: of changing it."""
-
 
 class Difference(AssertionError):
     """The system did not do as the model."""
@@ -44,7 +41,7 @@ class Player:
         self._close_all()
         self.system.stop()
         self._stopped()
-        for key, directory in self.model.keys():
+        for key, directory in self.model.all_keys():
             if directory.stored is not None:
                 self._check_stored(key, directory.stored)
 
@@ -82,13 +79,12 @@ class Player:
             return False
         return True
 
-    def _of_file(self, file: File, real: Callable[[], Any], model: Callable[[], Any], changing: bool = False) -> None:
+    def _of_file(self, file: File, real: Callable[[], Any], model: Callable[[], Any]) -> None:
         """The same for what is done to an open file, which may be lost."""
 
         def lost() -> Any:
-            allowed = HOMELESS if file.homeless and changing else LOST if file.frozen or file.homeless else ()
-            if self.model.happened in allowed:
-                raise Fails(*allowed)
+            if file.frozen and self.model.happened in LOST:
+                raise Fails(*LOST)
             return model()
 
         self._try(real, lost)
@@ -261,7 +257,7 @@ class Player:
 
     def map_slot(self, slot: int) -> None:
         # a lost file has no pages to map: who touches them gets a signal
-        if slot in self._handles and not (file := self.model.handles[slot].file).frozen and not file.homeless:
+        if slot in self._handles and not (file := self.model.handles[slot].file).frozen:
             self._of_file(file, lambda: self.system.mapped(self._handles[slot]), lambda: file.data)
 
     def write_slot(self, slot: int, offset: int, number: int, size: int) -> None:
@@ -271,7 +267,6 @@ class Player:
                 self.model.handles[slot].file,
                 lambda: self.system.pwrite(handle, data, offset),
                 lambda: self.model.put(slot, data, offset) or len(data),
-                changing=True,
             )
 
     def truncate_slot(self, slot: int, size: int) -> None:
@@ -281,7 +276,6 @@ class Player:
                 self.model.handles[slot].file,
                 lambda: self.system.ftruncate(handle, size),
                 lambda: self.model.resize(slot, size),
-                changing=True,
             )
 
     def stat_slot(self, slot: int) -> None:
@@ -292,9 +286,7 @@ class Player:
     def fsync_slot(self, slot: int) -> None:
         if slot in self._handles:
             handle = self._handles[slot]
-            self._of_file(
-                self.model.handles[slot].file, lambda: self.system.fsync(handle), lambda: None, changing=True
-            )
+            self._of_file(self.model.handles[slot].file, lambda: self.system.fsync(handle), lambda: None)
 
     def _close_all(self) -> None:
         for slot in list(self._handles):
@@ -320,7 +312,7 @@ class Player:
 
     def _sealed_all(self) -> dict[str, int]:
         failed = {}
-        for key, directory in self.model.keys():
+        for key, directory in self.model.all_keys():
             try:
                 self.model.seal(directory)
             except Fails as failure:
@@ -451,7 +443,7 @@ class Player:
             raise Difference(f"what was set aside: {aside}")
         self._check_aside(aside[0], mine, changed)
         for file in mine.values():
-            file.frozen = file.homeless = True
+            file.frozen = True
         self._wait_for(key)
 
     def _check_aside(self, aside: str, mine: dict[str, File], changed: list[str]) -> None:

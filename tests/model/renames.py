@@ -76,13 +76,10 @@ def _directory(model: Model, node: Directory, target: Directory | None, new_name
     else:
         if stored:
             raise Fails(errno.EEXIST, errno.EBUSY)
-        if node.kind in ("key", "plain"):
-            model.lost(node)
         node.kind, node.mode = ("plain" if plain else "way"), None
     if target is not None:
         for file in target.below():
             file.frozen = True
-        model.lost(target)
 
 
 def _called(model: Model, node: Directory, target: Directory | None, plain: bool) -> None:

@@ -272,7 +272,10 @@ class InProcess(System):
 
         async def drop() -> None:
             for key in self._vfs.tree.slots:
+                table = cache.tables.known(key.entry)
                 cache.drop(key.entry)
+                if table is not None:  # an eviction leaves what is known of a shard
+                    cache.tables.keep(key.entry, table)
             await trio.lowlevel.checkpoint()
 
         self._mount.ask(drop)
@@ -290,7 +293,17 @@ class Mounted(System):
 
     def start(self) -> None:
         self._runtime.mkdir(exist_ok=True)
-        words = ("--rw", "--write-back", "off", "--allow-delete", "--allow-overwrite", "--memory", "64K")
+        words = (
+            "--rw",
+            "--write-back",
+            "off",
+            "--allow-delete",
+            "--allow-overwrite",
+            "--memory",
+            "64K",
+            "--driver",
+            "squirrel",
+        )
         command = [sys.executable, "-m", "shardfs", "mount", *words, "--log", self.log, self.store, self.path]
         environment = {**os.environ, "XDG_STATE_HOME": str(self.state), "XDG_CACHE_HOME": str(self.state / "cache")}
         done = subprocess.run(

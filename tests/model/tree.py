@@ -39,8 +39,6 @@ class File:
     frozen: bool = False
     """True for one that a seal, or another program, has replaced by another of its name: who has it open reads what it
     was, or nothing."""
-    homeless: bool = False
-    """True once the staged directory is gone that it was in."""
 
 
 @dataclass(eq=False)
@@ -127,13 +125,13 @@ class Model:
         files = set(directory.below())
         return any(handle.writing and handle.file in files for handle in self.handles.values())
 
-    def keys(self, directory: Directory | None = None, path: str = "") -> Iterator[tuple[str, Directory]]:
+    def all_keys(self, directory: Directory | None = None, path: str = "") -> Iterator[tuple[str, Directory]]:
         for name, node in sorted((directory or self.root).children.items()):
             if isinstance(node, Directory):
                 if node.kind == "key":
                     yield path + name, node
                 elif node.kind == "way":
-                    yield from self.keys(node, f"{path}{name}/")
+                    yield from self.all_keys(node, f"{path}{name}/")
 
     # --- files --------------------------------------------------------------------------------------------------
 
@@ -230,14 +228,6 @@ class Model:
         if found.children:
             raise Fails(errno.ENOTEMPTY)
         del above.children[name]
-        self.lost(found)
-
-    def lost(self, directory: Directory) -> None:
-        """The staged directory of a key, or of a plain one, is gone, and of what was in it only what is open is left."""
-        if directory.kind in ("key", "plain"):
-            linked = set(self.root.below())
-            for handle in self.handles.values():
-                handle.file.homeless |= handle.file not in linked
 
     def chmod(self, path: str, mode: int) -> None:
         found = self.find(path)
