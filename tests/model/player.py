@@ -383,8 +383,7 @@ class Player:
                     files[f"{number:06d}.json"] = b'{"n": %d}\n' % value
         directory = self.model.root.children.setdefault(key, Directory("key"))
         assert isinstance(directory, Directory)
-        for file in directory.below():
-            file.frozen = True
+        directory.replaced()
         self.model.show(directory, files, {})
 
     @staticmethod
@@ -400,8 +399,7 @@ class Player:
     def remove_elsewhere(self, key: str) -> None:
         there = self.model.root.children.get(key)
         if isinstance(there, Directory) and there.stored is not None and not there.overlaid:
-            for file in there.below():
-                file.frozen = True
+            there.replaced()
             open_store(self.system.store, driver="squirrel").delete(key)
             del self.model.root.children[key]
             wait_for(lambda: key not in self.system.listdir(""))
@@ -414,7 +412,7 @@ class Player:
             try:
                 if sorted(self.system.listdir(key)) != sorted(files):
                     return False
-                return all(self.system.stat(f"{key}/{name}").size == len(file.data) for name, file in files.items())
+                return all(self._content(f"{key}/{name}") == file.data for name, file in files.items())
             except OSError as error:
                 if error.errno not in (errno.ESTALE, errno.ENOENT):
                     raise
@@ -422,6 +420,13 @@ class Player:
 
         wait_for(seen)
         self.compare()
+
+    def _content(self, path: str) -> bytes:
+        handle = self.system.open(path, os.O_RDONLY)
+        try:
+            return self.system.pread(handle, 1 << 20, 0)
+        finally:
+            self.system.close(handle)
 
     def conflict(self, key: str, number: int) -> None:
         """It stores a key that was changed here: both are there, the one under a name that tells of it."""
@@ -452,9 +457,7 @@ class Player:
             raise Difference(f"set aside are {names}, changed were {changed}")
         for name in names:
             if name in changed:
-                handle = self.system.open(f"{aside}/{name}", os.O_RDONLY)
-                data = self.system.pread(handle, 1 << 20, 0)
-                self.system.close(handle)
+                data = self._content(f"{aside}/{name}")
                 if data != mine[name].data:
                     raise Difference(f"{aside}/{name}: {_short(data)}, expected {_short(mine[name].data)}")
             self.system.unlink(f"{aside}/{name}")

@@ -33,6 +33,8 @@ def rename(model: Model, path: str, new: str, exclusive: bool) -> None:
         raise Fails(errno.EXDEV)
     else:
         _within(above, name, to, target, new_name)
+    if isinstance(target, File):
+        to.remove(new_name)
     del above.children[name]
     to.children[new_name] = node
 
@@ -78,8 +80,7 @@ def _directory(model: Model, node: Directory, target: Directory | None, new_name
             raise Fails(errno.EEXIST, errno.EBUSY)
         node.kind, node.mode = ("plain" if plain else "way"), None
     if target is not None:
-        for file in target.below():
-            file.frozen = True
+        target.replaced()
 
 
 def _called(model: Model, node: Directory, target: Directory | None, plain: bool) -> None:

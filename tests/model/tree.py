@@ -53,6 +53,8 @@ class Directory:
     """True if the next seal has something to do."""
     mode: int | None = None
     """None where it is not known."""
+    removed: list[File] = field(default_factory=list)
+    """Those that were removed while the stored shard had their bytes: its next version does not."""
 
     def files(self) -> dict[str, File]:
         return {name: node for name, node in self.children.items() if isinstance(node, File)}
@@ -60,6 +62,17 @@ class Directory:
     def lasting(self) -> dict[str, File]:
         """What a shard is made of."""
         return {name: node for name, node in self.files().items() if name not in TEMPORARY}
+
+    def remove(self, name: str) -> None:
+        file = self.children.pop(name)
+        if isinstance(file, File) and not file.own:
+            self.removed.append(file)
+
+    def replaced(self) -> None:
+        """The store has another version of it, or none any more."""
+        for file in (*self.lasting().values(), *self.removed):
+            file.frozen = True
+        self.removed = []
 
     def below(self) -> Iterator[File]:
         """All files in it and in its directories."""
@@ -217,7 +230,7 @@ class Model:
     def unlink(self, path: str) -> None:
         above, name = self.split(path)
         self.file(path)
-        del above.children[name]
+        above.remove(name)
         if above.kind == "key":
             above.overlaid = True
             above.dirty |= name not in TEMPORARY
@@ -227,6 +240,7 @@ class Model:
         found = self.directory(path)
         if found.children:
             raise Fails(errno.ENOTEMPTY)
+        found.replaced()
         del above.children[name]
 
     def chmod(self, path: str, mode: int) -> None:
@@ -252,8 +266,7 @@ class Model:
         self.check_samples(key)
         made = sealed({name: file.data for name, file in key.lasting().items()})
         left = {name: node for name, node in key.files().items() if name in TEMPORARY}
-        for file in key.lasting().values():
-            file.frozen = True
+        key.replaced()
         self.show(key, made, left)
 
     def show(self, key: Directory, stored: dict[str, bytes], left: dict[str, File]) -> None:
