@@ -100,6 +100,7 @@ def main() -> int:
         operations = Dice(seed).operations(given.steps)
         failed = attempt(given.kind, operations)
         if failed is None:
+            print(f"seed {seed}: {given.steps} steps, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             continue
         print(f"seed {seed}, step {failed[0]}: {failed[1]!r}", file=sys.stderr)
         operations = operations[: failed[0] + 1]

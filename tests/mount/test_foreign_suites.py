@@ -68,15 +68,15 @@ FIO = {
 
 
 def fio(job: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    text = f"[job]\ndirectory={directory}\nsize=2m\nverify=crc32c\ndo_verify=1\nverify_fatal=1\n{job}\n"
-    words = ["fio", "--verify-state-save=0", "--output-format=json", "-"]
+    text = f"[job]\ndirectory={directory}\nsize=2m\nverify=crc32c\ndo_verify=1\nverify_fatal=1\nverify_state_save=0\n{job}\n"
+    words = ["fio", "--output-format=json", "-"]
     return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60, cwd=directory)
 
 
 @pytest.mark.parametrize("name", FIO)
 def test_fio_reads_what_it_has_written(name: str, plain: Path, tmp_path: Path) -> None:
     done = fio(FIO[name], plain)
-    if done.returncode and fio(FIO[name], tmp_path).returncode:
+    if done.returncode and re.search("libaio|io_uring", FIO[name]) and fio(FIO[name], tmp_path).returncode:
         pytest.skip(f"this machine cannot do it in {tmp_path} either: {done.stderr.strip()}")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     jobs = json.loads(done.stdout)["jobs"]
@@ -89,10 +89,9 @@ def test_fio_reads_what_it_has_written(name: str, plain: Path, tmp_path: Path) -
 # --- stress-ng ------------------------------------------------------------------------------------------------------
 
 STRESS = {
-    **{"open": 2000, "rename": 1000, "dir": 50, "dirdeep": 50, "dirmany": 200, "dentry": 40, "filename": 20},
-    **{"chmod": 20, "touch": 200, "utime": 200, "seek": 500, "fallocate": 50, "getdent": 200, "fstat": 200},
-    **{"copy-file": 50, "sync-file": 5, "sendfile": 100, "splice": 100, "flock": 200, "lockf": 200, "chdir": 20},
-    **{"hdd": 100, "iomix": 50, "readahead": 500, "aio": 100},
+    **{"open": 500, "rename": 300, "dir": 30, "dirdeep": 50, "dirmany": 200, "dentry": 20, "filename": 8},
+    **{"chmod": 10, "touch": 100, "utime": 100, "seek": 300, "fallocate": 5, "getdent": 200, "fstat": 200},
+    **{"copy-file": 10, "sendfile": 100, "splice": 100, "flock": 200, "lockf": 200, "hdd": 50, "aio": 100},
 }
 """Classes, and how many operations of each."""
 
@@ -100,7 +99,7 @@ STRESS = {
 @pytest.mark.parametrize("name", STRESS)
 def test_stress_ng_finds_nothing_wrong(name: str, plain: Path) -> None:
     count = str(STRESS[name])
-    words = ["stress-ng", "--quiet", "--verify", "--temp-path", str(plain), "--timeout", "20"]
+    words = ["stress-ng", "--quiet", "--verify", "--temp-path", str(plain), "--timeout", "10"]
     words += [f"--{name}", "2", f"--{name}-ops", count]
     if name == "hdd":
         words += ["--hdd-bytes", "4m"]
@@ -151,12 +150,12 @@ def test_cpython_s_own_tests_of_files_say_the_same_as_elsewhere(plain: Path, tmp
         assert set(excluded) - set(here) == set(), "there are no such tests"
 
 
-def _try(call: Callable[[], object]) -> str:
+def _try(call: Callable[[], object]) -> int | None:
     try:
         call()
     except OSError as error:
-        return errno.errorcode[error.errno or 0]
-    return "success"
+        return error.errno
+    return 0
 
 
 def _listen(path: Path) -> None:
@@ -178,7 +177,7 @@ def test_what_the_table_of_exclusions_says_is_so(plain: Path) -> None:
     }
     text = (REPOSITORY / "docs/SEMANTICS.md").read_text().partition("## Test suites of others")[2]
     rows = re.findall(r"^\| `(\w+)`.*\| (E\w+) \|", text, re.MULTILINE)
-    assert dict(rows) == said
+    assert {call: getattr(errno, name) for call, name in rows} == said
     assert set(exclusions().values()) <= set(said)
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -332,3 +332,72 @@ def test_what_the_kernel_has_forgotten_is_not_remembered(tmp_path: Path) -> None
         mount.vfs.forget(inode, 2)
         assert mount.vfs._refs == {}
         assert mount.vfs._files == {}
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> Iterator[Mount]:
+    """A store of one key with two samples, and a mount that allows everything."""
+    open_store(tmp_path / "store", driver="squirrel").set([{"f": b"one"}, {"f": b"two"}], "old")
+    with Mount(tmp_path / "store", tmp_path / "state", delete=True, overwrite=True) as mount:
+        yield mount
+
+
+def test_a_refused_rename_of_an_empty_plain_directory_leaves_it_plain(free: Mount) -> None:
+    free.mkdir("x.tmp")
+    with pytest.raises(FileExistsError):
+        free.rename("x.tmp", "old")
+    free.write("x.tmp/000007.f.bin", b"x")
+    free.sync("x.tmp")
+    assert free.names("x.tmp") == ["000007.f.bin"], "it was stored, as a key of that name"
+    free.mkdir("x.tmp/sub")
+
+
+def test_a_directory_without_a_sample_replaces_no_stored_key(free: Mount) -> None:
+    free.mkdir("x.tmp")
+    free.write("x.tmp/.swp", b"x")
+    with pytest.raises(FileExistsError):
+        free.rename("x.tmp", "old")
+    assert free.names("x.tmp") == [".swp"]
+    assert free.names("old") == ["000000.f.bin", "000001.f.bin"]
+    free.mkdir("x.tmp/sub")
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_who_reads_a_stored_file_goes_on_when_it_is_changed_and_removed(free: Mount, over: bool) -> None:
+    handle, inode = free.open("old/000000.f.bin"), free.inode("old/000000.f.bin")
+    free.write("old/000000.f.bin", b"changed")
+    if over:
+        free.write("old/note~", b"other")
+        free.rename("old/note~", "old/000000.f.bin")
+    else:
+        free.unlink("old/000000.f.bin")
+    assert free.read_at(handle, 0, 100) == b"changed"
+    assert free.ask(free.vfs.getattr, inode).size == 7
+    free.sync("old")
+    assert free.read_at(handle, 0, 100) == b"changed"
+    assert free.ask(free.vfs.getattr, inode).size == 7
+    free.ask(free.vfs.close, handle)
+    with pytest.raises(OSError, match=r".") as gone:
+        free.read_at(handle, 0, 100)
+    assert gone.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("end", ["sync", "rmdir"])
+def test_a_removed_file_is_written_to_after_its_directory_has_gone(free: Mount, end: str) -> None:
+    path = "old" if end == "sync" else "x.tmp"
+    if end == "rmdir":
+        free.mkdir(path)
+    free.write(f"{path}/note~", b"note")
+    handle, inode = free.open(f"{path}/note~", os.O_RDWR), free.inode(f"{path}/note~")
+    free.unlink(f"{path}/note~")
+    if end == "sync":
+        free.write("old/000001.f.bin", b"other")
+        free.sync("old")
+    else:
+        free.rmdir(path)
+    assert free.ask(free.vfs.write, handle, 2, b"TES and more") == 12
+    assert free.ask(free.vfs.setattr, inode, Change(size=5), handle).size == 5
+    free.ask(free.vfs.fsync, handle)
+    assert free.read_at(handle, 0, 100) == b"noTES"
+    assert free.ask(free.vfs.getattr, inode).size == 5
+    free.ask(free.vfs.close, handle)
