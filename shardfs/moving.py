@@ -91,6 +91,7 @@ class _Directories:
             raise StorageError(f"{os.fsdecode(self._new_name)} is there", errno.EEXIST)
         if isinstance(source, KeyDirectory) or (isinstance(source, Directory) and source.children):
             raise StorageError("a stored key would have to be copied", errno.EXDEV)
+        await self._let_go(target)
         self._check(target)
         path = "/".join((*self._to.path, os.fsdecode(self._new_name)))
         plain = is_plain(self._new_name)
@@ -115,6 +116,16 @@ class _Directories:
             fresh = await self._vfs.calls.long(lambda: self._vfs.stage(key, "plain"))
             begun = self._tree.begin(self._to, self._new_name, key, False, None)
             begun.overlay = Overlay(fresh, begun)
+
+    async def _let_go(self, target: AnyDirectory | None) -> None:
+        """A stored key in which something was made and removed again has nothing staged that would be in the way."""
+        overlay = overlay_of(target)
+        if not isinstance(target, KeyDirectory) or overlay is None or not self._vfs.allowed.overwrite:
+            return
+        staged = overlay.staged
+        if not len(staged) and not staged.hides_any and staged.state == "staged":
+            await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
+            target.overlay, target.held = None, False
 
     def _check(self, target: AnyDirectory | None) -> None:
         """Whether what has the new name may be replaced."""

@@ -401,3 +401,13 @@ def test_a_removed_file_is_written_to_after_its_directory_has_gone(free: Mount, 
     assert free.read_at(handle, 0, 100) == b"noTES"
     assert free.ask(free.vfs.getattr, inode).size == 5
     free.ask(free.vfs.close, handle)
+
+
+def test_a_key_in_which_a_file_was_made_and_removed_again_can_be_replaced(free: Mount) -> None:
+    free.write("old/000007.f.bin", b"x")
+    free.unlink("old/000007.f.bin")
+    free.mkdir("x.tmp")
+    free.write("x.tmp/000000.f.bin", b"new")
+    free.rename("x.tmp", "old")
+    assert free.names("old") == ["000000.f.bin"]
+    assert free.read("old/000000.f.bin") == b"new"
