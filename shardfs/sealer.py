@@ -262,6 +262,9 @@ class Sealer:
             raise StagingError(f"{staged.key} is not to be sealed", errno.EINVAL)
         if staged.damage is not None or staged.doubt is not None:
             raise StagingError(f"{staged.key}: {staged.damage or staged.doubt}", errno.EIO)
+        with trio.move_on_after(config.SEAL_CLOSING):
+            while staged.writers:
+                await trio.sleep(config.SEAL_CLOSING_STEP)
         if staged.writers:
             raise StagingError(f"{staged.key}: a file is open for writing", errno.EBUSY)
         workers = self._working()

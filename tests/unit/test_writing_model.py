@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from shardfs import inodes, open_store
 from shardfs.errors import ShardfsError
+from shardfs.model import Key
 from shardfs.moving import rename
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagingArea
@@ -43,6 +44,7 @@ class Mount:
 
     def __init__(self, store: Path, state: Path, quiet: float | None = None, **allowed: bool) -> None:
         self._given = store, state, quiet, allowed
+        self.store = store
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -411,3 +413,21 @@ def test_a_key_in_which_a_file_was_made_and_removed_again_can_be_replaced(free: 
     free.rename("x.tmp", "old")
     assert free.names("old") == ["000000.f.bin"]
     assert free.read("old/000000.f.bin") == b"new"
+
+
+def test_a_seal_that_is_asked_for_before_a_close_was_heard_of_waits_for_that(free: Mount) -> None:
+    handle = free.open("old/000000.f.bin", os.O_WRONLY | os.O_TRUNC)
+    free.ask(free.vfs.write, handle, 0, b"new")
+
+    async def both() -> dict[Key, ShardfsError]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close_later)
+            return await free.vfs.sealer.seal_all()  # type: ignore[return-value]
+
+    async def close_later() -> None:
+        while not free.vfs.sealer._works:  # type: ignore[attr-defined]
+            await trio.lowlevel.checkpoint()
+        await free.vfs.close(handle)
+
+    assert free.ask(both) == {}
+    assert list(open_store(free.store).get("old")) == [{"f": b"new"}, {"f": b"two"}]
