@@ -122,11 +122,7 @@ class _Directories:
         overlay = overlay_of(target)
         if not isinstance(target, KeyDirectory) or overlay is None or not self._vfs.allowed.overwrite:
             return
-        async with self._vfs.calls.alone(target.inode):
-            staged = overlay.staged
-            if not len(staged) and not staged.hides_any and staged.state == "staged":
-                await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
-                target.overlay, target.held = None, False
+        await self._vfs.nothing_left(overlay.staged)
 
     def _check(self, target: AnyDirectory | None) -> None:
         """Whether what has the new name may be replaced."""

@@ -313,6 +313,14 @@ class StagedDirectory(DirectoryView):
             self._lock.release()
         return True
 
+    def close_empty(self, reason: str) -> bool:
+        """The same where nothing is staged in it, in one step; False where something is."""
+        with self._lock:
+            if self._tree.nodes or self._tree.hidden or self._tree.seal is not None:
+                return False
+            self.close(reason)
+            return True
+
     def close(self, reason: str, *, reap: bool = True) -> None:
         """End all use of it; what is on disk stays. EBADF from then on. Without `reap` this does not touch the disk."""
         with self._lock:

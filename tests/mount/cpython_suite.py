@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-SLOW = ("SignalsTest", "test_daemon_threads", "test_slow_close_from_thread", "test_glob_many_open_files")
+SLOW = (
+    *("SignalsTest", "test_daemon_threads", "test_slow_close_from_thread", "test_glob_many_open_files", "test_fork"),
+    *("BufferedReaderTest", "BufferedWriterTest", "BufferedRWPairTest", "BufferedRandomTest", "TextIOWrapperTest"),
+)
 
 Failure = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
 

@@ -27,6 +27,7 @@ from shardfs.staging import StagingArea
 from shardfs.tree import KeyDirectory
 from shardfs.writable import build_writable
 from shardfs.writing import Allowed, Change, WritableVfs
+from tests.conformance.trees import wait_for
 
 STEPS = settings(
     max_examples=int(os.environ.get("SHARDFS_WRITING_RUNS", "20")),
@@ -413,6 +414,26 @@ def test_a_key_in_which_a_file_was_made_and_removed_again_can_be_replaced(free: 
     free.rename("x.tmp", "old")
     assert free.names("old") == ["000000.f.bin"]
     assert free.read("old/000000.f.bin") == b"new"
+
+
+@pytest.mark.parametrize("how", ["sync", "mount"])
+def test_a_key_in_which_a_file_was_made_and_removed_again_follows_the_store(tmp_path: Path, how: str) -> None:
+    store = open_store(tmp_path / "store", driver="squirrel")
+    store.set([{"f": b"one"}], "old")
+    mount = Mount(tmp_path / "store", tmp_path / "state")
+    try:
+        mount.write("old/000007.f.bin", b"x")
+        mount.unlink("old/000007.f.bin")
+        if how == "sync":
+            mount.sync("old")
+        else:
+            mount.close()
+            mount = Mount(tmp_path / "store", tmp_path / "state")
+        store.set([{"f": b"another"}], "old")
+        wait_for(lambda: mount.ask(mount.vfs.getattr, mount.inode("old/000000.f.bin")).size == 7)
+        assert mount.read("old/000000.f.bin") == b"another"
+    finally:
+        mount.close()
 
 
 def test_a_seal_that_is_asked_for_before_a_close_was_heard_of_waits_for_that(free: Mount) -> None:
