@@ -1,7 +1,7 @@
 """Runs parts of CPython's own test suite where it is started, and prints what came of each test.
 
-`python cpython_suite.py MODULE...` prints a line of JSON for each: its id, `ok`, `skip`, `xfail` or `bad`, and why. Left
-out is what has nothing to do with files and takes long.
+`python cpython_suite.py MODULE...` prints a line of JSON for each: its id, `ok`, `skip`, `xfail` or `bad`, and why.
+Left out is what takes long and has little to do with files.
 """
 
 from __future__ import annotations

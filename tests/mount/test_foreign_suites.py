@@ -68,7 +68,8 @@ FIO = {
 
 
 def fio(job: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    text = f"[job]\ndirectory={directory}\nsize=2m\nverify=crc32c\ndo_verify=1\nverify_fatal=1\nverify_state_save=0\n{job}\n"
+    checks = "verify=crc32c\ndo_verify=1\nverify_fatal=1\nverify_state_save=0"
+    text = f"[job]\ndirectory={directory}\nsize=2m\n{checks}\n{job}\n"
     words = ["fio", "--output-format=json", "-"]
     return subprocess.run(words, input=text, capture_output=True, text=True, timeout=60, cwd=directory)
 
@@ -131,8 +132,7 @@ def suite(directory: Path) -> dict[str, tuple[str, str]]:
 def exclusions() -> dict[str, str]:
     """Test -> what it needs that cannot be here."""
     lines = EXCLUSIONS.read_text().splitlines()
-    pairs = [line.split() for line in lines if line and not line.startswith("#")]
-    return {test: needs for test, needs in pairs}
+    return dict(line.split() for line in lines if line and not line.startswith("#"))
 
 
 def test_cpython_s_own_tests_of_files_say_the_same_as_elsewhere(plain: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real writable mount against the model: 2,000 operations each time, none of them twice the same."""
+"""A real writable mount against the model: 2,000 operations, other ones each time."""
 
 from __future__ import annotations
 

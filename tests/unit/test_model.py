@@ -1,4 +1,4 @@
-"""The writable file system in this process against the model: 2,000 operations each time, none of them twice the same."""
+"""The writable file system in this process against the model: 2,000 operations, other ones each time."""
 
 from __future__ import annotations
 
