@@ -30,7 +30,7 @@ def attempt(kind: str, operations: list[Operation]) -> tuple[int, Exception] | N
     """The number of the operation that something was wrong with, and what; None if all was well."""
     with tempfile.TemporaryDirectory(prefix="shardfs-model-", ignore_cleanup_errors=True) as folder:
         system = KINDS[kind](Path(folder).resolve())
-        number = 0
+        number, mask = 0, os.umask(0o022)
         try:
             player = Player(system)
             while number < len(operations):
@@ -43,6 +43,7 @@ def attempt(kind: str, operations: list[Operation]) -> tuple[int, Exception] | N
                     system.kill()
             return number, error
         finally:
+            os.umask(mask)
             if isinstance(system, Mounted):
                 system.wipe()
     return None
@@ -57,7 +58,7 @@ def run(kind: str, seed: int, count: int) -> None:
         last = " ".join(map(str, operations[max(0, number - 3) : number + 1]))
         raise Failure(
             f"step {number} of seed {seed}: {type(error).__name__}: {error}\nafter {last}\nto see it again: "
-            f"python -m tests.model.play --kind {kind} --seed {seed} --steps {count} --shorten"
+            f".venv/bin/python -m tests.model.play --kind {kind} --seed {seed} --steps {count} --shorten"
         ) from error
 
 
