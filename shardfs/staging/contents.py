@@ -22,7 +22,7 @@ from shardfs.staging.tree import Node
 class _Open:
     """A file that is open, however many have it open."""
 
-    __slots__ = ("descriptor", "handles", "linked", "node", "number", "writers")
+    __slots__ = ("descriptor", "handles", "linked", "node", "number", "removed", "writers")
 
     def __init__(self, node: Node, number: int, descriptor: int) -> None:
         self.node = node
@@ -31,6 +31,8 @@ class _Open:
         self.handles = 0
         self.writers = 0
         self.linked = True
+        self.removed = False
+        """True once it was removed from the directory, while that was in use."""
 
 
 class StagedFile:
@@ -219,13 +221,13 @@ class Contents:
     def _check(self, opened: _Open) -> None:
         """Whether its bytes may be changed: those of a removed file may as long as it is open, also when all of the
         directory has been stored or removed since."""
-        if opened.linked:
+        if not opened.removed:
             self._ledger.check()
 
     def _before_change(self, opened: _Open) -> None:
         if opened.number in self.pinned:
             self._copy(opened)
-        elif opened.linked or self._ledger.refusal is None:
+        elif not opened.removed or self._ledger.refusal is None:
             self._ledger.before_change(opened.number)
 
     def _copy(self, opened: _Open) -> None:
@@ -379,7 +381,7 @@ class Contents:
         self.reserve.data_bytes -= node.size
         opened = self._open.get(node.id)
         if opened is not None:
-            opened.linked = False
+            opened.linked, opened.removed = False, True
         elif number not in self.pinned:
             self._ledger.doom(number, node.size)
         self.reserve.fit()
@@ -402,7 +404,7 @@ class Contents:
             raise failed(f"the disk of {self._ledger.path}", error) from error
         finally:
             os.close(descriptor)
-        if opened.linked or self._ledger.refusal is None:
+        if not opened.removed or self._ledger.refusal is None:
             self._ledger.commit()
 
     def sync(self) -> None:
