@@ -9,7 +9,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
@@ -285,11 +285,30 @@ class ChangingVfs(SettledVfs):
         self.touched(staged)
         return count
 
+    def keeping(self, overlay: Overlay, found: object) -> Callable[[], None]:
+        """What to call, in a worker, right before an entry is removed, if it is one: who opened the stored file before
+        that was changed has nothing but its number, and goes on reading."""
+        ref = overlay.refs.get(found.id) if isinstance(found, StagedEntry) else None
+        if ref is None or not self._gifts.is_open(ref.inode):
+            return lambda: None
+        kept, staged = ref, overlay.staged
+
+        def keep() -> None:
+            entry = staged.entry(kept.entry)
+            if entry.base is None:
+                kept.kept = staged.open(kept.entry, False)
+
+        return keep
+
     async def close(self, handle: int) -> None:
         """A handle was closed for good."""
         opened = self._files.pop(handle, None)
         if opened is None:
             self.release(handle)
+            ref = self.ref_of(handle)
+            if ref is not None and ref.kept is not None and not self._gifts.is_open(handle):
+                kept, ref.kept = ref.kept, None
+                await self.calls.quick(ref.overlay.staged, kept.close, steady=False)
         elif opened.file is not None:
             file, staged = opened.file, opened.ref.overlay.staged
             await self.calls.quick(staged, file.close, steady=False)

@@ -451,6 +451,14 @@ SEAL_RETRY = 1.0
 SEAL_RETRY_MAX = 60.0
 """Seconds until a seal that failed is tried again: twice as long each time, up to this."""
 
+SEAL_CLOSING = 0.5
+"""Seconds a seal waits for files that are open for writing to be closed, before it says that they are: the kernel tells
+of a close without waiting for the answer, so it may come later than the request to store what was closed. No longer,
+because who asks may have them open."""
+
+SEAL_CLOSING_STEP = 0.01
+"""Seconds between two looks."""
+
 SEAL_RESCUES = 4
 """A seal that is done looks so often for bytes that only the old shard has; each time somebody may just have taken over
 another file of it."""

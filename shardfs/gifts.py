@@ -26,6 +26,10 @@ class Gifts:
         if handles > 1:
             self._opened[inode] = handles - 1
 
+    def is_open(self, inode: int) -> bool:
+        """True while somebody has it open."""
+        return inode in self._opened
+
     def due(self, inode: int, key: KeyDirectory, file: int, files: int) -> bool:
         """True if a file that is being opened may be given now, and was never given or asked for; it counts as given
         from then on. `files` is the number of files of its key."""

@@ -60,7 +60,13 @@ async def _rename_entry(
     assert overlay is not None
     vfs.check_still(source)
     staged, hides = overlay.staged, over[0] if isinstance(over, tuple) else None
-    await vfs.calls.patient(staged, lambda: staged.rename(source.entry, name, target.entry, new_name, hides))
+    keep = vfs.keeping(overlay, over)
+
+    def renamed() -> None:
+        keep()
+        staged.rename(source.entry, name, target.entry, new_name, hides)
+
+    await vfs.calls.patient(staged, renamed)
     if isinstance(over, StagedEntry):
         vfs.dropped(overlay, over.id)
     vfs.touched(staged)
@@ -85,6 +91,7 @@ class _Directories:
             raise StorageError(f"{os.fsdecode(self._new_name)} is there", errno.EEXIST)
         if isinstance(source, KeyDirectory) or (isinstance(source, Directory) and source.children):
             raise StorageError("a stored key would have to be copied", errno.EXDEV)
+        await self._let_go(target)
         self._check(target)
         path = "/".join((*self._to.path, os.fsdecode(self._new_name)))
         plain = is_plain(self._new_name)
@@ -94,22 +101,30 @@ class _Directories:
         if isinstance(source, NewDirectory):
             overlay = overlay_of(source)
             assert overlay is not None
-            if overlay.staged.base_version is not None:
+            staged = overlay.staged
+            if staged.base_version is not None:
                 raise StorageError("stored bytes would have to be copied", errno.EXDEV)
-            if plain or len(overlay.staged):
+            if plain or len(staged):
                 await self._call(source, overlay, key, "plain" if plain else "key", target)
                 return
-            staged = overlay.staged
-            await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
-            source = self._tree.empty(source)
         if isinstance(target, KeyDirectory):
             refuse(f"{target.entry.key} is stored, and an empty directory is no key", errno.EEXIST)
+        if isinstance(source, NewDirectory):
+            await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
+            source = self._tree.empty(source)
         await self._make_way(target)
         self._tree.move(source, self._to, self._new_name)
         if plain:
             fresh = await self._vfs.calls.long(lambda: self._vfs.stage(key, "plain"))
             begun = self._tree.begin(self._to, self._new_name, key, False, None)
             begun.overlay = Overlay(fresh, begun)
+
+    async def _let_go(self, target: AnyDirectory | None) -> None:
+        """A stored key in which something was made and removed again has nothing staged that would be in the way."""
+        overlay = overlay_of(target)
+        if not isinstance(target, KeyDirectory) or overlay is None or not self._vfs.allowed.overwrite:
+            return
+        await self._vfs.nothing_left(overlay.staged)
 
     def _check(self, target: AnyDirectory | None) -> None:
         """Whether what has the new name may be replaced."""
@@ -149,7 +164,8 @@ class _Directories:
             try:
                 if isinstance(target, KeyDirectory):
                     await self._lay_over(overlay, target)
-                await vfs.sealer.seal(staged)
+                if await vfs.sealer.seal(staged) is None and isinstance(target, KeyDirectory):
+                    refuse(f"{key} is stored, and nothing in the directory is part of a sample", errno.EEXIST)
             except ShardfsError as error:
                 await self._undo(overlay, before, before_kind)
                 if isinstance(error, StaleShardError | KeyExistsError) and not isinstance(target, KeyDirectory):

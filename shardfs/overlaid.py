@@ -387,7 +387,9 @@ class OverlaidVfs(Vfs):
         """Part of a staged file, wherever its bytes are."""
         if ref.last is not None:
             raise StaleShardError("a file that was changed, and stored since")
-        staged, key = ref.overlay.staged, ref.overlay.directory
+        staged, key, kept = ref.overlay.staged, ref.overlay.directory, ref.kept
+        if kept is not None:
+            return await self.calls.long(lambda: kept.pread(size, offset))
 
         def read() -> bytes | int:
             entry = staged.entry(ref.entry)

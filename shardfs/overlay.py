@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from shardfs import config
 from shardfs.attributes import Attributes
 from shardfs.index import ShardTable
 from shardfs.staging import ROOT, StagedDirectory, StagedEntry, StagedFile
@@ -40,6 +41,8 @@ class Ref:
     """Lookups minus forgets; those of numbers in a slot are counted by the slot."""
     removed: bool = False
     """True once it is in no directory any more: it lives on for who has it open."""
+    kept: StagedFile | None = None
+    """Its bytes once it was removed, for who had the stored file open before it was changed."""
     last: Attributes | None = None
     """What it was like in the end, once it is in the store: its name means another number from then on."""
 
@@ -103,9 +106,14 @@ def overlay_of(directory: AnyDirectory | None) -> Overlay | None:
 
 
 def attributes_of(inode: int, entry: StagedEntry) -> Attributes:
-    """What stat says of a staged entry: true for this moment only."""
+    """What stat says of a staged entry: true for this moment only. But a directory within a plain one never comes to
+    the store, and whatever changes it goes through the kernel, which then asks again: so a path that is forty
+    directories deep needs not eighty requests, each time it is used."""
     kind, size = (stat.S_IFDIR, 0) if entry.directory else (stat.S_IFREG, entry.size)
-    return Attributes(inode, kind | entry.mode, size, entry.mtime_ns, 1, 0.0, 0.0, entry.uid, entry.gid, entry.atime_ns)
+    believed = config.FOREVER if entry.directory and entry.id != ROOT else 0.0
+    return Attributes(
+        *(inode, kind | entry.mode, size, entry.mtime_ns, 1, believed, believed, entry.uid, entry.gid, entry.atime_ns)
+    )
 
 
 def same_bytes(before: ShardTable, old: int, after: ShardTable, new: int) -> bool:

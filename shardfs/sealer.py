@@ -72,6 +72,10 @@ class _Work:
     error: ShardfsError | None = None
 
 
+async def _ignore(staged: StagedDirectory) -> None:
+    """Nobody shows it."""
+
+
 class Sealer:
     """Seals the keys of one staging area. `arrays` is how shards are shown; `quiet` how many seconds without a change
     and without an open writer a key is sealed after by itself, None for never. StagingError, EINVAL, if something is
@@ -88,6 +92,8 @@ class Sealer:
         """Called on the event loop, in the step that makes the new version count, before `seal` returns."""
         self.on_parked: Callable[[StagedDirectory, str], None] = lambda staged, key: None
         """Called on the event loop with a directory that was set aside, and the key it had."""
+        self.on_nothing: Callable[[StagedDirectory], Awaitable[None]] = _ignore
+        """Called with what there is nothing to be sealed of, over a stored shard."""
         self._works: dict[str, _Work] = {}
         self._unclean: list[tuple[StagedDirectory, bool]] = []
         self._waiting = WriteBack(area, driver.appends)
@@ -262,12 +268,17 @@ class Sealer:
             raise StagingError(f"{staged.key} is not to be sealed", errno.EINVAL)
         if staged.damage is not None or staged.doubt is not None:
             raise StagingError(f"{staged.key}: {staged.damage or staged.doubt}", errno.EIO)
+        with trio.move_on_after(config.SEAL_CLOSING):
+            while staged.writers:
+                await trio.sleep(config.SEAL_CLOSING_STEP)
         if staged.writers:
             raise StagingError(f"{staged.key}: a file is open for writing", errno.EBUSY)
         workers = self._working()
         work.begun = True
         self._waiting.begun(staged)  # before it is looked at: what comes now counts again
         if await workers.io(lambda: seal_steps.nothing(staged)):
+            if staged.base_version is not None:
+                await self.on_nothing(staged)
             return before
         key, version = Key(staged.key), staged.base_version
         try:

@@ -88,6 +88,8 @@ class SettledVfs(OverlaidVfs):
             del overlay.refs[number]
             overlay.origins.pop(number, None)
             file, stored = opened.get(ref), done.numbers.get(number)
+            if ref.removed and (file is not None or ref.kept is not None):
+                continue  # it was not stored, and may be written to still
             size = 0 if stored is None else done.table.size(stored)
             mtime_ns = done.entry.mtime_ns
             if file is not None:
@@ -95,6 +97,18 @@ class SettledVfs(OverlaidVfs):
                 size, mtime_ns = status.st_size, status.st_mtime_ns
             ref.last = Attributes(ref.inode, FILE_MODE, size, mtime_ns, 1, 0.0, 0.0)
             self.let_go(ref)
+
+    async def nothing_left(self, staged: StagedDirectory) -> None:
+        """What was made in a stored key was removed again: the key is the store's alone, and follows it."""
+        key = self.tree.current(Key(staged.key))
+        if key is None:
+            return
+        async with self.calls.alone(key.inode):
+            overlay = overlay_of(key)
+            if overlay is None or overlay.staged is not staged:
+                return
+            if await self.calls.long(lambda: self.area.discard_empty(staged)):
+                key.overlay, key.held, key.checked = None, False, float("-inf")
 
     def parked(self, staged: StagedDirectory, key: str) -> None:
         """A staged directory that was a key's was set aside under another name: it is shown there from now on, and the
@@ -127,6 +141,8 @@ class SettledVfs(OverlaidVfs):
                     reason = f"{staged.key} was changed in the store since it was changed here"
                     await self.calls.long(partial(self.area.park, staged, reason))
                     log.error("%s; what was written is kept as %s", reason, staged.key)
+                elif current is not None and await self.calls.long(partial(self.area.discard_empty, staged)):
+                    continue
                 elif current is not None:
                     current.overlay, current.held, current.settled = Overlay(staged, current), True, True
                     log.info("%s has changes that are not stored yet", staged.key)

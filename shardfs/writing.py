@@ -178,7 +178,13 @@ class WritableVfs(ChangingVfs):
         if isinstance(found, StagedEntry):
             assert place.overlay is not None
             overlay, staged = place.overlay, place.overlay.staged
-            await self.calls.patient(staged, lambda: staged.unlink(place.entry, name))
+            keep = self.keeping(overlay, found)
+
+            def remove() -> None:
+                keep()
+                staged.unlink(place.entry, name)
+
+            await self.calls.patient(staged, remove)
             self.dropped(overlay, found.id)
         else:
             assert isinstance(key, KeyDirectory)

@@ -9,7 +9,7 @@ root=${root:?set by the script that sources this}
 
 BASE_PACKAGES="fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv"
 # For ./run test only: each a command that tests run, and the package that has it.
-TEST_COMMANDS="jq:jq rsync:rsync file:file tar:tar systemd-analyze:systemd"
+TEST_COMMANDS="jq:jq rsync:rsync file:file tar:tar systemd-analyze:systemd fio:fio stress-ng:stress-ng"
 
 say() { printf 'run: %s\n' "$*" >&2; }
 die() {
@@ -70,6 +70,17 @@ missing_test_packages() {
     for pair in $TEST_COMMANDS; do
         have "${pair%%:*}" || printf '%s ' "${pair##*:}"
     done
+    missing_python_tests
+}
+
+# Debian's Python comes without its own tests, which tests/mount/test_foreign_suites.py runs; another one that has none
+# has that test skipped.
+missing_python_tests() {
+    .venv/bin/python -c 'import test.test_os' 2>/dev/null && return 0
+    library=libpython$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    have dpkg-query && [ "$(.venv/bin/python -c 'import sys; print(sys.base_prefix)')" = /usr ] &&
+        [ -z "$(missing_debs "$library-stdlib")" ] && printf '%s ' "$library-testsuite"
+    return 0
 }
 
 # Is all of BASE_PACKAGES there in effect, whoever installed it? For systems without apt.
@@ -108,13 +119,13 @@ apt_install() {
 tell_other_systems() {
     say "$1, and there is no apt-get here to install it. One of these does, then run this again:"
     if have dnf || ! { have pacman || have apk; }; then
-        printf '    dnf install fuse3 fuse3-devel pkgconf-pkg-config gcc python3-devel jq rsync file tar systemd\n' >&2
+        printf '    dnf install fuse3 fuse3-devel pkgconf-pkg-config gcc python3-devel jq rsync file tar systemd fio stress-ng\n' >&2
     fi
     if have pacman || ! { have dnf || have apk; }; then
-        printf '    pacman -S --needed fuse3 pkgconf gcc python jq rsync file tar systemd\n' >&2
+        printf '    pacman -S --needed fuse3 pkgconf gcc python jq rsync file tar systemd fio stress-ng\n' >&2
     fi
     if have apk || ! { have dnf || have pacman; }; then
-        printf '    apk add fuse3 fuse3-dev pkgconf gcc musl-dev linux-headers python3-dev jq rsync file tar\n' >&2
+        printf '    apk add fuse3 fuse3-dev pkgconf gcc musl-dev linux-headers python3-dev jq rsync file tar fio stress-ng\n' >&2
     fi
     exit 1
 }

@@ -288,6 +288,14 @@ class StagingArea:
             self._forget(directory)
         shutil.rmtree(gone, ignore_errors=True)  # what is left of it is removed at the next start
 
+    def discard_empty(self, directory: StagedDirectory) -> bool:
+        """Remove a staged directory if nothing is in it; whether it was removed."""
+        self._check()
+        if not directory.close_empty(f"nothing is staged for {directory.key}"):
+            return False
+        self.discard(directory)
+        return True
+
     def withdraw(self, directory: StagedDirectory) -> None:
         """Let go of a directory that is finished, without touching the disk; `remove` must follow, or the next start
         does it."""

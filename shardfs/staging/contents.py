@@ -22,7 +22,7 @@ from shardfs.staging.tree import Node
 class _Open:
     """A file that is open, however many have it open."""
 
-    __slots__ = ("descriptor", "handles", "linked", "node", "number", "writers")
+    __slots__ = ("descriptor", "handles", "linked", "node", "number", "removed", "writers")
 
     def __init__(self, node: Node, number: int, descriptor: int) -> None:
         self.node = node
@@ -31,6 +31,8 @@ class _Open:
         self.handles = 0
         self.writers = 0
         self.linked = True
+        self.removed = False
+        """True once it was removed from the directory, while that was in use."""
 
 
 class StagedFile:
@@ -216,10 +218,16 @@ class Contents:
         durably that not all is on disk any more."""
         return number in self.pinned or self._ledger.waits(number)
 
+    def _check(self, opened: _Open) -> None:
+        """Whether its bytes may be changed: those of a removed file may as long as it is open, also when all of the
+        directory has been stored or removed since."""
+        if not opened.removed:
+            self._ledger.check()
+
     def _before_change(self, opened: _Open) -> None:
         if opened.number in self.pinned:
             self._copy(opened)
-        else:
+        elif not opened.removed or self._ledger.refusal is None:
             self._ledger.before_change(opened.number)
 
     def _copy(self, opened: _Open) -> None:
@@ -243,7 +251,7 @@ class Contents:
 
     def write(self, opened: _Open, data: bytes | memoryview, offset: int) -> int:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             node = opened.node
             size = len(data)
             growth = max(0, offset + size - node.size)
@@ -276,7 +284,7 @@ class Contents:
 
     def resize(self, opened: _Open, size: int) -> None:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             growth = size - opened.node.size
             if growth > 0 and opened.linked:
                 self.reserve.grow(growth)
@@ -292,11 +300,12 @@ class Contents:
 
             self._ledger.retried(cut)
             self._grown(opened, growth)
-            self.reserve.fit()
+            if opened.linked:
+                self.reserve.fit()
 
     def allocate(self, opened: _Open, offset: int, length: int) -> None:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             growth = max(0, offset + length - opened.node.size)
             if growth and opened.linked:
                 self.reserve.grow(growth)
@@ -372,7 +381,7 @@ class Contents:
         self.reserve.data_bytes -= node.size
         opened = self._open.get(node.id)
         if opened is not None:
-            opened.linked = False
+            opened.linked, opened.removed = False, True
         elif number not in self.pinned:
             self._ledger.doom(number, node.size)
         self.reserve.fit()
@@ -381,7 +390,7 @@ class Contents:
 
     def fsync(self, opened: _Open) -> None:
         with self._lock:
-            self._ledger.check()
+            self._check(opened)
             number, descriptor = opened.number, os.dup(opened.descriptor)
             waiting = number in self._ledger.unsynced
             # taken out before: a write that comes meanwhile puts it in again
@@ -395,7 +404,8 @@ class Contents:
             raise failed(f"the disk of {self._ledger.path}", error) from error
         finally:
             os.close(descriptor)
-        self._ledger.commit()
+        if not opened.removed or self._ledger.refusal is None:
+            self._ledger.commit()
 
     def sync(self) -> None:
         """Make all bytes and all records durable. StagingError."""

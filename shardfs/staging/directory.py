@@ -143,8 +143,9 @@ class StagedDirectory(DirectoryView):
     ) -> StagedEntry:
         """Set those that are given; what it is like then. ENOENT."""
         with self._lock:
-            self._ledger.check()
             node = self._node(number)
+            if self._tree.node(number) is node:
+                self._ledger.check()
             self._contents.refresh(node)
             given = (mode, uid, gid, mtime_ns, atime_ns)
             now = (node.mode, node.uid, node.gid, node.mtime_ns, node.atime_ns)
@@ -311,6 +312,14 @@ class StagedDirectory(DirectoryView):
         finally:
             self._lock.release()
         return True
+
+    def close_empty(self, reason: str) -> bool:
+        """The same where nothing is staged in it, in one step; False where something is."""
+        with self._lock:
+            if self._tree.nodes or self._tree.hidden or self._tree.seal is not None:
+                return False
+            self.close(reason)
+            return True
 
     def close(self, reason: str, *, reap: bool = True) -> None:
         """End all use of it; what is on disk stays. EBADF from then on. Without `reap` this does not touch the disk."""

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from shardfs import inodes, open_store
 from shardfs.errors import ShardfsError
+from shardfs.model import Key
 from shardfs.moving import rename
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagingArea
 from shardfs.tree import KeyDirectory
 from shardfs.writable import build_writable
 from shardfs.writing import Allowed, Change, WritableVfs
+from tests.conformance.trees import wait_for
 
 STEPS = settings(
     max_examples=int(os.environ.get("SHARDFS_WRITING_RUNS", "20")),
@@ -43,6 +45,7 @@ class Mount:
 
     def __init__(self, store: Path, state: Path, quiet: float | None = None, **allowed: bool) -> None:
         self._given = store, state, quiet, allowed
+        self.store = store
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -332,3 +335,120 @@ def test_what_the_kernel_has_forgotten_is_not_remembered(tmp_path: Path) -> None
         mount.vfs.forget(inode, 2)
         assert mount.vfs._refs == {}
         assert mount.vfs._files == {}
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> Iterator[Mount]:
+    """A store of one key with two samples, and a mount that allows everything."""
+    open_store(tmp_path / "store", driver="squirrel").set([{"f": b"one"}, {"f": b"two"}], "old")
+    with Mount(tmp_path / "store", tmp_path / "state", delete=True, overwrite=True) as mount:
+        yield mount
+
+
+def test_a_refused_rename_of_an_empty_plain_directory_leaves_it_plain(free: Mount) -> None:
+    free.mkdir("x.tmp")
+    with pytest.raises(FileExistsError):
+        free.rename("x.tmp", "old")
+    free.write("x.tmp/000007.f.bin", b"x")
+    free.sync("x.tmp")
+    assert free.names("x.tmp") == ["000007.f.bin"], "it was stored, as a key of that name"
+    free.mkdir("x.tmp/sub")
+
+
+def test_a_directory_without_a_sample_replaces_no_stored_key(free: Mount) -> None:
+    free.mkdir("x.tmp")
+    free.write("x.tmp/.swp", b"x")
+    with pytest.raises(FileExistsError):
+        free.rename("x.tmp", "old")
+    assert free.names("x.tmp") == [".swp"]
+    assert free.names("old") == ["000000.f.bin", "000001.f.bin"]
+    free.mkdir("x.tmp/sub")
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_who_reads_a_stored_file_goes_on_when_it_is_changed_and_removed(free: Mount, over: bool) -> None:
+    handle, inode = free.open("old/000000.f.bin"), free.inode("old/000000.f.bin")
+    free.write("old/000000.f.bin", b"changed")
+    if over:
+        free.write("old/note~", b"other")
+        free.rename("old/note~", "old/000000.f.bin")
+    else:
+        free.unlink("old/000000.f.bin")
+    assert free.read_at(handle, 0, 100) == b"changed"
+    assert free.ask(free.vfs.getattr, inode).size == 7
+    free.sync("old")
+    assert free.read_at(handle, 0, 100) == b"changed"
+    assert free.ask(free.vfs.getattr, inode).size == 7
+    free.ask(free.vfs.close, handle)
+    with pytest.raises(OSError, match=r".") as gone:
+        free.read_at(handle, 0, 100)
+    assert gone.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("end", ["sync", "rmdir"])
+def test_a_removed_file_is_written_to_after_its_directory_has_gone(free: Mount, end: str) -> None:
+    path = "old" if end == "sync" else "x.tmp"
+    if end == "rmdir":
+        free.mkdir(path)
+    free.write(f"{path}/note~", b"note")
+    handle, inode = free.open(f"{path}/note~", os.O_RDWR), free.inode(f"{path}/note~")
+    free.unlink(f"{path}/note~")
+    if end == "sync":
+        free.write("old/000001.f.bin", b"other")
+        free.sync("old")
+    else:
+        free.rmdir(path)
+    assert free.ask(free.vfs.write, handle, 2, b"TES and more") == 12
+    assert free.ask(free.vfs.setattr, inode, Change(size=5), handle).size == 5
+    free.ask(free.vfs.fsync, handle)
+    assert free.read_at(handle, 0, 100) == b"noTES"
+    assert free.ask(free.vfs.getattr, inode).size == 5
+    free.ask(free.vfs.close, handle)
+
+
+def test_a_key_in_which_a_file_was_made_and_removed_again_can_be_replaced(free: Mount) -> None:
+    free.write("old/000007.f.bin", b"x")
+    free.unlink("old/000007.f.bin")
+    free.mkdir("x.tmp")
+    free.write("x.tmp/000000.f.bin", b"new")
+    free.rename("x.tmp", "old")
+    assert free.names("old") == ["000000.f.bin"]
+    assert free.read("old/000000.f.bin") == b"new"
+
+
+@pytest.mark.parametrize("how", ["sync", "mount"])
+def test_a_key_in_which_a_file_was_made_and_removed_again_follows_the_store(tmp_path: Path, how: str) -> None:
+    store = open_store(tmp_path / "store", driver="squirrel")
+    store.set([{"f": b"one"}], "old")
+    mount = Mount(tmp_path / "store", tmp_path / "state")
+    try:
+        mount.write("old/000007.f.bin", b"x")
+        mount.unlink("old/000007.f.bin")
+        if how == "sync":
+            mount.sync("old")
+        else:
+            mount.close()
+            mount = Mount(tmp_path / "store", tmp_path / "state")
+        store.set([{"f": b"another"}], "old")
+        wait_for(lambda: mount.ask(mount.vfs.getattr, mount.inode("old/000000.f.bin")).size == 7)
+        assert mount.read("old/000000.f.bin") == b"another"
+    finally:
+        mount.close()
+
+
+def test_a_seal_that_is_asked_for_before_a_close_was_heard_of_waits_for_that(free: Mount) -> None:
+    handle = free.open("old/000000.f.bin", os.O_WRONLY | os.O_TRUNC)
+    free.ask(free.vfs.write, handle, 0, b"new")
+
+    async def both() -> dict[Key, ShardfsError]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(close_later)
+            return await free.vfs.sealer.seal_all()  # type: ignore[return-value]
+
+    async def close_later() -> None:
+        while not free.vfs.sealer._works:  # type: ignore[attr-defined]
+            await trio.lowlevel.checkpoint()
+        await free.vfs.close(handle)
+
+    assert free.ask(both) == {}
+    assert list(open_store(free.store).get("old")) == [{"f": b"new"}, {"f": b"two"}]
