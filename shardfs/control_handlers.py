@@ -66,7 +66,7 @@ def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
 
     return {
         **status_handlers(vfs, store, driver, writable=True, area=area),
-        **staging_handlers(sealer, area, vfs.calls.long, stored=stored, trusted=sealer.touched),
+        **staging_handlers(sealer, area, vfs.calls.long, stored=stored, discard=vfs.discard, trusted=sealer.touched),
     }
 
 

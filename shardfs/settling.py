@@ -15,10 +15,10 @@ from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
-from shardfs.overlaid import FILE_MODE, OverlaidVfs
-from shardfs.overlay import Overlay, Sealing, overlay_of
+from shardfs.overlaid import DIRECTORY_MODE, FILE_MODE, OverlaidVfs
+from shardfs.overlay import Overlay, Ref, Sealing, overlay_of
 from shardfs.shard_cache import ShardCache
-from shardfs.staging import StagedDirectory, StagingArea
+from shardfs.staging import StagedDirectory, StagedFile, StagingArea
 from shardfs.tree import Directory, KeyDirectory, NewDirectory
 
 log = logging.getLogger("shardfs")
@@ -85,16 +85,20 @@ class SettledVfs(OverlaidVfs):
         for number, ref in list(overlay.refs.items()):
             if number in left:
                 continue
-            del overlay.refs[number]
-            overlay.origins.pop(number, None)
-            file, stored = opened.get(ref), done.numbers.get(number)
+            stored = done.numbers.get(number)
             size = 0 if stored is None else done.table.size(stored)
-            mtime_ns = done.entry.mtime_ns
-            if file is not None:
-                status = file.status()
-                size, mtime_ns = status.st_size, status.st_mtime_ns
-            ref.last = Attributes(ref.inode, FILE_MODE, size, mtime_ns, 1, 0.0, 0.0)
-            self.let_go(ref)
+            self._ended(ref, opened.get(ref), size, done.entry.mtime_ns)
+
+    def _ended(self, ref: Ref, file: StagedFile | None, size: int, mtime_ns: int, directory: bool = False) -> None:
+        """An entry is staged no more; `file` is an opening of it."""
+        del ref.overlay.refs[ref.entry]
+        ref.overlay.origins.pop(ref.entry, None)
+        if file is not None:
+            status = file.status()
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+        mode = DIRECTORY_MODE if directory else FILE_MODE
+        ref.last = Attributes(ref.inode, mode, size, mtime_ns, 1, 0.0, 0.0)
+        self.let_go(ref)
 
     def parked(self, staged: StagedDirectory, key: str) -> None:
         """A staged directory that was a key's was set aside under another name: it is shown there from now on, and the
@@ -111,6 +115,30 @@ class SettledVfs(OverlaidVfs):
                 directory.held = False
                 directory.checked = float("-inf")
             self.show(staged, overlay)
+
+    def discarded(self, staged: StagedDirectory) -> None:
+        """What was staged is nothing any more: a key is shown as the store has it, and what is no key is gone. Who has
+        one of the files open for reading keeps it."""
+        for directory in self.tree.directories():
+            overlay = overlay_of(directory)
+            if overlay is None or overlay.staged is not staged:
+                continue
+            assert isinstance(directory, KeyDirectory | NewDirectory)
+            if isinstance(directory, KeyDirectory):
+                # new numbers, as after a seal: the old ones stood for what was written
+                fresh, table = self.tree.succeed(directory, directory.entry), overlay.table
+                if table is not None:
+                    directory.successor = Sealing(fresh, {file: file for file in range(table.files)}, table)
+                    self.renamed(fresh.inode, (table.name(file) for file in range(table.files)))
+            else:
+                self.tree.drop(directory)
+                self.renamed(directory.parent, (directory.name,))
+            opened = {opened.ref: opened.file for opened in self._files.values() if opened.file is not None}
+            for ref in list(overlay.refs.values()):
+                if not ref.removed or ref in opened:
+                    entry = staged.entry(ref.entry)
+                    self._ended(ref, opened.get(ref), entry.size, entry.mtime_ns, entry.directory)
+            log.info("what was staged for %s was discarded", staged.key)
 
     # --- what is staged already ---------------------------------------------------------------------------------
 
