@@ -316,6 +316,11 @@ NOTES_LOGGED = 20
 NOTICES = 10_000
 """Superseded keys the kernel is still to be told of; above it, it finds out by itself."""
 
+NAMES_TOLD = 10_000
+"""Once a key was stored anew the kernel is told of its names one by one, up to so many: 20 microseconds each, and who
+lists the key meanwhile waits for the same lock. Of a larger key it is to forget the directory with all that is below,
+which is one notice, but for a moment a process that works in there has no name of its directory."""
+
 PREFILL_FILE = 32 * 1024
 """Files up to this size are given to the kernel when their shard is loaded: above it, a READ costs no more."""
 

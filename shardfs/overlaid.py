@@ -55,6 +55,8 @@ class OverlaidVfs(Vfs):
         self.calls = StagedCalls()
         self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
         """Told of names that may mean other files by now: for making the kernel forget them."""
+        self.emptied: Callable[[int, bytes, str], None] = lambda parent, name, path: None
+        """Told of a directory all of whose names may: its parent's number, its name, and its path below the root."""
         self._refs: dict[int, Ref] = {}
         self._files: dict[int, OpenFile] = {}
         self._listings: dict[int, Listing] = {}

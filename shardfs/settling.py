@@ -6,11 +6,12 @@ A key keeps its directory over a seal of ours, so that whoever works in it goes 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from shardfs import names
+from shardfs import config, names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
 from shardfs.index import ShardTable
@@ -68,9 +69,8 @@ class SettledVfs(OverlaidVfs):
         self._refresh.seen(fresh)
         if isinstance(before, KeyDirectory):
             before.successor = Sealing(fresh, done.base_numbers, table)
-            if before.lookups > 0 and table is not None:
-                known = table
-                self.renamed(fresh.inode, (known.name(file) for file in range(known.files)))
+            if before.lookups > 0:
+                self._tell(before, fresh, table)
         left: set[int] = set()
         if done.left is not None:
             left = {entry.id for entry in done.left.children()}
@@ -99,6 +99,19 @@ class SettledVfs(OverlaidVfs):
         mode = DIRECTORY_MODE if directory else FILE_MODE
         ref.last = Attributes(ref.inode, mode, size, mtime_ns, 1, 0.0, 0.0)
         self.let_go(ref)
+
+    def _tell(self, before: KeyDirectory, fresh: KeyDirectory, table: ShardTable | None) -> None:
+        """The names that the kernel may have of a key's stored files, by `table`, mean other files now."""
+        if table is None:
+            return
+        if table.files <= config.NAMES_TOLD:
+            self.renamed(fresh.inode, (table.name(file) for file in range(table.files)))
+            return
+        above = self.tree.directory(fresh.parent)
+        assert isinstance(above, Directory)
+        self.emptied(above.inode, fresh.name, "/".join((*above.path, os.fsdecode(fresh.name))))
+        # those that somebody has open stay when their directory is forgotten
+        self.renamed(fresh.inode, [table.name(file) for file in self._gifts.files(before.slot)])
 
     def parked(self, staged: StagedDirectory, key: str) -> None:
         """A staged directory that was a key's was set aside under another name: it is shown there from now on, and the
@@ -129,7 +142,7 @@ class SettledVfs(OverlaidVfs):
                 fresh, table = self.tree.succeed(directory, directory.entry), overlay.table
                 if table is not None:
                     directory.successor = Sealing(fresh, {file: file for file in range(table.files)}, table)
-                    self.renamed(fresh.inode, (table.name(file) for file in range(table.files)))
+                    self._tell(directory, fresh, table)
             else:
                 self.tree.drop(directory)
                 self.renamed(directory.parent, (directory.name,))
