@@ -187,7 +187,10 @@ class ChangingVfs(SettledVfs):
             if there is not None:
                 return there, None
             file = staged.create(at, name, mode & 0o7777, uid, gid)
-            return staged.entry(file.id), OpenFile(Ref(0, overlay, file.id), file, True)
+            # Who makes a file only to write it reads nothing back, and maps nothing: pages would be filled for nobody,
+            # as the next to open it gets new ones. Whoever opens it meanwhile does without pages, too.
+            direct = flags & os.O_ACCMODE == os.O_WRONLY
+            return staged.entry(file.id), OpenFile(Ref(0, overlay, file.id), file, True, direct)
 
         entry, opened = await self.calls.quick(staged, make)
         ref = self.known(overlay, entry)
@@ -283,6 +286,8 @@ class ChangingVfs(SettledVfs):
             self.release(handle)
         elif opened.file is not None:
             file, staged = opened.file, opened.ref.overlay.staged
+            if opened.direct and opened.writing:
+                opened.ref.direct -= 1
             await self.calls.quick(staged, file.close, steady=False)
             if opened.writing and opened.ref.last is None:
                 self.touched(staged)

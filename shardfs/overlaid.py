@@ -349,7 +349,16 @@ class OverlaidVfs(Vfs):
         """A handle for an open file."""
         handle = self._new_handle()
         self._files[handle] = opened
+        if opened.ref.direct:
+            opened.direct = True
+        if opened.direct and opened.writing:
+            opened.ref.direct += 1
         return handle
+
+    def is_direct(self, handle: int) -> bool:
+        """Whether the kernel is to keep no pages for a handle."""
+        opened = self._files.get(handle)
+        return opened is not None and opened.direct
 
     def read_now(self, handle: int, offset: int, size: int) -> bytes | memoryview | None:
         key = self.tree.slot(handle >> inodes.BITS)

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from shardfs import config
 from shardfs.attributes import Attributes
 from shardfs.index import ShardTable
 from shardfs.staging import ROOT, StagedDirectory, StagedEntry, StagedFile
@@ -40,6 +41,8 @@ class Ref:
     """Lookups minus forgets; those of numbers in a slot are counted by the slot."""
     removed: bool = False
     """True once it is in no directory any more: it lives on for who has it open."""
+    direct: int = 0
+    """How many have it open that write past the page cache."""
     last: Attributes | None = None
     """What it was like in the end, once it is in the store: its name means another number from then on."""
 
@@ -52,6 +55,8 @@ class OpenFile:
     file: StagedFile | None
     """None while its bytes are in the stored shard."""
     writing: bool
+    direct: bool = False
+    """True if the kernel keeps no pages for who has opened it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -103,9 +108,13 @@ def overlay_of(directory: AnyDirectory | None) -> Overlay | None:
 
 
 def attributes_of(inode: int, entry: StagedEntry) -> Attributes:
-    """What stat says of a staged entry: true for this moment only."""
+    """What stat says of a staged entry. Nobody changes it behind the kernel's back; but a file's name means another
+    number from the next seal on, while a directory's stays."""
     kind, size = (stat.S_IFDIR, 0) if entry.directory else (stat.S_IFREG, entry.size)
-    return Attributes(inode, kind | entry.mode, size, entry.mtime_ns, 1, 0.0, 0.0, entry.uid, entry.gid, entry.atime_ns)
+    mode, believed = kind | entry.mode, config.REFRESH if entry.directory else 0.0
+    return Attributes(
+        inode, mode, size, entry.mtime_ns, 1, believed, config.REFRESH, entry.uid, entry.gid, entry.atime_ns
+    )
 
 
 def same_bytes(before: ShardTable, old: int, after: ShardTable, new: int) -> bool:
