@@ -9,9 +9,9 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from shardfs import config, inodes, names
 from shardfs.attributes import Attributes
@@ -29,6 +29,9 @@ log = logging.getLogger("shardfs")
 
 class Sealing(Protocol):
     """What makes shards of staged directories."""
+
+    @property
+    def changed(self) -> Mapping[str, list[dict[str, Any]]]: ...
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]: ...
     def touched(self, staged: StagedDirectory) -> None: ...

@@ -424,6 +424,9 @@ SEALS = 2
 WRITE_BACK = 5.0
 """Seconds without a change and without an open writer after which a key is sealed by itself."""
 
+CHANGES_KEPT = 1_000
+"""Keys of which it is remembered what their last seal made of types that the store lacks: for `status`, `commit`."""
+
 SEAL_RETRY = 1.0
 SEAL_RETRY_MAX = 60.0
 """Seconds until a seal that failed is tried again: twice as long each time, up to this."""

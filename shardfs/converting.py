@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from shardfs import names
-from shardfs.copying import Rules, changes, copied
+from shardfs.copying import Rules, changes, copied, rules_between
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import Driver, NewRecord, Record, Shard, Value, Verbatim
 from shardfs.drivers.squirrel import SquirrelDriver
@@ -181,7 +181,7 @@ class _Run:
         form, wanted = _form(shard), _form_of(self._target)
         if form == wanted:
             return self._verbatim(entry.key, shard)
-        rules = Rules(_SEQUENCES.get(form, "list"), _SEQUENCES.get(wanted, "list"), wanted == "mds", wanted == "mds")
+        rules = rules_between(form, wanted)
         copy = _Copy(entry.key, iter(()))
         if wanted == "mds":
             survey = mds_writing.Survey()
@@ -225,10 +225,6 @@ class _Run:
             own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
             number = names.sample_number(shard.first_sample + at, digits)
             yield (names.escape_sample(own) if type(own) is str else number), record
-
-
-_SEQUENCES = {"msgpack": "tuple"}
-"""What the system's own library makes of a list, where that is no list."""
 
 
 def _form(shard: Shard) -> str:

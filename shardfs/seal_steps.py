@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import zstandard
 
-from shardfs import config, packing, sealing
-from shardfs.drivers.base import Driver
+from shardfs import config, copying, packing, sealing
+from shardfs.drivers.base import Driver, NewRecord, Value
 from shardfs.errors import MissingKeyError, ShardfsError, StagingError, StaleShardError
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
@@ -44,6 +45,8 @@ class Written:
     snapshot: Snapshot
     before: ShardTable | None
     """What the stored shard held that the key was staged over."""
+    changes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Of a new key: field, type by its files, type in the store where that is another one -> number of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,10 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
         if not len(made):
             staged.seal.failed()
             return None
-        entry = driver.write_records(Key(snapshot.key), made.records(), base=base_entry, note=note)
+        records, changed = made.records(), Counter[tuple[str, str, str]]()
+        if base is None:
+            records = _told(records, copying.rules_between("files", _form_of(driver)), changed)
+        entry = driver.write_records(Key(snapshot.key), records, base=base_entry, note=note)
     except BaseException as error:
         try:
             written = settle(driver, staged, table)
@@ -107,7 +113,23 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
             raise
         log.warning("%s is in the store, although writing it failed: %s", snapshot.key, error)
         return written
-    return Written(entry, snapshot, table)
+    return Written(entry, snapshot, table, changed)
+
+
+def _told(
+    records: Iterator[NewRecord], rules: copying.Rules, changed: Counter[tuple[str, str, str]]
+) -> Iterator[NewRecord]:
+    """The same records; what the store has no word for is counted as they are taken."""
+    for record in records:
+        if isinstance(record, Value):
+            changed.update(copying.changes(record.sample, rules))
+        yield record
+
+
+def _form_of(driver: Driver) -> str:
+    if driver.appends:
+        return "mds"
+    return "jsonl" if driver.reading == "jsonl" else "msgpack"
 
 
 def settle(driver: Driver, staged: StagedDirectory, before: ShardTable | None = None) -> Written | None:
