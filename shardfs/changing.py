@@ -291,7 +291,7 @@ class ChangingVfs(SettledVfs):
             file, staged = opened.file, opened.ref.overlay.staged
             if opened.direct and opened.writing:
                 opened.ref.direct -= 1
-            await self.calls.quick(staged, file.close, steady=False)
+            await self.calls.closing(staged, file.close)
             if opened.writing and opened.ref.last is None:
                 self.touched(staged)
 

@@ -73,6 +73,10 @@ class _Work:
     error: ShardfsError | None = None
 
 
+async def _at_once(staged: StagedDirectory) -> None:
+    """Nobody closes anything."""
+
+
 class Sealer:
     """Seals the keys of one staging area. `arrays` is how shards are shown; `quiet` how many seconds without a change
     and without an open writer a key is sealed after by itself, None for never. StagingError, EINVAL, if something is
@@ -89,6 +93,8 @@ class Sealer:
         """Called on the event loop, in the step that makes the new version count, before `seal` returns."""
         self.on_parked: Callable[[StagedDirectory, str], None] = lambda staged, key: None
         """Called on the event loop with a directory that was set aside, and the key it had."""
+        self.closed: Callable[[StagedDirectory], Awaitable[None]] = _at_once
+        """Waits for what is being closed in a directory, before it is asked whether a file is open for writing."""
         self.changed: dict[str, list[dict[str, Any]]] = {}
         """Keys that were new -> what the last seal made of types that the store has no word for: `field`, `was`, `is`
         and the number of `samples`."""
@@ -266,6 +272,7 @@ class Sealer:
             raise StagingError(f"{staged.key} is not to be sealed", errno.EINVAL)
         if staged.damage is not None or staged.doubt is not None:
             raise StagingError(f"{staged.key}: {staged.damage or staged.doubt}", errno.EIO)
+        await self.closed(staged)
         if staged.writers:
             raise StagingError(f"{staged.key}: a file is open for writing", errno.EBUSY)
         workers = self._working()

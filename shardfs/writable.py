@@ -42,4 +42,5 @@ def build_writable(
     vfs = WritableVfs(driver, cache, uid, gid, area, sealer, allowed, read_ahead)
     sealer.on_sealed = vfs.sealed
     sealer.on_parked = vfs.parked
+    sealer.closed = vfs.calls.closed
     return vfs

@@ -97,6 +97,7 @@ class WritableVfs(ChangingVfs):
                     raise StorageError(f"{staged.key}: a file is open for writing, or it is being stored", errno.EBUSY)
                 staged.close(f"{staged.key} was discarded", reap=False)
 
+        await self.calls.closed(staged)
         await self.calls.long(end)
         self.discarded(staged)
         await self.calls.long(lambda: self.area.discard(staged))
