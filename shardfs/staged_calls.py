@@ -86,7 +86,7 @@ class StagedCalls:
                 event.set()
 
     async def closed(self, staged: StagedDirectory) -> None:
-        """Wait until all files of a directory are closed whose closing was asked for before. The kernel asks for it when
+        """Wait until all files of a directory are closed whose closing was asked for before. The kernel does so when
         close(2) has returned, and waits for no answer: who closes a file and then stores it must not hear that it is
         open."""
         found = self._closing.get(staged.id)

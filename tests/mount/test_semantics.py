@@ -40,7 +40,6 @@ from tests.mount.semantics import (
 )
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
-pytest_plugins = ["tests.mount.semantics"]
 
 
 def test_each_statement_has_a_test_and_each_test_a_statement() -> None:

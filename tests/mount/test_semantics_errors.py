@@ -31,7 +31,6 @@ from tests.mount.semantics import (
 from tests.unit.test_writing_model import Mount
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
-pytest_plugins = ["tests.mount.semantics"]
 
 EXCHANGE, HERE = 2, -100
 """RENAME_EXCHANGE and AT_FDCWD."""
