@@ -408,6 +408,11 @@ ROOM_SHARE = 8
 """Room for the encoded shard is reserved one part in ROOM_SHARE of the need ahead, within these bounds: 40 steps for
 the first gigabyte, and a key of one small file takes a megabyte."""
 
+PACK_SMALL = 1024
+PACK = 64 * 1024
+"""What the msgpack library begins with for a record of a journal, and for a sample. Its own 256 KiB come from the
+system and go back to it each time, page faults and all: 10 microseconds and more for a record of 60 bytes."""
+
 DOOMED_FILES = 1_000
 DOOMED_BYTES = 64 * MIB
 """Data of removed files waits on disk until the journal's record of the removal is durable; above one of these that is
