@@ -9,9 +9,9 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from shardfs import config, inodes, names
 from shardfs.attributes import Attributes
@@ -30,6 +30,9 @@ log = logging.getLogger("shardfs")
 
 class Sealing(Protocol):
     """What makes shards of staged directories."""
+
+    @property
+    def changed(self) -> Mapping[str, list[dict[str, Any]]]: ...
 
     def running(self) -> contextlib.AbstractAsyncContextManager[None]: ...
     def touched(self, staged: StagedDirectory) -> None: ...
@@ -196,7 +199,10 @@ class ChangingVfs(SettledVfs):
             if there is not None:
                 return there, None
             file = staged.create(at, name, mode & 0o7777, uid, gid)
-            return staged.entry(file.id), OpenFile(Ref(0, overlay, file.id), file, True)
+            # Who makes a file only to write it reads nothing back, and maps nothing: pages would be filled for nobody,
+            # as the next to open it gets new ones. Whoever opens it meanwhile does without pages, too.
+            direct = flags & os.O_ACCMODE == os.O_WRONLY
+            return staged.entry(file.id), OpenFile(Ref(0, overlay, file.id), file, True, direct)
 
         entry, opened = await self.calls.quick(staged, make)
         ref = self.known(overlay, entry)
@@ -311,7 +317,9 @@ class ChangingVfs(SettledVfs):
                 await self.calls.quick(ref.overlay.staged, kept.close, steady=False)
         elif opened.file is not None:
             file, staged = opened.file, opened.ref.overlay.staged
-            await self.calls.quick(staged, file.close, steady=False)
+            if opened.direct and opened.writing:
+                opened.ref.direct -= 1
+            await self.calls.closing(staged, file.close)
             if opened.writing and opened.ref.last is None:
                 self.touched(staged)
 

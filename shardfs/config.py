@@ -155,8 +155,10 @@ IGZIP_LEVELS = {1: 1, 2: 3, 3: 3}
 GZIP_PROBES = 64
 GZIP_PROBE = 512
 GZIP_WORTH = 0.98
+GZIP_STORED = 1.0
 """Where no level is asked for, a member is compressed well if so many pieces of so many bytes out of it become smaller
-than this share of them; pictures and noise are not, and are done at level 1, three times as fast."""
+than the one share of them; where they do not become smaller at all it is stored as it is, in a tenth of the time, and
+loaded in a twentieth. What lies between is done at level 1: most pictures, and noise with texts in it."""
 
 WORK_THREADS = 4
 """Threads that compress one shard at most: samples are encoded by one, which keeps about so many busy."""
@@ -347,6 +349,11 @@ NOTES_LOGGED = 20
 NOTICES = 10_000
 """Superseded keys the kernel is still to be told of; above it, it finds out by itself."""
 
+NAMES_TOLD = 10_000
+"""Once a key was stored anew the kernel is told of its names one by one, up to so many: 20 microseconds each, and who
+lists the key meanwhile waits for the same lock. Of a larger key it is to forget the directory with all that is below,
+which is one notice, but for a moment a process that works in there has no name of its directory."""
+
 PREFILL_FILE = 32 * 1024
 """Files up to this size are given to the kernel when their shard is loaded: above it, a READ costs no more."""
 
@@ -432,6 +439,11 @@ ROOM_SHARE = 8
 """Room for the encoded shard is reserved one part in ROOM_SHARE of the need ahead, within these bounds: 40 steps for
 the first gigabyte, and a key of one small file takes a megabyte."""
 
+PACK_SMALL = 1024
+PACK = 64 * 1024
+"""What the msgpack library begins with for a record of a journal, and for a sample. Its own 256 KiB come from the
+system and go back to it each time, page faults and all: 10 microseconds and more for a record of 60 bytes."""
+
 DOOMED_FILES = 1_000
 DOOMED_BYTES = 64 * MIB
 """Data of removed files waits on disk until the journal's record of the removal is durable; above one of these that is
@@ -446,6 +458,9 @@ SEALS = 2
 
 WRITE_BACK = 5.0
 """Seconds without a change and without an open writer after which a key is sealed by itself."""
+
+CHANGES_KEPT = 1_000
+"""Keys of which it is remembered what their last seal made of types that the store lacks: for `status`, `commit`."""
 
 SEAL_RETRY = 1.0
 SEAL_RETRY_MAX = 60.0

@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardfs.control import error_as_json
@@ -50,6 +50,12 @@ class Sealer(Protocol):
 Stored = Callable[[str], Entry | None]
 """What the store has under a key now, as far as the mount knows."""
 
+Changed = Mapping[str, list[dict[str, Any]]]
+"""Keys -> what storing them made of types that the store has no word for, as `Sealer.changed` has it."""
+
+
+_NONE: Changed = {}
+
 
 def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
     """All that a mount of `vfs` can be asked for. `store` is its URL as anybody may see it."""
@@ -65,8 +71,16 @@ def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
         return None if found is None else found.entry
 
     return {
-        **status_handlers(vfs, store, driver, writable=True, area=area),
-        **staging_handlers(sealer, area, vfs.calls.long, stored=stored, trusted=sealer.touched),
+        **status_handlers(vfs, store, driver, writable=True, area=area, changed=sealer.changed),
+        **staging_handlers(
+            sealer,
+            area,
+            vfs.calls.long,
+            stored=stored,
+            discard=vfs.discard,
+            trusted=sealer.touched,
+            changed=sealer.changed,
+        ),
     }
 
 
@@ -74,7 +88,13 @@ def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
 
 
 def status_handlers(
-    vfs: Vfs, store: str, driver: str, *, writable: bool = False, area: StagingArea | None = None
+    vfs: Vfs,
+    store: str,
+    driver: str,
+    *,
+    writable: bool = False,
+    area: StagingArea | None = None,
+    changed: Changed = _NONE,
 ) -> Handlers:
     """`ping`, `status` and `refresh`; `area` is what is staged, for a writable mount."""
     begun = time.time_ns()
@@ -98,6 +118,7 @@ def status_handlers(
                 **dataclasses.asdict(cache.counts),
             },
             "staged": None if area is None else _reports(area),
+            "changed": None if area is None else dict(changed),
         }
 
     async def refresh(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +134,9 @@ def _reports(area: StagingArea) -> list[dict[str, Any]]:
 # --- writable mounts --------------------------------------------------------------------------------------------------
 
 
-def commit_handler(sealer: Sealer, area: StagingArea, stored: Stored = lambda key: None) -> Handler:
+def commit_handler(
+    sealer: Sealer, area: StagingArea, stored: Stored = lambda key: None, changed: Changed = _NONE
+) -> Handler:
     """`commit`: seal the key of that name, or without one all that a seal by time would take, too.
 
     That nothing is staged for a key is an error only if the store has no such key, either. The answer lists what was
@@ -123,6 +146,9 @@ def commit_handler(sealer: Sealer, area: StagingArea, stored: Stored = lambda ke
     async def commit(arguments: dict[str, Any]) -> dict[str, Any]:
         key = arguments.get("key")
         outcome = await _seal_all(sealer, area, stored) if key is None else await _seal_one(sealer, area, stored, key)
+        for one in outcome["stored"]:
+            if found := changed.get(one["key"]):
+                one["changed"] = found
         return {**outcome, "staged": _reports(area)}
 
     return commit
@@ -169,13 +195,14 @@ def staging_handlers(
     stored: Stored = lambda key: None,
     discard: Callable[[StagedDirectory], Awaitable[None]] | None = None,
     trusted: Callable[[StagedDirectory], None] = lambda directory: None,
+    changed: Changed = _NONE,
 ) -> Handlers:
     """`commit` as above, and what settles what stays staged: `discard` and `trust`.
 
     `in_worker` does what waits for the disk. `discard` removes a staged directory from the area and from what the mount
     shows; without it the command is not offered. `trusted` is told of one that may be sealed again.
     """
-    handlers = {"commit": commit_handler(sealer, area, stored)}
+    handlers = {"commit": commit_handler(sealer, area, stored, changed)}
 
     async def trust(arguments: dict[str, Any]) -> dict[str, Any]:
         directory = _staged(area, arguments.get("key"))

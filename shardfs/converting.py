@@ -21,7 +21,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from shardfs import config, names
-from shardfs.copying import Rules, changes, copied, has_extension, read_members, shown
+from shardfs.copying import Rules, changes, copied, has_extension, read_members, rules_between, shown
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import (
     Cell,
@@ -205,7 +205,7 @@ class _Run:
             copy = _Copy(entry.key, iter(()))
             copy.records = self._files(copy, shard)
             return copy
-        rules = Rules(_SEQUENCES.get(form, "list"), _SEQUENCES.get(wanted, "list"), wanted == "mds", wanted == "mds")
+        rules = rules_between(form, wanted)
         copy = _Copy(entry.key, iter(()), named=form == "files" and _are_named(shard, self.ordered))
         if wanted == "mds":
             survey = mds_writing.Survey()
@@ -295,10 +295,6 @@ def _value(shard: Shard, record: Record, name: str, copy: _Copy, lowering: Lower
 def _is_apart(shard: Shard, name: str) -> bool:
     """True for a sample that is of another kind than the rest: an experiment's own fields beside its runs."""
     return isinstance(shard, MltraqShard) and name == EXPERIMENT and shard.samples > 1
-
-
-_SEQUENCES = {"msgpack": "tuple"}
-"""What the system's own library makes of a list, where that is no list."""
 
 
 def _are_named(shard: Shard, through: bool) -> bool:

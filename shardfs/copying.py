@@ -123,6 +123,16 @@ class Rules:
     """The target's arrays are all little-endian."""
 
 
+_SEQUENCES = {"msgpack": "tuple"}
+"""What the system's own library makes of a list, where that is no list."""
+
+
+def rules_between(source: str, target: str) -> Rules:
+    """What values of one form lose in another: `msgpack`, `jsonl`, `mds`, or another word for what has plain lists."""
+    mds = target == "mds"
+    return Rules(_SEQUENCES.get(source, "list"), _SEQUENCES.get(target, "list"), mds, mds)
+
+
 def changes(tree: Tree, rules: Rules) -> list[tuple[str, str, str]]:
     """What copying a sample makes something else of: field, what it was, what it is then; each once."""
     fields = tree.items() if type(tree) is dict else [("", tree)]

@@ -1,7 +1,8 @@
 """The handlers of a writable mount: converts types and errors, decides nothing, as `fuse` does for reading.
 
-None of them may answer ENOSYS, which the kernel would remember: a `flush` that it never sends again reports no error of
-a write, and a `sync` that it takes for done is none.
+None that has something to do may answer ENOSYS, which the kernel would remember: a `sync` that it takes for done is
+none. `flush` has nothing to do: no write is held back, each was told how it ended, and pages that were written through
+a mapping are sent by the kernel before it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class WritableOperations(Operations):
         self._writable = vfs
         # what is staged may change in the store's hands when it is sealed, so its pages go with each opening
         self._staged_info = FileInfo(keep_cache=False, direct_io=False)
+        self._direct_info = FileInfo(keep_cache=False, direct_io=True)
 
     def _fill(self, attributes: Attributes) -> EntryAttributes:
         entry = super()._fill(attributes)
@@ -41,6 +43,8 @@ class WritableOperations(Operations):
 
     def _opened(self, handle: int) -> FileInfo:
         info = self._info if inodes.slot_of(handle) else self._staged_info
+        if info is self._staged_info and self._writable.is_direct(handle):
+            info = self._direct_info
         info.fh = handle
         return info
 
@@ -54,10 +58,6 @@ class WritableOperations(Operations):
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         return await self._writable.write(fh, off, buf)
-
-    @handler
-    async def flush(self, fh: int) -> None:
-        """Nothing is ever held back: each write was told how it ended."""
 
     @handler
     async def release(self, fh: int) -> None:

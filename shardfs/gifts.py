@@ -7,6 +7,7 @@ of it can be under way, and its opener reads when the answer to the opening has 
 
 from __future__ import annotations
 
+from shardfs import inodes
 from shardfs.tree import KeyDirectory
 
 
@@ -29,6 +30,10 @@ class Gifts:
     def is_open(self, inode: int) -> bool:
         """True while somebody has it open."""
         return inode in self._opened
+
+    def files(self, slot: int) -> list[int]:
+        """The files of a slot that are open."""
+        return [inodes.file_of(inode) for inode in self._opened if inodes.slot_of(inode) == slot]
 
     def due(self, inode: int, key: KeyDirectory, file: int, files: int) -> bool:
         """True if a file that is being opened may be given now, and was never given or asked for; it counts as given

@@ -108,21 +108,24 @@ class MemberWriter:
 
     def _compressed(self, filling: Filling) -> tuple[list[bytes], Filling]:
         raw = filling.raw
-        level = 1 if self._choose and not self._worth(raw) else self._level
-        stream = self._module.compressobj(level, wbits=_GZIP)
+        module, level = self._encoder(raw) if self._choose else (self._module, self._level)
+        stream = module.compressobj(level, wbits=_GZIP)
         slices = range(0, len(raw), config.GZIP_SLICE)
         made = [stream.compress(raw[at : at + config.GZIP_SLICE]) for at in slices]
         return [*made, stream.flush()], filling
 
-    def _worth(self, raw: memoryview) -> bool:
-        """Whether compressing well saves what is worth its time, by samples from all over a member."""
+    def _encoder(self, raw: memoryview) -> tuple[Any, int]:
+        """What compresses a member, and at which level, by what compressing samples from all over it saves."""
         size, step = config.GZIP_PROBE, len(raw) // config.GZIP_PROBES
         if step < 2 * size:
-            return True
+            return self._module, self._level
         # at uneven distances: samples of one size would show the same of themselves over and over
         starts = (at * step + at * at * _UNEVEN % (step - size) for at in range(config.GZIP_PROBES))
         probe = b"".join(raw[start : start + size] for start in starts)
-        return len(self._module.compress(probe, 1)) < config.GZIP_WORTH * len(probe)
+        share = len(self._module.compress(probe, 1)) / len(probe)
+        if share >= config.GZIP_STORED:
+            return zlib, 0  # isal's level 0 is none: it makes noise larger
+        return self._module, self._level if share < config.GZIP_WORTH else 1
 
     def _write(self, member: tuple[list[bytes], Filling]) -> None:
         pieces, filling = member

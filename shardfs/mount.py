@@ -290,11 +290,13 @@ async def _serve(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
             lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
             lambda inode, data: pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data),  # type: ignore[arg-type]
+            lambda below: os.stat(os.path.join(path, below)),
         )
         vfs.superseded = notices.superseded
         if writable is not None:
             # and no prefilling: what was read of a shard a moment ago may have been written over by now
             writable.renamed = notices.renamed
+            writable.emptied = notices.emptied
         elif prefills():
             vfs.loaded = notices.loaded
         unmount = True

@@ -31,7 +31,8 @@ async def rename(vfs: WritableVfs, parent: int, name: bytes, new_parent: int, ne
         async with vfs.calls.alone("rename"):
             await _Directories(vfs, source.directory, name, target.directory, new_name).rename(flags)
         return
-    if isinstance(source.directory, Directory) and target.overlay is not None and target.overlay.staged.kind == "key":
+    is_key = isinstance(target.directory, KeyDirectory) or (target.overlay and target.overlay.staged.kind == "key")
+    if isinstance(source.directory, Directory) and is_key:
         refuse(f"{os.fsdecode(name)}: a key has no directories in it (`mv -T` renames a directory)", errno.EPERM)
     same = source.directory is target.directory if source.overlay is None else source.overlay is target.overlay
     if not same or isinstance(source.directory, Directory) or isinstance(target.directory, Directory):

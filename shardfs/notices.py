@@ -34,10 +34,13 @@ class Notices:
         forget_name: Callable[[int, bytes], object],
         forget_pages: Callable[[int], object],
         store: Callable[[int, bytes | memoryview], object],
+        look: Callable[[str], object] = lambda path: None,
     ) -> None:
+        """`look(path)` looks something up in the mount itself, by its path below the root; it may raise OSError."""
         self._forget_name = forget_name
         self._forget_pages = forget_pages
         self._store = store
+        self._look = look
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(config.NOTICES)
         self._waiting = threading.Semaphore(config.PREFILLS)
         self._thread = threading.Thread(target=self._run, name="shardfs-notices", daemon=True)
@@ -51,6 +54,10 @@ class Notices:
     def renamed(self, directory: int, names: Iterable[bytes]) -> None:
         """Queue that the names in a directory may mean other files by now."""
         self._put(lambda: self._forget_names(directory, names))
+
+    def emptied(self, parent: int, name: bytes, path: str) -> None:
+        """Queue that all names in a directory may."""
+        self._put(lambda: self._forget_directory(parent, name, path))
 
     def loaded(self, key: KeyDirectory, loaded: Loaded) -> None:
         """Give the kernel the small files of a shard that has just been loaded, if it knows any of them.
@@ -101,6 +108,12 @@ class Notices:
         for name in names:
             with contextlib.suppress(OSError):
                 self._forget_name(directory, name)
+
+    def _forget_directory(self, parent: int, name: bytes, path: str) -> None:
+        with contextlib.suppress(OSError):
+            self._forget_name(parent, name)
+            # who works in it had a directory without a name until somebody looks for it
+            self._look(path)
 
     def _fill(self, key: KeyDirectory, loaded: Loaded) -> None:
         self._waiting.release()

@@ -55,6 +55,8 @@ class OverlaidVfs(Vfs):
         self.calls = StagedCalls()
         self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
         """Told of names that may mean other files by now: for making the kernel forget them."""
+        self.emptied: Callable[[int, bytes, str], None] = lambda parent, name, path: None
+        """Told of a directory all of whose names may: its parent's number, its name, and its path below the root."""
         self._refs: dict[int, Ref] = {}
         self._files: dict[int, OpenFile] = {}
         self._listings: dict[int, Listing] = {}
@@ -347,7 +349,16 @@ class OverlaidVfs(Vfs):
         """A handle for an open file."""
         handle = self._new_handle()
         self._files[handle] = opened
+        if opened.ref.direct:
+            opened.direct = True
+        if opened.direct and opened.writing:
+            opened.ref.direct += 1
         return handle
+
+    def is_direct(self, handle: int) -> bool:
+        """Whether the kernel is to keep no pages for a handle."""
+        opened = self._files.get(handle)
+        return opened is not None and opened.direct
 
     def read_now(self, handle: int, offset: int, size: int) -> bytes | memoryview | None:
         key = self.tree.slot(handle >> inodes.BITS)

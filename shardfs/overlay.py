@@ -43,6 +43,8 @@ class Ref:
     """True once it is in no directory any more: it lives on for who has it open."""
     kept: StagedFile | None = None
     """Its bytes once it was removed, for who had the stored file open before it was changed."""
+    direct: int = 0
+    """How many have it open that write past the page cache."""
     last: Attributes | None = None
     """What it was like in the end, once it is in the store: its name means another number from then on."""
 
@@ -55,6 +57,8 @@ class OpenFile:
     file: StagedFile | None
     """None while its bytes are in the stored shard."""
     writing: bool
+    direct: bool = False
+    """True if the kernel keeps no pages for who has opened it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,13 +110,16 @@ def overlay_of(directory: AnyDirectory | None) -> Overlay | None:
 
 
 def attributes_of(inode: int, entry: StagedEntry) -> Attributes:
-    """What stat says of a staged entry: true for this moment only. But a directory within a plain one never comes to
-    the store, and whatever changes it goes through the kernel, which then asks again: so a path that is forty
-    directories deep needs not eighty requests, each time it is used."""
+    """What stat says of a staged entry. Nobody changes it behind the kernel's back; but a file's name means another
+    number from the next seal on, while a directory's stays. A directory within a plain one never comes to the store,
+    and whatever changes it goes through the kernel, which then asks again: so a path that is forty directories deep
+    needs not eighty requests, each time it is used."""
     kind, size = (stat.S_IFDIR, 0) if entry.directory else (stat.S_IFREG, entry.size)
-    believed = config.FOREVER if entry.directory and entry.id != ROOT else 0.0
+    named, known = 0.0, config.REFRESH
+    if entry.directory:
+        named = known = config.REFRESH if entry.id == ROOT else config.FOREVER
     return Attributes(
-        *(inode, kind | entry.mode, size, entry.mtime_ns, 1, believed, believed, entry.uid, entry.gid, entry.atime_ns)
+        *(inode, kind | entry.mode, size, entry.mtime_ns, 1, named, known, entry.uid, entry.gid, entry.atime_ns)
     )
 
 

@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
 import zstandard
 
-from shardfs import config, keeping, packing, sealing
-from shardfs.drivers.base import Driver, KeepsFiles, Note, WritesFiles
+from shardfs import config, copying, keeping, packing, sealing
+from shardfs.drivers.base import Driver, KeepsFiles, NewRecord, Note, Value, WritesFiles
 from shardfs.errors import MissingKeyError, ShardfsError, StagingError, StaleShardError
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
@@ -46,6 +47,8 @@ class Written:
     """What the stored shard held that the key was staged over."""
     file_by_file: bool = False
     """True where files have kept their names."""
+    changes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Of a new key: field, type by its files, type in the store where that is another one -> number of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +97,16 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
         staged.seal.set_token(text)
 
     try:
-        files = _files(snapshot, table)
+        files, changed = _files(snapshot, table), Counter[tuple[str, str, str]]()
         if isinstance(driver, WritesFiles):
             entry = _write_files(driver, Key(snapshot.key), files, base, base_entry, note)
         else:
             made = sealing.seal(files, base, isinstance(driver, KeepsFiles))
-            entry = None
+            records, entry = made.records(), None
+            if base is None and not isinstance(driver, KeepsFiles):
+                records = _told(records, copying.rules_between("files", _form_of(driver)), changed)
             if len(made):
-                entry = driver.write_records(Key(snapshot.key), made.records(), base=base_entry, note=note)
+                entry = driver.write_records(Key(snapshot.key), records, base=base_entry, note=note)
         if entry is None:
             staged.seal.failed()
             return None
@@ -115,7 +120,7 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
             raise
         log.warning("%s is in the store, although writing it failed: %s", snapshot.key, error)
         return written
-    return Written(entry, snapshot, table, isinstance(driver, WritesFiles))
+    return Written(entry, snapshot, table, isinstance(driver, WritesFiles), changed)
 
 
 def _write_files(
@@ -127,6 +132,22 @@ def _write_files(
     if not plan.left:
         return None
     return driver.write_files(key, plan.contents(), plan.gone, base=base_entry, note=note)
+
+
+def _told(
+    records: Iterator[NewRecord], rules: copying.Rules, changed: Counter[tuple[str, str, str]]
+) -> Iterator[NewRecord]:
+    """The same records; what the store has no word for is counted as they are taken."""
+    for record in records:
+        if isinstance(record, Value):
+            changed.update(copying.changes(record.sample, rules))
+        yield record
+
+
+def _form_of(driver: Driver) -> str:
+    if driver.appends:
+        return "mds"
+    return "jsonl" if driver.reading == "jsonl" else "msgpack"
 
 
 def settle(driver: Driver, staged: StagedDirectory, before: ShardTable | None = None) -> Written | None:

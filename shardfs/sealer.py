@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -73,7 +74,7 @@ class _Work:
 
 
 async def _ignore(staged: StagedDirectory) -> None:
-    """Nobody shows it."""
+    """Nobody shows it, and nobody closes anything."""
 
 
 class Sealer:
@@ -94,6 +95,11 @@ class Sealer:
         """Called on the event loop with a directory that was set aside, and the key it had."""
         self.on_nothing: Callable[[StagedDirectory], Awaitable[None]] = _ignore
         """Called with what there is nothing to be sealed of, over a stored shard."""
+        self.closed: Callable[[StagedDirectory], Awaitable[None]] = _ignore
+        """Waits for what is being closed in a directory, before it is asked whether a file is open for writing."""
+        self.changed: dict[str, list[dict[str, Any]]] = {}
+        """Keys that were new -> what the last seal made of types that the store has no word for: `field`, `was`, `is`
+        and the number of `samples`."""
         self._works: dict[str, _Work] = {}
         self._unclean: list[tuple[StagedDirectory, bool]] = []
         self._waiting = WriteBack(area, driver.appends)
@@ -268,6 +274,7 @@ class Sealer:
             raise StagingError(f"{staged.key} is not to be sealed", errno.EINVAL)
         if staged.damage is not None or staged.doubt is not None:
             raise StagingError(f"{staged.key}: {staged.damage or staged.doubt}", errno.EIO)
+        await self.closed(staged)
         with trio.move_on_after(config.SEAL_CLOSING):
             while staged.writers:
                 await trio.sleep(config.SEAL_CLOSING_STEP)
@@ -341,10 +348,24 @@ class Sealer:
             self._cache.drop(replace(entry, version=Version(snapshot.base_version)))
         self._cache.tables.keep(entry, table)
         has_file = {number: file for number, file in numbers.items() if file is not None}
+        self._note_changes(entry.key, written)
         sealed = Sealed(entry.key, entry, table, has_file, places.base_numbers, staged if left else None)
         self.on_sealed(sealed)
         self._unclean.append((staged, left))
         return sealed
+
+    def _note_changes(self, key: str, written: Written) -> None:
+        self.changed.pop(key, None)
+        if not written.changes:
+            return
+        while len(self.changed) >= config.CHANGES_KEPT:
+            del self.changed[next(iter(self.changed))]
+        self.changed[key] = [
+            {"field": field, "was": was, "is": becomes, "samples": count}
+            for (field, was, becomes), count in written.changes.items()
+        ]
+        for one in self.changed[key][: config.NOTES_LOGGED]:
+            log.warning("%s: field %s: %s is %s in the store (%d samples)", key, *one.values())
 
     async def _clean(self) -> None:
         """Free what was sealed. Nobody waits for it: removing ten thousand files may take longer than sealing them."""

@@ -6,19 +6,20 @@ A key keeps its directory over a seal of ours, so that whoever works in it goes 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
-from shardfs import names
+from shardfs import config, names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
-from shardfs.overlaid import FILE_MODE, OverlaidVfs
-from shardfs.overlay import Overlay, Sealing, overlay_of
+from shardfs.overlaid import DIRECTORY_MODE, FILE_MODE, OverlaidVfs
+from shardfs.overlay import Overlay, Ref, Sealing, overlay_of
 from shardfs.shard_cache import ShardCache
-from shardfs.staging import StagedDirectory, StagingArea
+from shardfs.staging import StagedDirectory, StagedFile, StagingArea
 from shardfs.tree import Directory, KeyDirectory, NewDirectory
 
 log = logging.getLogger("shardfs")
@@ -68,9 +69,8 @@ class SettledVfs(OverlaidVfs):
         self.refresh.seen(fresh)
         if isinstance(before, KeyDirectory):
             before.successor = Sealing(fresh, done.base_numbers, table)
-            if before.lookups > 0 and table is not None:
-                known = table
-                self.renamed(fresh.inode, (known.name(file) for file in range(known.files)))
+            if before.lookups > 0:
+                self._tell(before, fresh, table)
         left: set[int] = set()
         if done.left is not None:
             left = {entry.id for entry in done.left.children()}
@@ -85,18 +85,37 @@ class SettledVfs(OverlaidVfs):
         for number, ref in list(overlay.refs.items()):
             if number in left:
                 continue
-            del overlay.refs[number]
-            overlay.origins.pop(number, None)
             file, stored = opened.get(ref), done.numbers.get(number)
             if ref.removed and (file is not None or ref.kept is not None):
+                del overlay.refs[number]
+                overlay.origins.pop(number, None)
                 continue  # it was not stored, and may be written to still
             size = 0 if stored is None else done.table.size(stored)
-            mtime_ns = done.entry.mtime_ns
-            if file is not None:
-                status = file.status()
-                size, mtime_ns = status.st_size, status.st_mtime_ns
-            ref.last = Attributes(ref.inode, FILE_MODE, size, mtime_ns, 1, 0.0, 0.0)
-            self.let_go(ref)
+            self._ended(ref, file, size, done.entry.mtime_ns)
+
+    def _ended(self, ref: Ref, file: StagedFile | None, size: int, mtime_ns: int, directory: bool = False) -> None:
+        """An entry is staged no more; `file` is an opening of it."""
+        del ref.overlay.refs[ref.entry]
+        ref.overlay.origins.pop(ref.entry, None)
+        if file is not None:
+            status = file.status()
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+        mode = DIRECTORY_MODE if directory else FILE_MODE
+        ref.last = Attributes(ref.inode, mode, size, mtime_ns, 1, 0.0, 0.0)
+        self.let_go(ref)
+
+    def _tell(self, before: KeyDirectory, fresh: KeyDirectory, table: ShardTable | None) -> None:
+        """The names that the kernel may have of a key's stored files, by `table`, mean other files now."""
+        if table is None:
+            return
+        if table.files <= config.NAMES_TOLD:
+            self.renamed(fresh.inode, (table.name(file) for file in range(table.files)))
+            return
+        above = self.tree.directory(fresh.parent)
+        assert isinstance(above, Directory)
+        self.emptied(above.inode, fresh.name, "/".join((*above.path, os.fsdecode(fresh.name))))
+        # those that somebody has open stay when their directory is forgotten
+        self.renamed(fresh.inode, [table.name(file) for file in self._gifts.files(before.slot)])
 
     async def nothing_left(self, staged: StagedDirectory) -> None:
         """What was made in a stored key was removed again: the key is the store's alone, and follows it."""
@@ -125,6 +144,30 @@ class SettledVfs(OverlaidVfs):
                 directory.held = False
                 directory.checked = float("-inf")
             self.show(staged, overlay)
+
+    def discarded(self, staged: StagedDirectory) -> None:
+        """What was staged is nothing any more: a key is shown as the store has it, and what is no key is gone. Who has
+        one of the files open for reading keeps it."""
+        for directory in self.tree.directories():
+            overlay = overlay_of(directory)
+            if overlay is None or overlay.staged is not staged:
+                continue
+            assert isinstance(directory, KeyDirectory | NewDirectory)
+            if isinstance(directory, KeyDirectory):
+                # new numbers, as after a seal: the old ones stood for what was written
+                fresh, table = self.tree.succeed(directory, directory.entry), overlay.table
+                if table is not None:
+                    directory.successor = Sealing(fresh, {file: file for file in range(table.files)}, table)
+                    self._tell(directory, fresh, table)
+            else:
+                self.tree.drop(directory)
+                self.renamed(directory.parent, (directory.name,))
+            opened = {opened.ref: opened.file for opened in self._files.values() if opened.file is not None}
+            for ref in list(overlay.refs.values()):
+                if not ref.removed or ref in opened:
+                    entry = staged.entry(ref.entry)
+                    self._ended(ref, opened.get(ref), entry.size, entry.mtime_ns, entry.directory)
+            log.info("what was staged for %s was discarded", staged.key)
 
     # --- what is staged already ---------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ class StagedCalls:
     def __init__(self) -> None:
         self._workers: Workers | None = None
         self._quick_from = 0.0
+        self._closing: dict[str, tuple[trio.Event, list[None]]] = {}
         self._locks: dict[Hashable, tuple[trio.Lock, list[None]]] = {}
 
     @contextlib.asynccontextmanager
@@ -71,6 +72,26 @@ class StagedCalls:
             return await self.long(checked)
         except StagingError as error:
             raise _looked_again(error) from error
+
+    async def closing(self, staged: StagedDirectory, work: Callable[[], None]) -> None:
+        """Close a file: whoever asks for what no open file may disturb waits for it, by `closed`."""
+        event, under_way = self._closing.setdefault(staged.id, (trio.Event(), []))
+        under_way.append(None)
+        try:
+            await self.quick(staged, work, steady=False)
+        finally:
+            under_way.pop()
+            if not under_way:
+                del self._closing[staged.id]
+                event.set()
+
+    async def closed(self, staged: StagedDirectory) -> None:
+        """Wait until all files of a directory are closed whose closing was asked for before. The kernel does so when
+        close(2) has returned, and waits for no answer: who closes a file and then stores it must not hear that it is
+        open."""
+        found = self._closing.get(staged.id)
+        if found is not None:
+            await found[0].wait()
 
     async def long(self, work: Callable[[], T]) -> T:
         """Do what waits for the disk."""

@@ -305,6 +305,10 @@ class KeyTree:
         """The directory with this inode number."""
         return self._by_inode.get(inode)
 
+    def directories(self) -> list[AnyDirectory]:
+        """All directories, those that were replaced and are still known to somebody among them."""
+        return list(self._by_inode.values())
+
     def slot(self, number: int) -> KeyDirectory | None:
         """The key whose files' inode numbers have this slot."""
         return self._slots.get(number)

@@ -43,4 +43,5 @@ def build_writable(
     sealer.on_sealed = vfs.sealed
     sealer.on_parked = vfs.parked
     sealer.on_nothing = vfs.nothing_left
+    sealer.closed = vfs.calls.closed
     return vfs

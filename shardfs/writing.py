@@ -19,7 +19,7 @@ from shardfs.attributes import Attributes, StatFs
 from shardfs.changing import Allowed, ChangingVfs, refuse
 from shardfs.errors import StaleShardError, StorageError
 from shardfs.overlay import ROOT, OpenFile, Overlay, Ref, attributes_of, overlay_of
-from shardfs.staging import StagedEntry
+from shardfs.staging import StagedDirectory, StagedEntry
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory
 
 log = logging.getLogger("shardfs")
@@ -86,6 +86,21 @@ class WritableVfs(ChangingVfs):
             await self.sealer.seal(staged)
         else:
             await self.calls.long(staged.sync)
+
+    async def discard(self, staged: StagedDirectory) -> None:
+        """Remove what is staged for a key, or in a plain directory, for good. EBUSY while a file in it is open for
+        writing, or it is being stored."""
+
+        def end() -> None:
+            with staged.held():
+                if staged.writers or staged.seal.snapshot is not None:
+                    raise StorageError(f"{staged.key}: a file is open for writing, or it is being stored", errno.EBUSY)
+                staged.close(f"{staged.key} was discarded", reap=False)
+
+        await self.calls.closed(staged)
+        await self.calls.long(end)
+        self.discarded(staged)
+        await self.calls.long(lambda: self.area.discard(staged))
 
     # --- attributes ---------------------------------------------------------------------------------------------
 

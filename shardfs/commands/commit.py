@@ -22,6 +22,9 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         for one in outcome.stored:
             print(storing.result(one))
+        if (shown := storing.changed(outcome.stored)) is not None:
+            tell("what the store has no word for, and what it has become:")
+            print(shown, file=sys.stderr)
         for line in storing.reasons(outcome):
             tell(line)
         if outcome.status == OK and not outcome.stored:

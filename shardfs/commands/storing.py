@@ -8,7 +8,7 @@ from typing import Any
 
 from shardfs import config, control
 from shardfs.commands import BUSY, FAILED, OK, one_line
-from shardfs.commands.tabular import number, size
+from shardfs.commands.tabular import number, size, table
 from shardfs.errors import BadSampleError, MissingKeyError, ShardfsError
 
 _HINTS = {
@@ -89,6 +89,16 @@ def result(one: dict[str, Any]) -> str:
     left = "; what was changed meanwhile, or belongs to no sample, is staged still" if one["left"] else ""
     held = "" if one["stored_bytes"] is None else f": {size(one['stored_bytes'])}"
     return one_line(f"stored {one['key']}{held}{left}")
+
+
+def changed(stored: list[dict[str, Any]]) -> str | None:
+    """A table of the types that the store has no word for, and what they became; None where there were none."""
+    rows = [
+        (one_line(one["key"]), one_line(found["field"]), found["was"], found["is"], f"{found['samples']:,}")
+        for one in stored
+        for found in one.get("changed", [])
+    ]
+    return table(("key", "field", "was", "is", "samples"), rows, right=(4,)) if rows else None
 
 
 def staying(report: dict[str, Any]) -> str | None:

@@ -31,7 +31,7 @@ _REFUSED = (TypeError, ValueError, OverflowError, RecursionError)
 
 
 def _packed(value: Any) -> bytes:
-    packed = msgpack.packb(value, use_bin_type=True, default=_numpy_map)
+    packed = msgpack.packb(value, use_bin_type=True, default=_numpy_map, buf_size=config.PACK)
     assert isinstance(packed, bytes)
     return packed
 

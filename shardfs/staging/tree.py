@@ -15,6 +15,8 @@ from typing import Any, Literal, cast
 
 import msgpack
 
+from shardfs import config
+
 FORMAT = 1
 """Raised whenever a record means something else."""
 
@@ -327,6 +329,6 @@ _HEAD = (
 
 def pack(record: list[Any]) -> bytes:
     """A record as bytes. Names are bytes; keys are text, with whatever lone surrogates they have."""
-    packed = msgpack.packb(record, unicode_errors="surrogatepass")
+    packed = msgpack.packb(record, unicode_errors="surrogatepass", buf_size=config.PACK_SMALL)
     assert isinstance(packed, bytes)
     return packed

@@ -246,9 +246,7 @@ class LocalStorage:
         with self._parent(name, make=True) as (directory, last):
             temporary = temporary or temporary_name()
             try:
-                written = self._write_durably(directory, temporary, write)
-                if marked is not None:
-                    marked(self._mark_of(directory, temporary))
+                written = self._write_durably(directory, temporary, write, marked)
                 with renaming.locked(directory):
                     check()
                     self._check_expected(directory, last, name, expected)
@@ -268,13 +266,27 @@ class LocalStorage:
                     raise self._error(f"writing {name}", error) from error
                 raise
 
-    @staticmethod
-    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> os.stat_result:
+    def _write_durably(
+        self,
+        directory: int,
+        temporary: str,
+        write: Callable[[BinaryIO], None],
+        marked: Callable[[str], None] | None,
+    ) -> os.stat_result:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(temporary, flags, 0o666, dir_fd=directory), "w+b") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if marked is None:
+                os.fsync(file.fileno())
+            else:
+                from concurrent.futures import ThreadPoolExecutor  # here: who only reads never needs it
+
+                with ThreadPoolExecutor(1, "shardfs-fsync") as pool:  # the disk takes about as long as the mark
+                    synced = pool.submit(os.fsync, file.fileno())
+                    mark = self._mark_of(directory, temporary)
+                    synced.result()
+                marked(mark)
             return os.fstat(file.fileno())
 
     def _check_expected(self, directory: int, last: str, name: str, expected: Version | None) -> None:

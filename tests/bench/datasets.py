@@ -70,6 +70,10 @@ def _noise(rng: random.Random, _: DataSet) -> bytes:
     return b"noise: " + rng.randbytes(rng.randint(3600, 4600))
 
 
+def _noise_of_50_kb(rng: random.Random, _: DataSet) -> bytes:
+    return b"noise: " + rng.randbytes(49_993)
+
+
 def _jpeg(rng: random.Random, _: DataSet) -> bytes:
     """What is compressed already: gzip and zstd gain nothing on it."""
     return _JPEG_HEAD + rng.randbytes(rng.randint(80_000, 140_000)) + _JPEG_END
@@ -100,6 +104,7 @@ _FULL = (
     DataSet("images", 64, 100, "image", "jpg", _jpeg),
     DataSet("text", 80, 128, "text", "bin", _prose),
     DataSet("arrays", 4, 1, "array", "npy", _floats, 32 << 20),
+    DataSet("writing", 1, 10_000, "data", "bin", _noise_of_50_kb),
     DataSet("many", 1000, 1000, "", "", None),
 )
 FULL = {data.name: data for data in _FULL}
@@ -109,6 +114,8 @@ def _quick(data: DataSet) -> DataSet:
     """A twentieth: fewer and smaller shards, so that there is still more than one of them."""
     if data.make is _floats:
         return replace(data, shards=2, elements=data.elements // 10)
+    if data.shards == 1:
+        return replace(data, samples=data.samples // 20)
     return replace(data, shards=data.shards // 10, samples=data.samples // 2)
 
 

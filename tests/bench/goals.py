@@ -16,7 +16,7 @@ class Work:
     kind: str
     """The function that does it, of `works`."""
     unit: str
-    """`s` (less is better), `files/s` or `MB/s`."""
+    """`s` (less is better), `files/s`, `MB/s`, or `ratio` (of bytes)."""
     targets: tuple[str, ...]
     passes: tuple[str, ...]
     threads: int = 1
@@ -55,6 +55,8 @@ WORKS = (
     Work("text", "order1", "read", "MB/s", (*FLOORS, "shardfs-gz", "shardfs-zst", *PEERS), ("cold", "warm")),
     Work("text", "epoch4", "read", "MB/s", (*FLOORS, "shardfs-gz", "shardfs-zst", "squirrel"), ("cold",), 4, True),
     Work("arrays", "dd", "dd", "MB/s", (*FLOORS, "shardfs-gz", "shardfs-zst", "shardfs-mds", *PEERS), ("cold", "warm")),
+    Work("writing", "cp", "write", "s", ("ext4", "shardfs-rw"), ("cold",)),
+    Work("writing", "bytes", "written", "ratio", ("shardfs-rw",), ("cold",)),
     Work("many", "remount", "remount", "s", ("shardfs-zst",), ("cold",)),
     Work("many", "find", "listing", "s", ("shardfs-zst",), ("cold", "warm")),
 )
@@ -101,6 +103,8 @@ GOALS = (
     Goal("stat after read, 8 threads", "small.shuffle8", "stat", "shardfs-gz", "ext4", 0.9),
     Goal("whole epoch, compressible Squirrel shards, 4 threads", "text.epoch4", "cold", "shardfs-gz", "squirrel", 1.5),
     Goal("whole epoch, MDS shards of images, 4 threads", "images.epoch4", "cold", "shardfs-mds", "streaming", 1.0),
+    Goal("cp -r of 10,000 files of 50 KB, and the seal", "writing.cp", "cold", "shardfs-rw", "ext4", 0.3),
+    Goal("bytes written to the store for that, of the shard's", "writing.bytes", "cold", "shardfs-rw", limit=1.1),
     Goal("1M samples: remount to the first ls -l in a shard, s", "many.remount", "cold", "shardfs-zst", limit=0.3),
 )
 

@@ -43,6 +43,7 @@ def serving(target: Target, place: Place, scratch: Path, words: tuple[str, ...] 
     assert target.serve is not None
     mountpoint = Path(tempfile.mkdtemp(prefix="mnt-", dir=scratch)).resolve()
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(scratch), "XDG_CACHE_HOME": str(scratch.parent / "cache")}
+    environment["XDG_STATE_HOME"] = str(scratch / "state")
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its bytecode
     with (scratch / "log").open("w+b") as log, contextlib.ExitStack() as stack:
         stack.callback(_remove, mountpoint)

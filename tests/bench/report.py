@@ -34,6 +34,8 @@ class Record:
 
 def figure(work: Work, found: dict[str, Any]) -> float:
     """In the work's unit."""
+    if work.unit == "ratio":
+        return float(found["ratio"])
     seconds = max(float(found["seconds"]), 1e-9)
     if work.unit == "s":
         return seconds

@@ -58,6 +58,20 @@ def _shardfs(form: str) -> Target:
     return Target(f"shardfs-{form}", form, serve, refill=form, ours=True)
 
 
+def store_of(mountpoint: Path) -> Path:
+    """The store that a writable mount is over: an empty one beside its mount point."""
+    return mountpoint.with_name(f"{mountpoint.name}-store")
+
+
+def _shardfs_rw() -> Target:
+    def serve(place: Place, mountpoint: Path) -> list[str]:
+        store_of(mountpoint).mkdir()
+        words = ["--rw", "--write-back", "off", "--driver", "squirrel"]
+        return [*shardfs_command(), "mount", "-f", *words, str(store_of(mountpoint)), str(mountpoint)]
+
+    return Target("shardfs-rw", "loose", serve)
+
+
 def _ratarmount(tools: Tools, form: str, patience: float) -> Target:
     def serve(place: Place, mountpoint: Path) -> list[str]:
         index = ["--index-file", str(place.index(form))]
@@ -91,6 +105,7 @@ def known_targets(tools: Tools) -> dict[str, Target]:
         serve: Command = lambda place, mountpoint: [*words, str(place.path("loose")), str(mountpoint)]  # noqa: E731
         found.append(Target("passthrough", "loose", serve, refill="loose"))
     found += [_shardfs(form) for form in ("gz", "zst", "mds", "mdszst")]
+    found.append(_shardfs_rw())
     if shutil.which("squashfuse_ll") and shutil.which("mksquashfs"):
         found.append(_program("squashfuse", "squashfs", ["squashfuse_ll", "-f"]))
     if shutil.which("fuse-zip"):

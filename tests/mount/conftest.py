@@ -13,12 +13,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgpack
 import pytest
 
 from shardfs import daemon
 from tests.conformance.trees import wait_for
+
+if TYPE_CHECKING:
+    from tests.mount.semantics import World
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 60
@@ -218,3 +222,33 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(3):
                 file.write(msgpack.packb({"x": bytes([number]) * 100, "label": number, "key": key}))
     return path
+
+
+# --- for the tests of docs/SEMANTICS.md -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """One for all tests that change nothing but keys of their own."""
+    from tests.mount.semantics import a_world
+
+    with a_world(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """The same over another store, with all that is allowed."""
+    from tests.mount.semantics import a_world
+
+    with a_world(tmp_path_factory.mktemp("free"), "--allow-delete", "--allow-overwrite") as made:
+        yield made
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store for a mount of the test's own."""
+    from tests.mount.semantics import a_store
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return a_store(tmp_path / "store")

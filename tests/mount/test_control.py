@@ -249,13 +249,83 @@ def test_staging_commands_beside_a_mount(mnt: Path, store: Path) -> None:
     assert "staged: 1 key, 1 file, 12 B" in run("status", mnt).stdout
     assert re.search(r"^a +staged +1 +12 B ", run("staging", "list", f"file://{store}").stdout, re.M)
     assert run("staging", "trust", store, "a").stderr == "shardfs: a is not in doubt\n"
-    done = run("staging", "discard", store, "a", "--yes")
-    assert done.returncode == 4, "a mount shows it: it is removed there"
-    assert "end that mount first: shardfs umount" in done.stderr
     done = run("staging", "recover", store)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("stored a: ")
     assert labels(store, "a") == [0, 4]
+
+
+def discard(store: Path, key: str, *, busy: bool = False) -> None:
+    done = run("staging", "discard", store, key, "--yes")
+    if busy:
+        assert (done.returncode, "open for writing" in done.stderr) == (6, True), (done.returncode, done.stderr)
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"discarded {key}: ")
+
+
+def test_discard_through_a_mount_shows_what_is_stored_again(mnt: Path, store: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (mnt / "a").iterdir()}
+    with open(mnt / "a/000000.json") as unchanged:
+        write(mnt / "a/000001.json", 4)
+        write(mnt / "a/000002.json", 5)
+        os.rename(mnt / "a/000002.json", mnt / "a/000003.json")
+        with open(mnt / "a/000001.json") as changed:
+            for _ in range(2):  # the kernel has pages and names of all of it
+                assert (mnt / "a/000001.json").read_text() == '{"label": 4}'
+            discard(store, "a")
+            assert changed.read() == '{"label": 4}', "who has it open keeps it"
+            assert unchanged.read() == '{"label": 0}\n'
+    assert {path.name: path.read_bytes() for path in (mnt / "a").iterdir()} == before
+    assert not (mnt / "a/000003.json").exists()
+    assert run("staging", "list", store).stdout == ""
+    assert run("commit", mnt).stderr == "shardfs: there is nothing to store\n"
+    write(mnt / "a/000001.json", 6)
+    assert run("commit", mnt, "a").returncode == 0
+    assert labels(store, "a") == [0, 6], "it can be changed and stored as before"
+
+
+def test_discard_through_a_mount_removes_what_is_not_stored(mnt: Path, store: Path) -> None:
+    (mnt / "new").mkdir()
+    write(mnt / "new/000000.json", 8)
+    (mnt / "x.tmp/deep").mkdir(parents=True)
+    (mnt / "x.tmp/deep/file").write_text("any")
+    assert sorted(os.listdir(mnt)) == ["a", "new", "train", "x.tmp"]
+    inside = os.open(mnt / "x.tmp/deep", os.O_PATH)
+    try:
+        discard(store, "x.tmp")
+        discard(store, "new")
+        with pytest.raises(OSError, match="Stale"):
+            os.listdir(f"/proc/self/fd/{inside}")
+        assert os.fstat(inside).st_mode & 0o170000 == 0o040000
+    finally:
+        os.close(inside)
+    assert sorted(os.listdir(mnt)) == ["a", "train"]
+    assert run("staging", "list", store).stdout == ""
+    (mnt / "new").mkdir()
+    write(mnt / "new/000000.json", 9)
+    assert run("commit", mnt, "new").returncode == 0
+    assert labels(store, "new") == [9]
+
+
+def test_what_is_open_for_writing_is_not_discarded_through_a_mount(mnt: Path, store: Path) -> None:
+    with open(mnt / "a/000001.json", "w") as file:
+        file.write('{"label": 4}')
+        file.flush()
+        discard(store, "a", busy=True)
+    assert (mnt / "a/000001.json").read_text() == '{"label": 4}'
+    discard(store, "a")
+    assert (mnt / "a/000001.json").read_text() == '{"label": 1}\n'
+
+
+def test_a_conflict_is_discarded_through_a_mount(mnt: Path, store: Path) -> None:
+    write(mnt / "a/000001.json", 4)
+    open_store(store).set([{"label": 9}], "a")
+    assert run("commit", mnt, "a").returncode == 1
+    (conflict,) = [name for name in os.listdir(mnt) if ".conflict-" in name]
+    discard(store, conflict)
+    wait_for(lambda: sorted(os.listdir(mnt)) == ["a", "train"])
+    assert labels(store, "a") == [9]
 
 
 def test_umount_stays_where_something_cannot_be_stored(store: Path) -> None:
