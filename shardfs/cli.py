@@ -197,7 +197,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compression",
         metavar="CODEC[:LEVEL]",
-        help="gz, zst or, for streaming, none (default: gz; streaming: as the shards there, or none)",
+        help="gz, zst or, for streaming, bz2, br, snappy, none (default: gz; streaming: as the shards there, or none)",
     )
     parser.add_argument(
         "--keys", metavar="GLOB", default="*", help="only keys that fit this pattern, whose * takes / too"

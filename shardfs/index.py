@@ -10,7 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -326,44 +326,52 @@ class _Builder:
 
 def build(shard: Shard, arrays: str) -> ShardTable:
     """Walk a shard from end to end and pack what it holds. All or nothing: DamagedShardError."""
-    own = _own_stems(shard)
-    if own is not None:
-        builder = _Builder(arrays)
-        for at, record in enumerate(shard.records()):
-            builder.add(record, own[at], shard)
-        return builder.table(shard, own, 0, 0)
+    records = shard.records()
+    first = next(records, None)
+    if first is not None:
+        records = chain((first,), records)  # each record is decoded once, which is most of the work
+        if _own_name(first) is not None:
+            table = _named(shard, arrays, records)
+            if table is not None:
+                return table
+            records = shard.records()
     digits = names.digits_for(shard.samples_through or 0)
-    builder, count = _numbered(shard, arrays, digits)
+    builder, count = _numbered(shard, arrays, digits, records)
     if shard.samples_through is None and names.digits_for(count) != digits:
         digits = names.digits_for(count)
-        builder, _ = _numbered(shard, arrays, digits)
+        builder, _ = _numbered(shard, arrays, digits, shard.records())
     return builder.table(shard, None, shard.first_sample, digits)
 
 
-def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
+def _numbered(shard: Shard, arrays: str, digits: int, records: Iterator[Record]) -> tuple[_Builder, int]:
     builder = _Builder(arrays)
     number = _number(digits)
     count = 0
-    for record in shard.records():
+    for record in records:
         builder.add(record, number % (shard.first_sample + count), shard)
         count += 1
     return builder, count
 
 
-def _own_stems(shard: Shard) -> Strings | None:
-    """The samples' own names, where each has a `__key__` and no two are alike; None otherwise.
-
-    Looks at the first sample only, unless that one has a `__key__`.
-    """
+def _named(shard: Shard, arrays: str, records: Iterator[Record]) -> ShardTable | None:
+    """The table by the samples' own names, where each has a `__key__` and no two are alike; None otherwise."""
+    builder = _Builder(arrays)
     packed = _Packed()
     seen: set[str] = set()
-    for record in shard.records():
-        own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
-        if type(own) is not str:
+    for record in records:
+        own = _own_name(record)
+        if own is None:
             return None
         stem = names.escape_sample(own)
         if names.same_name(stem) in seen:
             return None
         seen.add(names.same_name(stem))
-        packed.number(stem.encode("utf-8"))
-    return packed.pack() if seen else None
+        encoded = stem.encode("utf-8")
+        packed.number(encoded)
+        builder.add(record, encoded, shard)
+    return builder.table(shard, packed.pack(), 0, 0)
+
+
+def _own_name(record: Record) -> str | None:
+    own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
+    return own if type(own) is str else None

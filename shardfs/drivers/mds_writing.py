@@ -346,6 +346,11 @@ class RawShard:
     def __exit__(self, *error: object) -> None:
         self._file.close()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the shard as it is."""
+        return 8 + 4 * len(self._ends) + len(self._description) + self._records
+
     def size_with(self, length: int) -> int:
         """Bytes of the shard with one more record of that length."""
         return 8 + 4 * (len(self._ends) + 1) + len(self._description) + self._records + length

@@ -27,6 +27,7 @@ from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
 from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
+from shardfs.drivers.streaming_settings import LEVELS, codec_of
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -40,26 +41,14 @@ from shardfs.model import Key
 from shardfs.storage.local import TEMPORARY, Listed, LocalStorage, temporary_name
 
 INDEX = "index.json"
-_CODEC = re.compile(r"(zstd|gz)(?::([0-9]{1,2}))?")
 _REVISION = re.compile(r"(?<=.)\.r([0-9]+)$")
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(kb|mb|gb|b|)")
 
 Described = dict[str, Any]
 """One shard in an index."""
 
 
-def bytes_of(size: int | str | None) -> int | None:
-    """A size as the library has them: a number of bytes, or a text as `64mb`. BadSettingError."""
-    if size is None or isinstance(size, int):
-        made = size
-    else:
-        match = _SIZE.fullmatch(size.lower().replace(" ", ""))
-        if match is None:
-            raise BadSettingError(f"size {size!r}: use bytes, or a number with kb, mb or gb")
-        made = int(float(match[1]) * {"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}.get(match[2], 1))
-    if made is not None and not 0 < made <= config.MDS_SHARD:
-        raise BadSettingError(f"size {size!r}: a shard holds less than 4 GiB")
-    return made
+TOO_ALIKE = "too many samples so much alike for one key: they could not be read again"
+"""Why shards are refused whose content would be taken for an attack when they are read."""
 
 
 class _IndexMovedError(Exception):
@@ -79,6 +68,10 @@ class Publication:
     marks: dict[str, str] = field(default_factory=dict)
     """Of what was written: name -> mark of its content."""
     temporary: str = field(default_factory=temporary_name)
+
+    def begin(self) -> None:
+        """To be called before anything is written."""
+        self._note()
 
     def _note(self) -> None:
         if self.note is not None:
@@ -112,7 +105,7 @@ class Publication:
         """Write all records as shards with the settings of `template` (None: those of a new data set), a new one where
         `limit` bytes would be exceeded, called by `stems` in turn. Columns are those `given`, else the template's, else
         made for the first record. StorageError, EFBIG for 4 GiB in one."""
-        self._note()
+        self.begin()
         records = iter(records)
         first = next(records, None)
         if first is None:
@@ -138,40 +131,39 @@ class Publication:
             self._store(raw, shard, next(stems))
 
     def _store(self, raw: mds_writing.RawShard, shard: Described, stem: str) -> None:
-        basename = f"{stem}.mds"
+        raw_data, zip_data = self.put(f"{stem}.mds", raw.pieces(), raw.size, shard)
+        stored = raw_data["bytes"] if zip_data is None else zip_data["bytes"]
+        if len(raw) * len(shard["column_names"]) > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored:
+            raise BadSettingError(TOO_ALIKE)
+        self.made.append({**shard, "samples": len(raw), "raw_data": raw_data, "zip_data": zip_data})
+
+    def put(
+        self, basename: str, pieces: Iterable[bytes], size: int, shard: Described
+    ) -> tuple[Described, Described | None]:
+        """Write a file of `size` raw bytes, compressed as `shard` says; what an index says of it raw and compressed.
+        BadSettingError for what would be taken for an attack when it is read, MissingExtraError, StorageError."""
         codec, level, ending = codec_of(shard["compression"])
-        raw_data, zip_data = _Counted(shard["hashes"]), _Counted(shard["hashes"])
+        raw, stored = _Counted(shard["hashes"]), _Counted(shard["hashes"])
 
         def write(file: BinaryIO) -> None:
-            zip_data.file = file
-            with compression.compressing(codec, zip_data, level) as put:  # type: ignore[arg-type]
-                for piece in raw.pieces():
-                    raw_data.write(piece)
+            stored.file = file
+            with compression.compressing(codec, stored, level, size) as put:  # type: ignore[arg-type]
+                for piece in pieces:
+                    raw.write(piece)
                     put(piece)
 
-        name = basename + ending
+        name = self.split + basename + ending
 
         def marked(mark: str) -> None:
-            self.marks[self.split + name] = mark
+            self.marks[name] = mark
             self._note()
 
         told = None if self.note is None else marked
-        self.storage.put(self.split + name, write, replace=False, temporary=self.temporary, marked=told)
-        self.files.append(self.split + name)
-        self._check_readable(raw, shard, codec, raw_data.size, raw_data.size if codec is None else zip_data.size)
-        described = {**shard, "samples": len(raw), "raw_data": raw_data.described(basename), "zip_data": None}
-        if codec is not None:
-            described["zip_data"] = zip_data.described(name)
-        self.made.append(described)
-
-    @staticmethod
-    def _check_readable(raw: mds_writing.RawShard, shard: Described, codec: str | None, size: int, stored: int) -> None:
-        """BadSettingError for a shard whose content would be taken for an attack when it is read."""
-        values = len(raw) * len(shard["column_names"])
-        if values > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored or size > compression.raw_limit(
-            codec, stored
-        ):
-            raise BadSettingError("too many samples so much alike for one key: they could not be read again")
+        self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told)
+        self.files.append(name)
+        if raw.size > compression.raw_limit(codec, stored.size):
+            raise BadSettingError(TOO_ALIKE)
+        return raw.described(basename), None if codec is None else stored.described(basename + ending)
 
     def publish(self, edit: Callable[[list[Described]], list[Described]], limit: int) -> None:
         """Replace the index by one whose list of shards is what `edit` makes of it; whatever it raises, the shards are
@@ -287,16 +279,6 @@ class _Counted:
         return {"basename": basename, "bytes": self.size, "hashes": hashes}
 
 
-def codec_of(text: str | None) -> tuple[str | None, int | None, str]:
-    """Codec, level and file ending of an index's compression. BadSettingError for one that is not written here."""
-    if text is None:
-        return None, None, ""
-    match = _CODEC.fullmatch(text)
-    if match is None:
-        raise BadSettingError(f"the index has compression {text}, which is not written here")
-    return match[1], None if match[2] is None else int(match[2]), "." + match[1]
-
-
 def template_columns(template: Mapping[str, Any]) -> mds.Columns:
     return mds.columns(*(tuple(template[f"column_{part}"]) for part in ("names", "encodings", "sizes")))
 
@@ -345,37 +327,38 @@ def new_place(storage: LocalStorage, key: Key) -> tuple[str, str]:
     return split, key[len(split) :]
 
 
-def revisions(storage: LocalStorage, split: str, basename: str) -> Iterator[str]:
-    """Names for new versions of a shard, without `.mds`, that no file has yet: `shard.00003.r2`, `.r3`..."""
-    stem = basename.removesuffix(".mds")
+def revisions(storage: LocalStorage, split: str, basename: str, kind: str = "mds") -> Iterator[str]:
+    """Names for new versions of a shard, without its format, that no file has yet: `shard.00003.r2`, `.r3`..."""
+    stem = basename.removesuffix(f".{kind}")
     found = _REVISION.search(stem)
     first = 2 if found is None else int(found[1]) + 1
     plain = _REVISION.sub("", stem)
-    return _free(storage, split, (f"{plain}.r{number}" for number in itertools.count(first)))
+    return _free(storage, split, (f"{plain}.r{number}" for number in itertools.count(first)), kind)
 
 
-def successors(storage: LocalStorage, split: str, stem: str) -> Iterator[str]:
+def successors(storage: LocalStorage, split: str, stem: str, kind: str = "mds") -> Iterator[str]:
     """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`...
 
     KeyExistsError where the first is in use.
     """
-    if not is_free(storage, split, stem):
+    if not is_free(storage, split, stem, kind):
         raise KeyExistsError(f"{split}{stem} has a file in {storage.root} already, in the index or not")
     yield stem
     match = re.fullmatch(r"(.*?)([0-9]+)", stem)
     prefix, digits = (match[1], match[2]) if match else (stem + ".", "00000")
     later = (f"{prefix}{number:0{len(digits)}d}" for number in itertools.count(int(digits) + 1))
-    yield from _free(storage, split, later)
+    yield from _free(storage, split, later, kind)
 
 
-def _free(storage: LocalStorage, split: str, stems: Iterator[str]) -> Iterator[str]:
-    return (stem for stem in stems if is_free(storage, split, stem))
+def _free(storage: LocalStorage, split: str, stems: Iterator[str], kind: str) -> Iterator[str]:
+    return (stem for stem in stems if is_free(storage, split, stem, kind))
 
 
-def is_free(storage: LocalStorage, split: str, stem: str) -> bool:
-    for ending in ("", ".zstd", ".gz", ".bz2", ".br", ".snappy"):
+def is_free(storage: LocalStorage, split: str, stem: str, kind: str = "mds") -> bool:
+    parts = ("",) if kind == "mds" else ("", ".meta")
+    for part, codec in itertools.product(parts, ("", *LEVELS)):
         try:
-            storage.stat(f"{split}{stem}.mds{ending}")
+            storage.stat(f"{split}{stem}.{kind}{part}{codec and '.' + codec}")
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise

@@ -20,7 +20,7 @@ import PIL.Image
 import pytest
 
 from shardfs import config, index, values
-from shardfs.drivers import mds, mds_writing, streaming_writing
+from shardfs.drivers import mds, mds_writing, streaming_settings, streaming_writing
 from shardfs.drivers.base import Cell, NewRecord, Value, Verbatim
 from shardfs.drivers.streaming import StreamingDriver
 from shardfs.errors import (
@@ -353,13 +353,13 @@ def test_a_large_key_is_several_shards(tmp_path: Path) -> None:
     ("text", "expected"), [("64mb", 64 << 20), ("1.5kb", 1536), (100, 100), ("10", 10), (None, None)]
 )
 def test_sizes_are_those_of_the_library(text: Any, expected: int | None) -> None:
-    assert streaming_writing.bytes_of(text) == expected
+    assert streaming_settings.shard_limit(text) == expected
 
 
 @pytest.mark.parametrize("text", ["x", "1tb", "4gb", -1, "1kib"])
 def test_impossible_sizes_are_refused(text: Any) -> None:
     with pytest.raises(BadSettingError):
-        streaming_writing.bytes_of(text)
+        streaming_settings.shard_limit(text)
 
 
 def test_a_shard_that_is_too_large_is_efbig_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
