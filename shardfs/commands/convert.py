@@ -83,8 +83,8 @@ def _options(driver: str, compression: str | None) -> dict[str, Any]:
     match = _COMPRESSION.fullmatch(compression)
     if match is None:
         raise BadSettingError(
-            f"--compression {compression}: use gz, zst or none, for streaming also bz2, br or snappy; with a level as in "
-            "zst:9 if need be"
+            f"--compression {compression}: use gz, zst or none, for streaming also bz2, br or snappy; with a level as "
+            "in zst:9 if need be"
         )
     codec, level = match[1], match[2]
     if _kind(driver) == "squirrel":
