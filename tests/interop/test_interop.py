@@ -19,6 +19,8 @@ from shardfs.converting import convert_all
 from shardfs.drivers.base import Value
 from shardfs.model import Key
 from shardfs.sealing import Base, Changed, Source, Stored, seal
+from shardfs.streaming import readers
+from shardfs.streaming_readers import FileReader
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -72,7 +74,10 @@ def test_squirrel_core_finds_its_keys_beside_our_zstd_shards(tmp_path: Path, for
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("compression", "hashes"),
-    [("none", "sha1,xxh64"), ("zstd", "none"), ("zstd:7", "xxh3_64"), ("gz", "md5"), ("gz:1", "none")],
+    [
+        *(("none", "sha1,xxh64"), ("zstd", "none"), ("zstd:7", "xxh3_64"), ("gz", "md5"), ("gz:1", "none")),
+        *(("bz2", "blake2b"), ("br", "xxh128"), ("snappy", "sha3_256,xxh32")),
+    ],
 )
 def test_what_mosaicml_streaming_writes_we_read_equal(tmp_path: Path, compression: str, hashes: str) -> None:
     theirs = library("streaming", tmp_path, str(tmp_path / "set"), compression, hashes)
@@ -105,7 +110,7 @@ def test_squirrel_core_reads_shards_of_many_members(tmp_path: Path, level: int |
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("compression", ["none", "zstd", "gz", "gz:1", "zstd:9"])
+@pytest.mark.parametrize("compression", ["none", "zstd", "gz", "gz:1", "zstd:9", "bz2", "br:1", "snappy"])
 def test_mosaicml_streaming_reads_what_was_converted(tmp_path: Path, compression: str) -> None:
     source = open_store(tmp_path / "s", driver="squirrel")
     source.set(large_samples(), "train/a")
@@ -152,7 +157,13 @@ def written_again(base: Base, files: Files) -> Files:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("compression", "hashes"), [("none", "sha1,xxh64"), ("zstd:7", "xxh3_64"), ("gz", "none")])
+@pytest.mark.parametrize(
+    ("compression", "hashes"),
+    [
+        *(("none", "sha1,xxh64"), ("zstd:7", "xxh3_64"), ("gz", "none")),
+        *(("bz2:1", "sha512"), ("br:3", "xxh64"), ("snappy", "md5,sha1")),
+    ],
+)
 def test_mosaicml_streaming_reads_the_shards_that_we_add_and_change(
     tmp_path: Path, compression: str, hashes: str
 ) -> None:
@@ -184,6 +195,105 @@ def test_mosaicml_streaming_reads_the_shards_that_we_add_and_change(
     expected = {**theirs, "train": [*theirs["train"], *theirs["train"][:first]]}
     expected["new"] = [{"a": describe(1), "b": describe(b"x"), "c": describe([1, "é"])}]
     assert now == through_json(expected)
+
+
+ROWS = [
+    *(("json", "none", "sha1,xxh64"), ("json", "br", "none"), ("csv", "gz", "md5"), ("csv", "snappy", "xxh3_128")),
+    *(("tsv", "bz2:3", "none"), ("tsv", "zstd:9", "sha256"), ("xsv", "none", "none"), ("xsv", "zstd", "blake2s")),
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("form", "compression", "hashes"), ROWS)
+def test_mosaicml_streaming_and_we_read_each_others_rows(
+    tmp_path: Path, form: str, compression: str, hashes: str
+) -> None:
+    theirs = library("streaming", tmp_path, "rows", str(tmp_path / "set"), form, compression, hashes)
+    demanded = None if hashes == "none" else hashes.split(",")[0]
+    store = open_store(tmp_path / "set", validate_hash=demanded)
+    assert len(store) > 3, "the set should have several shards"
+    mine: dict[str, list[Any]] = {"train": [], "val": []}
+    for key in store:
+        mine[key.partition("/")[0]] += store.get(key)
+    described = {split: [described_row(sample) for sample in samples] for split, samples in mine.items()}
+    assert described == theirs
+    # a key behind the last one, and a changed one with the rows in another order
+    store.set(mine["train"], "train/new")
+    first = list(store.get(store.keys()[0]))
+    store.set(first[::-1], store.keys()[0])
+    now = library("streaming", tmp_path, "dump", str(tmp_path / "set"), demanded or "none")
+    count = len(first)
+    train = [*theirs["train"][:count][::-1], *theirs["train"][count:], *theirs["train"]]
+    assert now == {**theirs, "train": train}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("form", "compression"), [("json", "none"), ("csv", "zstd:3"), ("tsv", "snappy")])
+def test_mosaicml_streaming_reads_rows_of_a_data_set_that_we_made(tmp_path: Path, form: str, compression: str) -> None:
+    samples = [{"a": at, "b": f"täxt {at}", "c": at / 3} for at in range(50)]
+    store = open_store(tmp_path / "set", driver="streaming", format=form, compression=compression, size_limit="1kb")
+    store.set(samples, "train/shard.00000")
+    assert len(store) > 1
+    theirs = library("streaming", tmp_path, "dump", str(tmp_path / "set"), "none")
+    assert theirs == {"train": [described_row(sample) for sample in samples]}
+
+
+def described_row(sample: dict[str, Any]) -> Any:
+    return {name: through_json(describe(value)) for name, value in sample.items()}
+
+
+CASES = sorted(str(path / "data") for path in (HERE.parent / "data" / "streaming").iterdir())
+
+
+def all_readers(folder: str) -> dict[str, FileReader]:
+    """By split and number."""
+    found = {}
+    for index_file in sorted(Path(folder).rglob("index.json")):
+        split = str(index_file.parent.relative_to(folder)).removeprefix(".")
+        found |= {f"{split}:{at}": reader for at, reader in enumerate(readers(folder, split))}
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_readers_have_the_librarys_sizes(tmp_path: Path) -> None:
+    for folder, theirs in library("streaming", tmp_path, "sizes", *CASES).items():
+        mine = {
+            name: {
+                "size": reader.size,
+                "len": len(reader),
+                "raw": reader.get_raw_size(),
+                "zip": reader.get_zip_size(),
+                "max": reader.get_max_size(),
+                "persistent": [reader.get_persistent_size(keep) for keep in (False, True)],
+                "size_limit": reader.size_limit,
+            }
+            for name, reader in all_readers(folder).items()
+        }
+        assert mine == theirs
+
+
+@pytest.mark.timeout(300)
+def test_readers_say_what_the_library_says_is_present_and_delete_nothing(tmp_path: Path) -> None:
+    """In each state that files can be in. Where the library deletes what it cannot do without (a raw shard whose
+    compressed form is missing), or does not count what could be read, the bytes that are there are told."""
+    states = 0
+    for folder, answers in library("streaming", tmp_path, "present", *CASES).items():
+        mine = all_readers(folder)
+        before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+        for state, theirs in answers.items():
+            split, at, chosen, keep = json.loads(state)
+            reader = mine[f"{split}:{at}"]
+            size = reader.set_up_local({os.path.join(folder, split, name) for name in chosen}, keep)
+            raw = [pair[0].basename in chosen for pair in reader.file_pairs]
+            zipped = [pair[1] is not None and pair[1].basename in chosen for pair in reader.file_pairs]
+            if theirs == 0 and all(one or other for one, other in zip(raw, zipped, strict=True)):
+                assert all(raw) or not all(zipped), state
+                assert size > 0, state
+            else:
+                assert size == theirs, state
+            states += 1
+        assert {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()} == before
+    assert states > 100
 
 
 @pytest.mark.timeout(300)
