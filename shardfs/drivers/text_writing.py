@@ -27,6 +27,8 @@ from shardfs.drivers.text_rows import Columns, columns, too_many, too_much
 from shardfs.errors import BadSettingError, StorageError
 
 _REFUSED = (ValueError, TypeError, OverflowError)
+_encoder = json.JSONEncoder(sort_keys=True)
+"""Made once, where json.dumps would make one for each row."""
 
 
 def write_shards(
@@ -141,6 +143,10 @@ def _settings(kind: str, template: Described | None, first: NewRecord) -> Descri
 
 def _columns(shard: Described) -> Columns:
     if shard["format"] == "json":
+        if shard["newline"].strip(" \t\r\n"):
+            raise BadSettingError(
+                f"rows of JSON that end in {shard['newline']!r} could not be read, by the library neither"
+            )
         declared = shard["columns"]
         return columns("json", tuple(declared), tuple(declared.values()), None, shard["newline"])
     made = columns(
@@ -201,7 +207,7 @@ def row(made: Columns, sample: Any, name: str) -> bytes:
         except _REFUSED as error:
             raise BadSettingError(f"sample {name}: column {column} is {encoding}: {str(error)[:300]}") from error
     if made.format == "json":
-        text = json.dumps(values, sort_keys=True)
+        text = _encoder.encode(values)
     else:
         text = made.separator.join(values.values())
         if text.split(made.separator) != list(values.values()) and values:

@@ -673,6 +673,12 @@ def test_column_names_that_csv_cannot_have(tmp_path: Path) -> None:
     assert samples_of(opened(tmp_path), "a") == [{"a,b": 1, "f": 0.5}]
 
 
+def test_newlines_that_json_does_not_take_are_not_written(tmp_path: Path) -> None:
+    one(tmp_path, "json", [], {"n": "int"}, newline="<br>")
+    with pytest.raises(BadSettingError, match="could not be read"):
+        opened(tmp_path).write(Key("b"), [{"n": 1}])
+
+
 def test_a_format_may_change_from_key_to_key(tmp_path: Path) -> None:
     for at, kind in enumerate(("mds", "csv", "json", "mds")):
         opened(tmp_path, format=kind).write(Key(f"shard.{at:05d}"), [{"n": at}])
