@@ -42,6 +42,7 @@ class Refresh:
         self._nursery: trio.Nursery | None = None
         self._workers: Workers | None = None
         self._failed = False
+        self._told: set[str] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -52,6 +53,7 @@ class Refresh:
             self._listed = trio.current_time()
             for directory in self._tree.slots:
                 directory.checked = self._listed
+            self._tell_problems()
             try:
                 yield
             finally:
@@ -123,8 +125,17 @@ class Refresh:
         entries = await workers.io(lambda: self._driver.entries() if self._driver.changed() else None)
         if entries is None:
             return
+        self._tell_problems()
         gone = self._tree.update(entries)
         for directory in self._tree.slots:
             directory.checked = self._listed
         for directory in gone:
             self._superseded(directory)
+
+    def _tell_problems(self) -> None:
+        """Log what the last listing could not show, or not read or check: once, until it is in order again."""
+        problems = list(self._driver.problems)
+        for problem in problems:
+            if problem not in self._told:
+                log.warning("%s", problem)
+        self._told = set(problems)
