@@ -33,8 +33,8 @@ def open_store(url_or_path: str | os.PathLike[str], driver: str | None = None, *
 
     `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
     without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
-    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression). Raises BadStoreError,
-    BadSettingError.
+    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression, format). Raises
+    BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
