@@ -111,18 +111,27 @@ def columns(
     return Columns(format, names, encodings, separator, newline)
 
 
-def too_many(columns: Columns, rows: int, stored: int) -> bool:
-    """True for more rows than so many stored bytes hold in earnest."""
-    return rows * max(1, len(columns.names)) > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
+def value_limit(stored: int) -> int:
+    """Values that a shard of so many stored bytes may hold."""
+    return config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
 
 
-def too_much(columns: Columns, rows: int, raw: int, stored: int) -> bool:
-    """True for rows of so many raw bytes in all that reading them would take its time beyond what the stored bytes
-    are worth: JSON may have a value in each few bytes of it."""
+def least_cost(columns: Columns, rows: int, raw: int) -> int:
+    """Values that so many rows of so many raw bytes in all count as, at least; those of XSV count as no more."""
+    if columns.format == "json":
+        return rows * (1 + config.SAMPLE_TOKENS) + raw // config.TEXT_PER_TOKEN
+    # long names are names of files that must be cut, for each row anew
+    long = sum(len(name) // config.TEXT_PER_TOKEN for name in columns.names if len(name) > config.NAME_MAX)
+    return rows * max(1, len(columns.names) + long)
+
+
+def row_cost(columns: Columns, row: bytes) -> int:
+    """Values that a row of JSON counts as; 0 for one of XSV, whose cells are counted by their columns."""
     if columns.format != "json":
-        return False
-    limit = config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored
-    return raw // 4 + rows * config.JSON_LINES * (1 + config.SAMPLE_TOKENS) > limit * config.JSON_LINES
+        return 0
+    # there is a value to each comma, or to each bracket where there is none
+    values = row.count(b",") + row.count(b"[") + row.count(b"{")
+    return values + 1 + config.SAMPLE_TOKENS + len(row) // config.TEXT_PER_TOKEN
 
 
 class TextShard(InMemory):
@@ -147,9 +156,8 @@ class TextShard(InMemory):
         self.columns = columns
         self.first_sample = first_sample
         self.samples_through = samples_through
-        if too_many(columns, samples, stored):
-            raise DamagedShardError(f"{samples} samples, more than {stored} stored bytes hold in earnest", 0)
-        if too_much(columns, samples, len(self.raw), stored):
+        self._limit = value_limit(stored)
+        if least_cost(columns, samples, len(self.raw)) > self._limit:
             raise OverfullShardError(0)
         self._offsets = _offsets(memoryview(meta), self.raw, samples, columns)
 
@@ -158,12 +166,15 @@ class TextShard(InMemory):
         return len(self.raw) + self._offsets.nbytes
 
     def records(self) -> Iterator[Record]:
-        """All rows in order. DamagedShardError for one that is none."""
-        raw, split = self.raw, self.columns.split
+        """All rows in order. DamagedShardError for one that is none, or if they hold too much."""
+        raw, split, left = self.raw, self.columns.split, self._limit
         for first in range(0, len(self._offsets) - 1, _OFFSETS_AT_ONCE):
             offsets = self._offsets[first : first + _OFFSETS_AT_ONCE + 1].tolist()
             start = offsets[0]
             for end in offsets[1:]:
+                left -= row_cost(self.columns, bytes(raw[start:end]))
+                if left < 0:
+                    raise OverfullShardError(start)
                 yield Record(start, end, split(raw, start, end))
                 start = end
 

@@ -23,7 +23,7 @@ import numpy as np
 from shardfs import config
 from shardfs.drivers.base import Cell, NewRecord, Verbatim
 from shardfs.drivers.streaming_writing import TOO_ALIKE, Described, Publication
-from shardfs.drivers.text_rows import Columns, columns, too_many, too_much
+from shardfs.drivers.text_rows import Columns, columns, least_cost, row_cost, value_limit
 from shardfs.errors import BadSettingError, StorageError
 
 _REFUSED = (ValueError, TypeError, OverflowError)
@@ -52,13 +52,13 @@ def write_shards(
     made = _columns(shard)
     publication.storage.make_directory(publication.split)
     with ExitStack() as stack:
-        rows = stack.enter_context(_Rows(made.header, str(publication.storage.root)))
+        rows = stack.enter_context(_Rows(made, str(publication.storage.root)))
         for record in itertools.chain((first,), records):
             data = record.data if isinstance(record, Verbatim) else row(made, record.sample, record.name)
             if limit is not None and len(rows) and rows.bytes + len(data) > limit:
                 _store(publication, rows, shard, made, next(stems))
                 rows.__exit__()
-                rows = stack.enter_context(_Rows(made.header, str(publication.storage.root)))
+                rows = stack.enter_context(_Rows(made, str(publication.storage.root)))
             if len(made.header) + rows.bytes + len(data) > config.MDS_SHARD:
                 raise StorageError(f"4 GiB or more in one {kind} shard, which has no room for them", errno.EFBIG)
             rows.add(data)
@@ -73,7 +73,7 @@ def _store(publication: Publication, rows: _Rows, shard: Described, made: Column
     described["raw_data"], described["zip_data"] = publication.put(basename, rows.pieces(), size, shard)
     described["raw_meta"], described["zip_meta"] = publication.put(f"{basename}.meta", (meta,), len(meta), shard)
     stored = sum((described[f"zip_{part}"] or described[f"raw_{part}"])["bytes"] for part in ("data", "meta"))
-    if too_many(made, len(rows), stored) or too_much(made, len(rows), size, stored):
+    if max(rows.cost, least_cost(made, len(rows), size)) > value_limit(stored):
         raise BadSettingError(TOO_ALIKE)
     publication.made.append(described)
 
@@ -82,12 +82,15 @@ class _Rows:
     """The rows of a shard as they come: in a temporary file (in memory while they are few). Knows where each ends.
     Closed at the end of a `with` block."""
 
-    def __init__(self, header: bytes, directory: str) -> None:
-        self._header = header
+    def __init__(self, made: Columns, directory: str) -> None:
+        self._columns = made
+        self._header = made.header
         self._ends = array("Q")
         self._file = SpooledTemporaryFile(config.SPOOL, dir=directory)  # noqa: SIM115
         self.bytes = 0
         """Of the rows alone."""
+        self.cost = 0
+        """What reading them costs, see text_rows."""
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -100,6 +103,7 @@ class _Rows:
 
     def add(self, data: bytes | memoryview) -> None:
         self._file.write(data)
+        self.cost += row_cost(self._columns, bytes(data))
         self.bytes += len(data)
         self._ends.append(self.bytes)
 

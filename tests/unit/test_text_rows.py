@@ -444,13 +444,33 @@ def test_a_header_of_other_columns_is_damage_and_none_at_all_is_not(tmp_path: Pa
                 samples_of(opened(tmp_path))
 
 
-def test_shards_that_hold_too_much_for_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("json", [b""] * 30_000),
+        ("json", [b"[" + b"[]," * 30_000 + b"0]\n"]),
+        ("json", [b"[" + b"0," * 30_000 + b"0]\n"]),
+        ("json", [b"[" * 60 + b"]" * 60 + b"\n"] * 3_000),
+        ("json", [b'"' + b"x" * 3_000_000 + b'"\n']),
+        ("csv", [b""] * 30_000),
+    ],
+)
+def test_shards_that_hold_too_much_for_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, rows: list[bytes]
+) -> None:
     monkeypatch.setattr(config, "TOKEN_FLOOR", 1000)
-    one(tmp_path / "few", "json", [b""] * 30_000, {}, "zstd")
-    with pytest.raises(DamagedShardError, match="in earnest"):
-        samples_of(opened(tmp_path / "few"))
-    one(tmp_path / "long", "json", [b"[" + b"[]," * 300_000 + b"0]\n"], {}, "zstd")
-    with pytest.raises((OverfullShardError, DamagedShardError)):
+    one(tmp_path, kind, rows, COLUMNS, "zstd")
+    with pytest.raises(OverfullShardError):
+        samples_of(opened(tmp_path))
+
+
+def test_long_names_count_for_each_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "TOKEN_FLOOR", 1000)
+    rows = [b"0\n"] * 5000
+    one(tmp_path / "short", "csv", rows, {"a" * 200: "int"}, "gz")
+    assert len(samples_of(opened(tmp_path / "short"))) == 5000
+    one(tmp_path / "long", "csv", rows, {"a" * 9000: "int"}, "gz")
+    with pytest.raises(OverfullShardError):
         samples_of(opened(tmp_path / "long"))
 
 
