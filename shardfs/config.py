@@ -42,10 +42,10 @@ BOMB_FLOOR = 128 * MIB
 """Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds. A damaged shard
 may take 256 MiB in all; the other half is for what is made of the raw bytes before the damage shows."""
 
-BOMB_RATIO = {"gz": 200, "zstd": 1_000, "bz2": 1_000, "br": 1_000, "snappy": 25}
+BOMB_RATIO = {"gz": 200, "zstd": 1_000, "bz2": 1_000, "br": 1_000, "snappy": 64}
 """Above BOMB_FLOOR, raw bytes per stored byte at most, by codec. Real shards reach 10 to 100, equal samples over and
 over 150 with deflate and 450 with zstd; deflate's bombs 230 (when made fast) to 1,000, zstd's 30,000, those of bzip2
-and brotli are beyond that. snappy has no more than 64 bytes for each 3."""
+and brotli are beyond that. snappy has no more than 64 raw bytes for 3, whatever it says."""
 
 SUSPECT_SIZE = 32 * MIB
 SUSPECT_RATIO = 50
