@@ -89,8 +89,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, rw, allow_overwrite, allow_delete, write_back=, allow_other, nonempty, no_index, driver=NAME, "
-        "memory=SIZE, arrays=, text=; fstab's own are ignored",
+        help="ro, rw, allow_overwrite, allow_delete, write_back=, size_limit=, allow_other, nonempty, no_index, "
+        "driver=NAME, memory=SIZE, arrays=, text=; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
@@ -104,6 +104,11 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         "--write-back",
         metavar="SECONDS",
         help="with --rw: store a key after so many quiet seconds (default: 5; off: only when it is asked for)",
+    )
+    parser.add_argument(
+        "--size-limit",
+        metavar="SIZE",
+        help="with --rw, for data sets of MosaicML Streaming: split a larger new key into several (64mb)",
     )
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)
