@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardfs import compression
-from shardfs.drivers import mds, streaming_order
+from shardfs.drivers import mds, streaming_garbage, streaming_order
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
+from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.hashes import HASHES, Hash, hasher
 from shardfs.drivers.in_place import InPlace
 from shardfs.drivers.numbered import Standing
@@ -168,6 +169,14 @@ class StreamingDriver:
         split, _ = new_place(self._storage, key)
         scan = self._all()
         return streaming_order.key_before(scan.splits, split + INDEX, scan.places)
+
+    def garbage(self) -> list[Garbage]:
+        """See Collecting."""
+        return streaming_garbage.garbage(self._storage, INDEX_MAX)
+
+    def discard(self, found: Garbage) -> None:
+        """See Collecting."""
+        streaming_garbage.discard(self._storage, found, INDEX_MAX)
 
     def _all(self) -> _Scan:
         """A scan of all indexes as they are now."""

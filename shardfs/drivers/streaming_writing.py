@@ -80,6 +80,8 @@ class Publication:
     marks: dict[str, str] = field(default_factory=dict)
     """Of what was written: name -> mark of its content."""
     temporary: str = field(default_factory=temporary_name)
+    held: ExitStack = field(default_factory=ExitStack)
+    """Keeps what was written from being taken for garbage until the index names it."""
 
     def _note(self) -> None:
         if self.note is not None:
@@ -157,7 +159,8 @@ class Publication:
             self._note()
 
         told = None if self.note is None else marked
-        self.storage.put(self.split + name, write, replace=False, temporary=self.temporary, marked=told)
+        held = self.held if len(self.made) < config.SHARDS_HELD else None
+        self.storage.put(self.split + name, write, replace=False, temporary=self.temporary, marked=told, held=held)
         self.files.append(self.split + name)
         self._check_readable(raw, shard, codec, raw_data.size, raw_data.size if codec is None else zip_data.size)
         described = {**shard, "samples": len(raw), "raw_data": raw_data.described(basename), "zip_data": None}
@@ -191,6 +194,8 @@ class Publication:
         except BaseException:
             self.abandon(limit)
             raise
+        finally:
+            self.held.close()
 
     def _replace(self, data: bytes, listed: Listed | None) -> None:
         name = self.split + INDEX
@@ -217,6 +222,7 @@ class Publication:
 
     def abandon(self, limit: int) -> None:
         """Remove the shards, which were not published: whatever failed, only if the index there is now names none."""
+        self.held.close()
         try:
             shards = self.read_index(limit)[1]["shards"]
         except (ShardfsError, ValueError):
