@@ -55,8 +55,8 @@ async def _rename_entry(
     overlay = source.overlay
     if isinstance(key, KeyDirectory):
         await vfs.numbering.check_name(key, await vfs.table(key), new_name)
-        if not is_temporary(new_name) and name.partition(b".")[0] != new_name.partition(b".")[0]:
-            await _check_sample(vfs, key, overlay, name, found)
+        if not is_temporary(new_name):
+            await _check_sample(vfs, key, overlay, name, found, new_name)
         overlay = await vfs.overlay(key)
         ref = vfs.known(overlay, found) if isinstance(found, StagedEntry) else await vfs.adopt(key, found[0])
         if is_temporary(new_name):
@@ -71,11 +71,23 @@ async def _rename_entry(
 
 
 async def _check_sample(
-    vfs: WritableVfs, key: KeyDirectory, overlay: Overlay | None, name: bytes, found: StagedEntry | tuple[int, int]
+    vfs: WritableVfs,
+    key: KeyDirectory,
+    overlay: Overlay | None,
+    name: bytes,
+    found: StagedEntry | tuple[int, int],
+    new_name: bytes,
 ) -> None:
-    """EPERM where a stored file is not to be taken out of its sample. To a temporary name it may be moved: that is how
-    editors replace files."""
-    if await vfs.numbering.closed(key) is not None:
+    """EPERM where a stored file is not to be given to another sample. To a temporary name it may be moved, and back:
+    that is how editors replace files."""
+    if await vfs.numbering.closed(key) is None:
+        return
+    of = name
+    if isinstance(found, StagedEntry) and overlay is not None:
+        origin, file = overlay.origins.get(found.id, (key, found.base))
+        of = name if file is None or origin is not key else (await vfs.table(key)).name(file)
+    stem = new_name.partition(b".")[0]
+    if stem not in (name.partition(b".")[0], of.partition(b".")[0]):
         await vfs.check_removable(key, overlay, name, found)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,7 @@ class StreamingDriver:
         if self._validate not in (None, "auto") and hasher(str(self._validate)) is None:
             raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
         self._scan: _Scan | None = None
+        self._before: Mapping[str, Place] = {}
         self.problems: list[str] = []
         self.reserved: Callable[[], Collection[str]] = tuple
         self.beginning = False
@@ -299,13 +300,10 @@ class StreamingDriver:
 
     def load(self, entry: Entry, grow: Grow) -> mds.MdsShard:
         """Fetch, check and decompress; see Driver. StorageError also if a demanded hash is not in the index."""
-        scan = self._fresh(entry.key)
-        place = scan.places[entry.key]
-        identity, form, version = entry.version.split(".", 2)
-        if identity != place.identity:
-            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
+        place = self._where(entry)
+        _, form, version = entry.version.split(".", 2)
         if form == "none":
-            raise self._gone(scan, entry)
+            raise self._gone(place, entry)
         info, codec = (place.zip, _codec(place)) if form == "zip" and place.zip else (place.raw, None)
         try:
             return self._read(place, info, codec, Version(version), grow)
@@ -315,28 +313,42 @@ class StreamingDriver:
         except StorageError as error:
             if error.errno != errno.ENOENT:
                 raise
-            raise self._gone(scan, entry) from error
+            raise self._gone(place, entry) from error
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
         """In place, where the raw file is there and no hash of the whole of it is to be checked."""
-        identity, form, version = entry.version.split(".", 2)
-        place = self._fresh(entry.key).places[entry.key]
-        if identity != place.identity:
-            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
+        place = self._where(entry)
+        _, form, version = entry.version.split(".", 2)
         if form != "raw" or raw_bytes != place.raw.size or self._hash_for(place.raw) is not None:
             return None
         reader = self._storage.open(place.raw.name, Version(version))
         # of another size: damaged, as `load` will say
         return InPlace(reader, place.columns.decode, place.columns.cells) if reader.size == raw_bytes else None
 
-    def _gone(self, scan: _Scan, entry: Entry) -> StaleShardError | StorageError:
+    def _where(self, entry: Entry) -> Place:
+        """Where the version lies that an entry speaks of: as the index has it or, for who has begun to read, had it
+        before. MissingKeyError, StaleShardError."""
+        identity, before = entry.version.partition(".")[0], self._before
+        try:
+            place = self._fresh(entry.key).places[entry.key]
+        except MissingKeyError:
+            if identity not in before:
+                raise
+            return before[identity]
+        if place.identity != identity and identity not in before:
+            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
+        return place if place.identity == identity else before[identity]
+
+    def _gone(self, place: Place, entry: Entry) -> StaleShardError | StorageError:
         """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""
+        scan = self._scan
+        current = None if scan is None else scan.places.get(entry.key)
+        if scan is None or current is None or current.identity != place.identity:
+            return StaleShardError(f"{entry.key} was replaced since it was listed, and its file is gone")
         if _form(self._entry(scan, entry.key, self._stat)) != "none":
             return StaleShardError(f"{entry.key} lies in another file since it was listed")
         # EIO and not ENOENT: the key is in the listing, it is the data set that is not whole
-        return StorageError(
-            f"neither {scan.places[entry.key].raw.name} nor a compressed form of it is in {self._storage.root}"
-        )
+        return StorageError(f"neither {place.raw.name} nor a compressed form of it is in {self._storage.root}")
 
     def _read(self, place: Place, info: FileInfo, codec: str | None, version: Version, grow: Grow) -> mds.MdsShard:
         chosen = self._hash_for(info)
@@ -431,7 +443,9 @@ class StreamingDriver:
             problems += [f"{listed.name}: {count} {kind} shards are not shown" for kind, count in others.items()]
         if not splits:
             raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self._storage.root} or below it")
-        scan = _Scan(by_key(list(splits.values())), by_name, splits)
+        before, scan = scan, _Scan(by_key(list(splits.values())), by_name, splits)
+        if before is not None:
+            self._before = streaming_order.replaced(self._before, before.places, scan.places)
         self.problems = problems + self._doubts(scan.places)
         self._scan = scan
         return scan

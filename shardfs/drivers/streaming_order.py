@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from shardfs import config
 from shardfs.drivers.numbered import Standing
 from shardfs.drivers.streaming_index import Place
 from shardfs.errors import NotWritableError, RenumberingError
@@ -50,3 +51,11 @@ def key_before(splits: Mapping[str, list[Place]], index: str, places: Mapping[Ke
     check_alone(splits, "what it would come behind", index, inside)
     last = next((place.raw.name for place in reversed(inside) if place.samples), None)
     return next((key for key, place in places.items() if place.raw.name == last), None)
+
+
+def replaced(known: Mapping[str, Place], before: Mapping[Key, Place], after: Mapping[Key, Place]) -> dict[str, Place]:
+    """Where versions were that indexes have no more, by their identity: those that are `known`, and what has changed
+    between two scans. The last config.PLACES_KEPT of them."""
+    now = {place.identity for place in after.values()}
+    gone = {place.identity: place for place in before.values() if place.identity not in now}
+    return dict(list({**known, **gone}.items())[-config.PLACES_KEPT :])
