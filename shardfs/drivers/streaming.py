@@ -23,6 +23,7 @@ from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.hashes import HASHES, Hash, hasher
 from shardfs.drivers.in_place import InPlace
 from shardfs.drivers.numbered import Standing
+from shardfs.drivers.streaming_following import published, settle, withdraw
 from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
 from shardfs.drivers.streaming_writing import (
     INDEX,
@@ -33,11 +34,9 @@ from shardfs.drivers.streaming_writing import (
     is_free,
     new_place,
     revisions,
-    settle,
     splits,
     successors,
     template_columns,
-    withdraw,
 )
 from shardfs.errors import (
     BadSettingError,
@@ -156,20 +155,23 @@ class StreamingDriver:
     def remove(self, key: Key) -> None:
         """See Driver. Takes the last key of a split out of the index: its files stay, for those who still read them.
         RenumberingError for any other that has samples."""
-        place = self._alone(key)
-        withdraw(self._storage, place.split, place.raw.name[len(place.split) :], key, INDEX_MAX)
+        place, twins = self._places(key)
+        for one in (place, *twins):
+            streaming_order.check_last(key, one)
+        for one in (place, *twins):
+            withdraw(self._storage, one.split, one.raw.name[len(one.split) :], key, INDEX_MAX)
 
     def standing(self, key: Key) -> Standing:
         """See NumberedThrough."""
         place = self._fresh(key).places[key]
         scan = self._all()
-        return streaming_order.standing(scan.splits, place.split + INDEX, key, place)
+        return streaming_order.standing(scan.splits, scan.places.get(key, place))
 
     def key_before(self, key: Key) -> Key | None:
         """See NumberedThrough."""
         split, _ = new_place(self._storage, key)
         scan = self._all()
-        return streaming_order.key_before(scan.splits, split + INDEX, scan.places)
+        return streaming_order.key_before(scan.splits, split, scan.places)
 
     def garbage(self) -> list[Garbage]:
         """See Collecting."""
@@ -181,18 +183,18 @@ class StreamingDriver:
 
     def _all(self) -> _Scan:
         """A scan of all indexes as they are now."""
-        listed = {listed.name: listed for listed in self._storage.list((INDEX,))}
+        files = self._storage.list((INDEX,))
+        listed = {listed.name: listed for listed in files if listed.name.rpartition("/")[2] == INDEX}
         return self._rescan(listed) if listed or self._scan is not None else _Scan({}, {}, {})
 
-    def _alone(self, key: Key) -> Place:
-        """Where a key is that one index has only. MissingKeyError, NotWritableError."""
+    def _places(self, key: Key) -> tuple[Place, list[Place]]:
+        """Where a key is, in the index that is shown and in others that have it. MissingKeyError, NotWritableError."""
         # all of them again: an index that has come since may have the shard too
         scan = self._all()
         if key not in scan.places:
             raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
         place = scan.places[key]
-        streaming_order.check_alone(scan.splits, place.raw.name, place.split + INDEX, [place])
-        return place
+        return place, streaming_order.twins(scan.splits, place)
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
@@ -204,12 +206,12 @@ class StreamingDriver:
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the index names a file that was written, and the file is what was written."""
-        published = settle(self._storage, noted, self._named)
-        if not published:
+        found = settle(self._storage, noted, self._named, INDEX_MAX)
+        if not found:
             return None
         place = self._fresh(key).places[key]
         files = {place.raw.name} if place.zip is None else {place.raw.name, place.zip.name}
-        return self.entry(key) if files & published else None
+        return self.entry(key) if files & found else None
 
     def _named(self) -> set[str]:
         """All files that indexes name now. A BadStoreError says that none is good, unless there is none."""
@@ -221,11 +223,12 @@ class StreamingDriver:
 
     def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry, note: Note | None) -> Entry:
         try:
-            place = self._alone(key)
+            place, twins = self._places(key)
         except MissingKeyError as error:
             raise StaleShardError(f"{key} is gone since it was changed here") from error
         self._check_current(key, base)
-        publication = Publication(self._storage, place.split, note)
+        publication = Publication(self._storage, place.split, note, replaces=place.raw.name)
+        publication.twins = [twin.split for twin in twins]
         basename = place.raw.name[len(place.split) :]
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
         template = next((shard for shard in shards if basename_of(shard) == basename), None)
@@ -237,11 +240,14 @@ class StreamingDriver:
 
         def edit(shards: list[Any]) -> list[Any]:
             self._check_current(key, base)
+            for twin in twins if made["samples"] != place.samples else ():
+                streaming_order.check_last(key, twin)
             at = [basename_of(shard) for shard in shards].index(basename)
             streaming_order.check_numbers(key, shards, at, made["samples"])
             return [*shards[:at], made, *shards[at + 1 :]]
 
         publication.publish(edit, INDEX_MAX)
+        published(publication, INDEX_MAX)
         return self._published(key, publication)
 
     def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns) -> Entry:
@@ -251,8 +257,10 @@ class StreamingDriver:
     def _append(
         self, key: Key, records: Iterable[NewRecord], note: Note | None, columns: ChooseColumns | None = None
     ) -> Entry:
-        split, stem = new_place(self._storage, key)
-        publication = Publication(self._storage, split, note)
+        inner, stem = new_place(self._storage, key)
+        split, twins = streaming_order.outermost(self._all().splits, inner)
+        stem = inner[len(split) :] + stem
+        publication = Publication(self._storage, split, note, twins=twins)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
 
         def edit(shards: list[Any]) -> list[Any]:
@@ -272,6 +280,7 @@ class StreamingDriver:
             template = {**(template or {}), "compression": None if self._compression == "none" else self._compression}
         self._write_shards(publication, records, template, self._size_limit, stems, given)
         publication.publish(edit, INDEX_MAX)
+        published(publication, INDEX_MAX)
         return self._published(key, publication)
 
     @staticmethod

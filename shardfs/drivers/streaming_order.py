@@ -1,28 +1,51 @@
 """What in a data set of MosaicML Streaming depends on the order of its shards: which may change, which may grow.
 
-Samples are numbered through a split, so only behind its last samples can there be more of them. A merged index names
-shards that the indexes below it name, too: which of them a reader uses is not known here. Pure: works on what indexes
-say. Source of all format facts: what mosaicml-streaming 0.13.0 writes and reads, found by running it.
+Samples are numbered through a split, so only behind its last samples can there be more of them. A merged index has the
+shards that the indexes below it have, too: what is done to one of them is done to all, the outermost first, as that is
+the one that is shown. Pure: works on what indexes say, a mapping of their names to their shards. Source of all format
+facts: what mosaicml-streaming 0.13.0 writes and reads, found by running it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from shardfs import config
 from shardfs.drivers.numbered import Standing
-from shardfs.drivers.streaming_index import Place
+from shardfs.drivers.streaming_index import Place, key_of
 from shardfs.errors import NotWritableError, RenumberingError
 from shardfs.model import Key
 
+INDEX = "index.json"
+Splits = Mapping[str, list[Place]]
 
-def check_alone(splits: Mapping[str, Iterable[Place]], what: str, index: str, places: Iterable[Place]) -> None:
-    """NotWritableError where one of `splits` other than `index` has any of these shards, too."""
-    names = {place.raw.name for place in places}
-    for other, others in splits.items():
-        if other != index and any(place.raw.name in names for place in others):
-            raise NotWritableError(f"{what} is in two indexes, {index} and {other}, and only one could be changed")
+
+def twins(splits: Splits, place: Place) -> list[Place]:
+    """What other indexes say of a shard. NotWritableError where one has another version of it: nobody knows which is
+    to be changed."""
+    found = []
+    for index, others in splits.items():
+        for other in others if index != place.split + INDEX else ():
+            if other.raw.name == place.raw.name:
+                found.append(other)
+            elif key_of(other.raw.name) == key_of(place.raw.name):
+                text = f"{place.split}{INDEX} has {place.raw.name} and {index} {other.raw.name}: merge them anew"
+                raise NotWritableError(text)
+    return found
+
+
+def outermost(splits: Splits, split: str) -> tuple[str, list[str]]:
+    """To which split a new shard in a split is added first, and to which others then: those below that have the same
+    shards."""
+    names = {place.raw.name for place in splits.get(split + INDEX, ())}
+    above = [
+        index.removesuffix(INDEX)
+        for index, places in splits.items()
+        if split.startswith(index.removesuffix(INDEX)) and any(place.raw.name in names for place in places)
+    ]
+    ordered = sorted({*above, split}, key=len)
+    return ordered[0], ordered[1:]
 
 
 def check_numbers(key: str, shards: list[Any], at: int, samples: int) -> None:
@@ -34,21 +57,31 @@ def check_numbers(key: str, shards: list[Any], at: int, samples: int) -> None:
         raise RenumberingError(f"{text} would all get other numbers")
 
 
-def standing(splits: Mapping[str, Iterable[Place]], index: str, key: Key, place: Place) -> Standing:
+def check_last(key: str, place: Place) -> None:
+    """RenumberingError if there are samples behind those of a shard, and it has any."""
+    if place.samples and samples_behind(place):
+        text = f"{samples_behind(place)} samples behind {key} in {place.split}{INDEX} would get other numbers"
+        raise RenumberingError(text)
+
+
+def standing(splits: Splits, place: Place) -> Standing:
     """What may be done to a key that has its place in an index."""
     try:
-        check_alone(splits, str(key), index, [place])
+        others = twins(splits, place)
     except NotWritableError as error:
         return Standing(refused=str(error))
-    behind = place.samples_through - place.first_sample - place.samples
+    behind = max(map(samples_behind, (place, *others)))
     return Standing(closed=f"{behind} samples behind it in its split would get other numbers" if behind else None)
 
 
-def key_before(splits: Mapping[str, list[Place]], index: str, places: Mapping[Key, Place]) -> Key | None:
-    """The key behind whose samples those of a new one would come; None in a split without any. NotWritableError where
-    an index that has the split's shards would not have the new one."""
-    inside = splits.get(index, [])
-    check_alone(splits, "what it would come behind", index, inside)
+def samples_behind(place: Place) -> int:
+    """How many samples of the split come behind those of a shard."""
+    return place.samples_through - place.first_sample - place.samples
+
+
+def key_before(splits: Splits, split: str, places: Mapping[Key, Place]) -> Key | None:
+    """The key behind whose samples those of a new one in a split would come; None where there are none yet."""
+    inside = splits.get(outermost(splits, split)[0] + INDEX, [])
     last = next((place.raw.name for place in reversed(inside) if place.samples), None)
     return next((key for key, place in places.items() if place.raw.name == last), None)
 

@@ -27,7 +27,6 @@ from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
 from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
-from shardfs.drivers.streaming_order import check_numbers
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -82,10 +81,15 @@ class Publication:
     temporary: str = field(default_factory=temporary_name)
     held: ExitStack = field(default_factory=ExitStack)
     """Keeps what was written from being taken for garbage until the index names it."""
+    twins: list[str] = field(default_factory=list)
+    """Splits below this one whose indexes are to have the same afterwards."""
+    replaces: str | None = None
+    """The shard that goes when these come."""
 
     def _note(self) -> None:
         if self.note is not None:
-            self.note(json.dumps({"split": self.split, "temporary": self.temporary, "files": self.marks}))
+            told = {"split": self.split, "temporary": self.temporary, "files": self.marks}
+            self.note(json.dumps({**told, "twins": self.twins, "replaces": self.replaces}))
 
     def read_index(self, limit: int) -> tuple[Listed | None, Described]:
         """The index and what the listing says of it; an empty one where there is none.
@@ -231,44 +235,6 @@ class Publication:
             for name in self.files:
                 self.storage.remove(name)
             self.files.clear()
-
-
-def withdraw(storage: LocalStorage, split: str, basename: str, key: Key, limit: int) -> None:
-    """Take a shard out of an index; its files stay. RenumberingError, StaleShardError if it is not there any more."""
-
-    def edit(shards: list[Described]) -> list[Described]:
-        names = [basename_of(shard) for shard in shards]
-        if basename not in names:
-            raise StaleShardError(f"{key} was replaced, or removed by somebody else")
-        at = names.index(basename)
-        check_numbers(key, shards, at, 0)
-        return [*shards[:at], *shards[at + 1 :]]
-
-    Publication(storage, split).publish(edit, limit)
-
-
-def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]]) -> set[str]:
-    """Clean up behind a publication that failed or whose process died, by the last text that its `note` was given. The
-    files of it that indexes name, which are durable then. `named` lists the files that indexes name now;
-    shards that none names are removed if they are what was written. StorageError."""
-    told = json.loads(noted)
-    split, marks = told["split"], told["files"]
-    storage.remove_temporary(f"{split}{INDEX}", told["temporary"])
-    published: set[str] = set()
-    for name, mark in marks.items():
-        try:
-            ours = storage.mark(name) == mark
-        except StorageError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise
-            continue
-        if ours and name in named():
-            published.add(name)
-        elif ours:
-            storage.remove(name)
-    if published:
-        storage.sync(f"{split}{INDEX}")
-    return published
 
 
 def basename_of(shard: Any) -> str:

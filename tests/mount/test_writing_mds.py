@@ -430,8 +430,8 @@ def test_a_program_that_adds_shards_meanwhile(mnt: Path, store: Path) -> None:  
     assert json.loads((mnt / "z/000009.json").read_text())["label"] == 90
 
 
-def test_a_shard_that_two_indexes_have_is_refused_at_the_first_change(tmp_path: Path) -> None:
-    """A merged index, and those that it was merged from."""
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_merged_set_and_the_indexes_that_it_was_merged_from(tmp_path: Path, kept: bool) -> None:
     store = tmp_path / "merged"
     for part in ("00", "01"):
         open_store(store / part, driver="streaming").set([sample(0)], "shard.00000")
@@ -440,29 +440,25 @@ def test_a_shard_that_two_indexes_have_is_refused_at_the_first_change(tmp_path: 
         for shard in index_of(store / part):
             shard["raw_data"]["basename"] = f"{part}/{shard['raw_data']['basename']}"
             shards.append(shard)
+        if not kept:
+            (store / part / "index.json").unlink()
     (store / "index.json").write_text(json.dumps({"version": 2, "shards": shards}))
-    with mounting(store, *RW, XDG_STATE_HOME=str(tmp_path / "s")) as path:
-        with says(path, "00/shard.00000", "two indexes"), refused(errno.EPERM):
-            (path / "00/shard.00000/000000.json").write_text(label(1))
-        with says(path, "01/shard.00001", "two indexes"), refused(errno.EPERM):
-            (path / "01/shard.00001").mkdir()
-            (path / "01/shard.00001/000000.json").write_text(label(1))
-    for part in ("00", "01"):
-        (store / part / "index.json").unlink()
     with mounting(store, *RW, XDG_STATE_HOME=str(tmp_path / "s")) as path:
         (path / "00/shard.00000/000000.json").write_text(label(1))
         (path / "01/shard.00001").mkdir()
         (path / "01/shard.00001/000000.json").write_text(label(2))
         (path / "01/shard.00001/000000.x.bin").write_bytes(b"x")
         assert shardfs("commit", path).returncode == 0
+        with says(path, "00/shard.00000/000002.json", "2 samples behind it"), refused(errno.EPERM):
+            (path / "00/shard.00000/000002.json").write_text(label(1))
+        assert (path / "01/shard.00001/000002.json").read_text() == label(2)
     names = [shard["raw_data"]["basename"] for shard in index_of(store)]
     assert names == ["00/shard.00000.r2.mds", "01/shard.00000.mds", "01/shard.00001.mds"]
-    assert list(labels_unchecked(store).values()) == [[1], [0], [2]]
-
-
-def labels_unchecked(store: Path) -> dict[str, list[int]]:
     opened = open_store(store)
-    return {key: [one["label"] for one in opened.get(key)] for key in opened}
+    assert [one["label"] for key in opened for one in opened.get(key)] == [1, 0, 2]
+    if kept:
+        assert [shard["raw_data"]["basename"] for shard in index_of(store / "00")] == ["shard.00000.r2.mds"]
+        assert [shard["samples"] for shard in index_of(store / "01")] == [1, 1]
 
 
 # --- by itself, and after death ---------------------------------------------------------------------------------------

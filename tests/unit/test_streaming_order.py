@@ -119,9 +119,9 @@ def test_the_last_key_is_removed_and_its_file_stays(driver: StreamingDriver, tmp
 
 
 def test_removing_what_somebody_has_just_replaced(driver: StreamingDriver, tmp_path: Path) -> None:
-    place = driver._alone(B)
+    places = driver._places(B)
     opened(tmp_path).write_records(B, values(5, 6), base=driver.entry(B))
-    driver._alone = lambda key: place  # type: ignore[method-assign]  # it has looked just before
+    driver._places = lambda key: places  # type: ignore[method-assign]  # it has looked just before
     with pytest.raises(StaleShardError):
         driver.remove(B)
     assert ns(opened(tmp_path), opened(tmp_path).entry(B)) == [5, 6]
@@ -144,21 +144,116 @@ def test_old_readers_find_the_version_that_they_began_with(driver: StreamingDriv
         reader.load(old[A], lambda _: None)
 
 
-def test_a_shard_in_two_indexes_is_neither_changed_nor_removed(driver: StreamingDriver, tmp_path: Path) -> None:
-    index = index_of(tmp_path / "train")
-    for shard in index["shards"]:
-        shard["raw_data"]["basename"] = "train/" + shard["raw_data"]["basename"]
+# --- merged indexes ---------------------------------------------------------------------------------------------------
+
+
+def merge(driver: StreamingDriver, path: Path, *parts: str) -> None:
+    """An index of all shards of some splits, which keep their own, as the library's merge_index makes it."""
+    shards = []
+    for part in parts:
+        for shard in index_of(path / part)["shards"]:
+            data = {**shard["raw_data"], "basename": f"{part}/{shard['raw_data']['basename']}"}
+            shards.append({**shard, "raw_data": data})
+    (path / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
+    driver.entries()
+
+
+def names_of(path: Path) -> list[str]:
+    return [shard["raw_data"]["basename"] for shard in index_of(path)["shards"]]
+
+
+def test_what_is_done_to_a_merged_set_is_done_to_the_indexes_below(driver: StreamingDriver, tmp_path: Path) -> None:
+    merge(driver, tmp_path, "train", "val")
+    driver.write_records(A, values(7, 8), base=driver.entry(A))
+    driver.write_records(C, values(20, 21, 22), base=driver.entry(C))
+    assert names_of(tmp_path) == ["train/a.r2.mds", "train/b.mds", "val/c.r2.mds"]
+    assert [names_of(tmp_path / part) for part in ("train", "val")] == [["a.r2.mds", "b.mds"], ["c.r2.mds"]]
+    assert all_of(opened(tmp_path)) == {A: [7, 8], B: [10, 11], C: [20, 21, 22]}
+    assert all_of(opened(tmp_path / "train")) == {"a": [7, 8], "b": [10, 11]}
+    # b is the last below, and not the last above
+    assert driver.standing(B).closed is not None
+    with pytest.raises(RenumberingError):
+        driver.write_records(B, values(1), base=driver.entry(B))
+    # a new key comes behind all others above, whose numbers it has
+    assert driver.key_before(Key("train/new")) == C
+    driver.write_records(Key("train/new"), values(30), base=None)
+    assert names_of(tmp_path)[-1] == "train/new.mds"
+    assert names_of(tmp_path / "train") == ["a.r2.mds", "b.mds", "new.mds"]
+    assert driver.load(driver.entry(Key("train/new")), lambda _: None).first_sample == 7
+    driver.remove(Key("train/new"))
+    assert names_of(tmp_path)[-1] == "val/c.r2.mds"
+    assert names_of(tmp_path / "train") == ["a.r2.mds", "b.mds"]
+    with pytest.raises(RenumberingError):
+        driver.remove(B)
+
+
+def test_the_last_above_that_is_not_the_last_below_keeps_its_samples(driver: StreamingDriver, tmp_path: Path) -> None:
+    merge(driver, tmp_path, "val", "train")
+    index = index_of(tmp_path)
+    index["shards"].reverse()
     (tmp_path / "index.json").write_text(json.dumps(index))
-    assert "two indexes" in str(driver.standing(A).refused)
-    assert driver.standing(C).refused is None
+    assert names_of(tmp_path) == ["train/b.mds", "train/a.mds", "val/c.mds"]
+    index["shards"].pop()
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert "2 samples" in str(driver.standing(A).closed)
+    before = [names_of(tmp_path), names_of(tmp_path / "train")]
     for refused in (
-        lambda: driver.write_records(B, values(1, 2), base=driver.entry(B)),
-        lambda: driver.remove(B),
-        lambda: driver.key_before(Key("train/new")),
+        lambda: driver.write_records(A, values(1), base=driver.entry(A)),
+        lambda: driver.remove(A),
     ):
-        with pytest.raises(NotWritableError, match="two indexes"):
+        with pytest.raises(RenumberingError):
             refused()
-    assert driver.key_before(Key("new")) is None or True
+    assert [names_of(tmp_path), names_of(tmp_path / "train")] == before
+    driver.write_records(A, values(3, 4), base=driver.entry(A))
+    assert [names_of(tmp_path), names_of(tmp_path / "train")] == [
+        ["train/b.mds", "train/a.r2.mds"],
+        ["a.r2.mds", "b.mds"],
+    ]
+
+
+def test_indexes_of_different_versions_of_a_shard_are_for_people(driver: StreamingDriver, tmp_path: Path) -> None:
+    """Somebody has changed it through the directory below, where the index above is not seen."""
+    merge(driver, tmp_path, "train")
+    inside = opened(tmp_path / "train")
+    inside.write_records(Key("a"), values(5, 6), base=inside.entry(Key("a")))
+    assert all_of(driver) == {A: [0, 1], B: [10, 11], C: [20, 21]}, "shown once, as the outer index has it"
+    assert "merge them anew" in str(driver.standing(A).refused)
+    for refused in (
+        lambda: driver.write_records(A, values(1, 2), base=driver.entry(A)),
+        lambda: driver.remove(A),
+    ):
+        with pytest.raises(NotWritableError, match="merge them anew"):
+            refused()
+    driver.write_records(B, values(1, 2), base=driver.entry(B))
+    assert names_of(tmp_path / "train") == ["a.r2.mds", "b.r2.mds"]
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_what_died_between_two_indexes_is_ended(tmp_path: Path, new: bool) -> None:
+    driver = opened(tmp_path)
+    for key in (A, B):
+        driver.write_records(key, values(0, 1), base=None)
+    merge(driver, tmp_path, "train")
+    key = Key("train/n") if new else A
+    notes: list[str] = []
+    put = driver._storage.put
+
+    def dies(name: str, *words: Any, **options: Any) -> Any:
+        if name == "train/index.json":
+            (tmp_path / "train" / options["temporary"]).write_bytes(b"half")
+            raise KeyboardInterrupt
+        return put(name, *words, **options)
+
+    driver._storage.put = dies  # type: ignore[method-assign, assignment]
+    with pytest.raises(KeyboardInterrupt):
+        driver.write_records(key, values(5, 6), base=None if new else driver.entry(key), note=notes.append)
+    after = opened(tmp_path)
+    assert ns(after, after.entry(key)) == [5, 6]
+    assert names_of(tmp_path / "train") == ["a.mds", "b.mds"]
+    for _ in range(2):
+        assert after.settle(key, notes[-1]) == after.entry(key)
+        assert names_of(tmp_path / "train") == (["a.mds", "b.mds", "n.mds"] if new else ["a.r2.mds", "b.mds"])
+    assert [path.name for path in (tmp_path / "train").glob(".shardfs*")] == []
 
 
 def test_a_key_of_several_shards_leaves_out_names_that_are_being_made(tmp_path: Path) -> None:
