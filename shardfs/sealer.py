@@ -152,8 +152,6 @@ class Sealer:
         what was staged is set aside, and both are there; EIO for what is damaged or in doubt; and the driver's.
         """
         sealed: Sealed | None = None
-        if staged.base_version is None and isinstance(self._driver, NumberedThrough):
-            await self._behind(staged, self._driver)
         while True:
             work = self._works.get(staged.id) or self._start(staged)
             late = work.begun
@@ -163,27 +161,6 @@ class Sealer:
             sealed = work.sealed or sealed
             if not late or (work.sealed is not None and work.sealed.left is None):
                 return sealed
-
-    async def _behind(self, staged: StagedDirectory, driver: NumberedThrough) -> None:
-        """Samples can be added to the last key of a store only while it is the last: so what was added there, or taken
-        away, is stored before a new key. If that fails, so does the new key."""
-        try:
-            last = await self._working().io(lambda: driver.key_before(Key(staged.key)))
-        except ShardfsError:
-            return  # the new key's own seal will say it
-        before = None if last is None else self._area.find(last)
-        if last is None or before is None or before.kind != "key" or before.base_version is None:
-            return
-        try:
-            await self.seal(before)
-        except StaleShardError:
-            return  # it was set aside
-        except ShardfsError as error:
-            table = await self._cache.table(await self._cache.fresh_entry(last))
-            if await self._working().io(lambda: seal_steps.keeps_count(before, table)):
-                return
-            text = f"{last}, behind which {staged.key} would come, has changes that could not be stored: {error}"
-            raise StorageError(text, error.errno) from error
 
     async def seal_all(self) -> dict[str, ShardfsError]:
         """Seal all keys; the errors of those that failed, by key. Plain directories and those set aside stay."""
@@ -255,6 +232,7 @@ class Sealer:
         # not ended by cancellation: who waits may go away, and a half-done seal would only have to be settled
         with trio.CancelScope(shield=True):
             try:
+                await self._behind(staged)  # before it has a place, as another seal may have to have one
                 async with self._places:
                     if self._nursery is None:
                         raise StorageError("the mount is being ended")
@@ -276,6 +254,30 @@ class Sealer:
                 if work.sealed is None or work.sealed.left is not None:
                     self._awake()
             await self._clean()
+
+    async def _behind(self, staged: StagedDirectory) -> None:
+        """Samples can be added to the last key of some stores only while it is the last: so what was added there, or
+        taken away, is stored before a new key. If that fails, so does the new key."""
+        driver, problem = self._driver, "all its samples were removed, and not the key"
+        if staged.base_version is not None or not isinstance(driver, NumberedThrough):
+            return
+        try:
+            last = await self._working().io(lambda: driver.key_before(Key(staged.key)))
+        except ShardfsError:
+            return  # the new key's own seal will say it
+        before = None if last is None else self._area.find(last)
+        if last is None or before is None or before.kind != "key" or before.base_version is None:
+            return
+        try:
+            await self.seal(before)
+        except ShardfsError as error:
+            problem = str(error)
+        if self._area.find(last) is not before or before.parked is not None or before.finished:
+            return
+        table = await self._cache.table(await self._cache.fresh_entry(last))
+        if not await self._working().io(lambda: seal_steps.keeps_count(before, table)):
+            text = f"{last}, behind which {staged.key} would come, has changes that could not be stored"
+            raise StorageError(f"{text}: {problem}", errno.EBUSY)
 
     async def _seal(self, work: _Work) -> Sealed | None:
         staged = work.staged

@@ -1,5 +1,6 @@
 """Runs in mosaicml-streaming's own environment. `DIR COMPRESSION HASHES` makes a data set with splits, `dump DIR HASH`
-takes the one that is there; both read it with the library and print descriptions: {split: [sample, ...]}."""
+takes the one that is there; both read it with the library and print descriptions: {split: [sample, ...]}. `hold DIR
+HASH` opens it (as a LocalDataset, too, if it is not compressed), reads one sample, and the rest when it gets a line."""
 
 import json
 import pathlib
@@ -12,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import numpy as np
 from describe import describe
 from PIL import Image
-from streaming import MDSWriter, StreamingDataset
+from streaming import LocalDataset, MDSWriter, StreamingDataset
 
 COLUMNS = {
     "raw": "bytes",
@@ -101,7 +102,27 @@ def dump(folder, validate_hash):
     return out
 
 
+def hold(folder, validate_hash):
+    """The texts of all samples, by data sets that were opened, and had read one sample, before somebody changed it."""
+    with tempfile.TemporaryDirectory() as local:
+        opened = [
+            StreamingDataset(
+                local=local, remote=folder, split="train", batch_size=1, shuffle=False, validate_hash=validate_hash
+            )
+        ]
+        if list(pathlib.Path(folder, "train").glob("shard.00000*.mds")):
+            opened.append(LocalDataset(folder, "train"))
+        assert all(data[0]["int"] == 0 for data in opened)
+        print("opened", flush=True)
+        sys.stdin.readline()
+        return {"texts": [[data[at]["text"] for at in range(data.size)] for data in opened]}
+
+
 def main():
+    if sys.argv[1] == "hold":
+        _, _, folder, validate_hash = sys.argv
+        json.dump(hold(folder, None if validate_hash == "none" else validate_hash), sys.stdout)
+        return
     if sys.argv[1] == "dump":
         _, _, folder, validate_hash = sys.argv
     else:

@@ -264,8 +264,8 @@ def test_a_large_key_becomes_several(store: Path, source: Path, tmp_path: Path, 
         (path / "k.00001/000000.json").write_text(label(100))
         (path / "k.00001/000000.x.bin").write_bytes(b"x")
         sync(path / "k.00000")
-        names = sorted(os.listdir(path))
-        assert names == ["a", "b", "k.00000", "k.00001", "k.00002", "k.00003", "k.00004", "train"]
+        names = ["a", "b", "k.00000", "k.00001", "k.00002", "k.00003", "k.00004", "train"]
+        wait_for(lambda: sorted(os.listdir(path)) == names)
         found = {file.name: file.read_bytes() for key in path.glob("k.0000[0234]") for file in key.iterdir()}
         assert found == {file.name: file.read_bytes() for file in source.iterdir()}
         sync(path / "k.00001")
