@@ -104,6 +104,7 @@ class StreamingDriver:
         if self._validate not in (None, "auto") and hasher(str(self._validate)) is None:
             raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
         self._scan: _Scan | None = None
+        self._told: _Scan | None = None
         self._before: Mapping[str, Place] = {}
         self.problems: list[str] = []
         self.reserved: Callable[[], Collection[str]] = tuple
@@ -115,12 +116,12 @@ class StreamingDriver:
         files = {listed.name: listed for listed in self._storage.list(_ENDINGS)}
         if self.beginning and not files and self._scan is None:
             return []
-        scan = self._rescan(files)
+        scan = self._told = self._rescan(files)
         return [self._entry(scan, key, files.get) for key in scan.places]
 
     def changed(self) -> bool:
         scan = self._scan
-        if scan is None or self._storage.changed():
+        if scan is None or scan is not self._told or self._storage.changed():
             return True
         return any(self._stat(name) != listed for name, listed in scan.indexes.items())
 
@@ -183,7 +184,7 @@ class StreamingDriver:
 
     def _all(self) -> _Scan:
         """A scan of all indexes as they are now."""
-        files = self._storage.list((INDEX,))
+        files = self._storage.list((INDEX,), aside=True)
         listed = {listed.name: listed for listed in files if listed.name.rpartition("/")[2] == INDEX}
         return self._rescan(listed) if listed or self._scan is not None else _Scan({}, {}, {})
 
@@ -215,7 +216,7 @@ class StreamingDriver:
 
     def _named(self) -> set[str]:
         """All files that indexes name now. A BadStoreError says that none is good, unless there is none."""
-        indexes = {listed.name: listed for listed in self._storage.list((INDEX,))}
+        indexes = {listed.name: listed for listed in self._storage.list((INDEX,), aside=True)}
         if not any(name.rpartition("/")[2] == INDEX for name in indexes):
             return set()
         places = [place for split in self._rescan(indexes).splits.values() for place in split]
@@ -424,7 +425,7 @@ class StreamingDriver:
             if self._stat(index) == scan.indexes[index]:
                 return scan
         if self._scan is not None or not self.is_new():
-            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
+            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,), aside=True)})
             if key in scan.places:
                 return scan
         raise MissingKeyError(f"no key {key!r} in {self._storage.root}")

@@ -31,7 +31,7 @@ _MAGIC = {"zstd": b"\x28\xb5\x2f\xfd", "gz": b"\x1f\x8b", "bz2": b"BZh"}
 def garbage(storage: LocalStorage, limit: int) -> list[Garbage]:
     """All of it: see `Collecting`. Indexes above `limit` bytes are not read. BadStoreError, StorageError."""
     named, indexes = _named(storage, limit)
-    files = storage.list(_ENDINGS)
+    files = storage.list(_ENDINGS, aside=True)
     shards = {listed.name: match for listed in files if (match := _SHARD.fullmatch(listed.name)) is not None}
     current = _current(files, shards, named)
     found = leftovers.leftovers(storage)
@@ -93,7 +93,7 @@ def _named(storage: LocalStorage, limit: int) -> tuple[set[str], dict[str, Liste
     none, or one that cannot be read."""
     named: set[str] = set()
     indexes: dict[str, Listed] = {}
-    for listed in storage.list((INDEX,)):
+    for listed in storage.list((INDEX,), aside=True):
         split, _, last = listed.name.rpartition("/")
         if last == INDEX:
             split += "/" if split else ""

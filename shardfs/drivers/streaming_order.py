@@ -71,7 +71,8 @@ def standing(splits: Splits, place: Place) -> Standing:
     except NotWritableError as error:
         return Standing(refused=str(error))
     behind = max(map(samples_behind, (place, *others)))
-    return Standing(closed=f"{behind} samples behind it in its split would get other numbers" if behind else None)
+    count = f"{behind} sample{'' if behind == 1 else 's'}"
+    return Standing(closed=f"{count} behind it in its split would get other numbers" if behind else None)
 
 
 def samples_behind(place: Place) -> int:

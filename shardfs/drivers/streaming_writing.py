@@ -315,7 +315,7 @@ def _packed(record: NewRecord, made: mds.Columns) -> bytes | memoryview:
 
 def splits(storage: LocalStorage) -> list[str]:
     """The directories with an index, as far as it matters here whatever that says; a `/` behind each but the root."""
-    names = [listed.name for listed in storage.list((INDEX,))]
+    names = [listed.name for listed in storage.list((INDEX,), aside=True)]
     return [name.removesuffix(INDEX) for name in names if name.rpartition("/")[2] == INDEX]
 
 

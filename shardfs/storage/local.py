@@ -81,9 +81,9 @@ class LocalStorage:
         self._seen: dict[str, int] = {}
         self._root: tuple[int, int] | None = None
 
-    def list(self, suffixes: tuple[str, ...], *, temporary: bool = False) -> list[Listed]:
+    def list(self, suffixes: tuple[str, ...], *, temporary: bool = False, aside: bool = False) -> list[Listed]:
         """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name; with `temporary` the
-        unfinished writes. StorageError."""
+        unfinished writes. A listing made `aside` is none that `changed` compares with. StorageError."""
         found: list[Listed] = []
         seen: dict[str, int] = {}
         pending = [""]
@@ -110,7 +110,8 @@ class LocalStorage:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
-        self._seen = self._seen if temporary else seen
+        if not (temporary or aside):
+            self._seen = seen
         return sorted(found, key=lambda listed: listed.name)
 
     def changed(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_what_another_has_added_is_seen(driver: StreamingDriver, tmp_path: Path)
     assert driver.standing(B).closed is None
     opened(tmp_path).write_records(Key("train/z"), values(9), base=None)
     assert driver.standing(B).closed is not None
+
+
+def test_regression_what_was_looked_at_in_between_is_still_new_for_who_lists(
+    driver: StreamingDriver, tmp_path: Path
+) -> None:
+    """A mount never showed a key of another mount, if it had asked for something else of the index just before."""
+    driver.entries()
+    opened(tmp_path).write_records(Key("train/z"), values(9), base=None)
+    for path in (tmp_path, tmp_path / "train", tmp_path / "val"):
+        os.utime(path, (1, 1))  # long enough ago for nobody to doubt it
+    for look in (lambda: driver.standing(B), lambda: driver.entry(B), lambda: driver.key_before(Key("x"))):
+        look()
+        assert driver.changed()
+    assert Key("train/z") in [entry.key for entry in driver.entries()]
+    assert not driver.changed()
 
 
 def test_what_a_new_key_comes_behind(driver: StreamingDriver, tmp_path: Path) -> None:
