@@ -103,7 +103,7 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
         if not len(made):
             staged.seal.failed()
             return None
-        entry = driver.write_records(Key(snapshot.key), made.records(), base=base_entry, note=note)
+        entry = driver.write_records(Key(snapshot.key), made, base=base_entry, note=note)
     except BaseException as error:
         try:
             written = settle(driver, staged, table)

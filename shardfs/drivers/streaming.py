@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardfs import compression
-from shardfs.drivers import mds, streaming_garbage, streaming_order
+from shardfs.drivers import mds, mds_writing, streaming_garbage, streaming_order
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.hashes import HASHES, Hash, hasher
@@ -201,8 +201,9 @@ class StreamingDriver:
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
     ) -> Entry:
         """See Driver. A new key becomes the last shard of its split, with the columns, compression and hashes of the
-        one before it. A changed one keeps its own and gets a new file; RenumberingError where it has another number
-        of samples than before and is not the last one."""
+        one before it. The first of a split has columns that hold all its samples if `records` can be gone through more
+        than once, else those of its first sample. A changed one keeps its own and gets a new file; RenumberingError
+        where it has another number of samples than before and is not the last one."""
         return self._append(key, records, note) if base is None else self._rewrite(key, records, base, note)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
@@ -277,6 +278,8 @@ class StreamingDriver:
             stems = revisions(self._storage, split, stem)
         before = None if template is None else template_columns(template)
         given = None if columns is None else columns(before)
+        if before is None and given is None and not isinstance(records, Iterator):
+            given = mds_writing.columns_for(records)
         if self._compression is not None:
             template = {**(template or {}), "compression": None if self._compression == "none" else self._compression}
         self._write_shards(publication, records, template, self._size_limit, stems, given)

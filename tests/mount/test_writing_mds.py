@@ -287,7 +287,8 @@ def test_an_empty_directory_becomes_a_data_set_with_splits(tmp_path: Path) -> No
             (path / split / "shard.00000").mkdir(parents=True)
             for number in range(2):
                 at = path / split / f"shard.00000/{number:06d}"
-                Path(f"{at}.json").write_text(json.dumps({"n": number, "text": "t", "list": [1, None]}))
+                mixed = None if number else 0.5
+                Path(f"{at}.json").write_text(json.dumps({"n": number, "text": "t", "list": [1, None], "mixed": mixed}))
                 PIL.Image.new("RGB", (4, 4)).save(f"{at}.img.jpg")
         assert shardfs("commit", path).returncode == 0
     for split in ("train", "val"):
@@ -295,10 +296,11 @@ def test_an_empty_directory_becomes_a_data_set_with_splits(tmp_path: Path) -> No
         assert dict(zip(shard["column_names"], shard["column_encodings"], strict=True)) == {
             "img": "jpeg",
             "list": "json",
+            "mixed": "json",
             "n": "int",
             "text": "str",
         }
-    assert [one["n"] for one in open_store(store).get("val/shard.00000")] == [0, 1]
+    assert [(one["n"], one["mixed"]) for one in open_store(store).get("val/shard.00000")] == [(0, 0.5), (1, None)]
 
 
 @pytest.mark.parametrize("name", ["a.r2", "k.mds", "x" * 230])
