@@ -11,13 +11,16 @@ A *split* is a directory with an `index.json` of its own. Samples are numbered t
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardfs.drivers import mds, text_writing
+from shardfs.drivers import mds, mds_writing, streaming_garbage, streaming_order, text_writing
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
+from shardfs.drivers.garbage import Garbage
+from shardfs.drivers.numbered import Standing
 from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing
+from shardfs.drivers.streaming_following import published, settle, withdraw
 from shardfs.drivers.streaming_index import FORMATS, BadIndexError, FileInfo, Place, by_key, key_of, parse_index
 from shardfs.drivers.streaming_settings import codec_of, shard_limit
 from shardfs.drivers.streaming_writing import (
@@ -27,7 +30,6 @@ from shardfs.drivers.streaming_writing import (
     is_free,
     new_place,
     revisions,
-    settle,
     splits,
     successors,
     template_columns,
@@ -38,8 +40,6 @@ from shardfs.errors import (
     DamagedShardError,
     KeyExistsError,
     MissingKeyError,
-    NotWritableError,
-    RenumberingError,
     StaleShardError,
     StorageError,
 )
@@ -97,17 +97,24 @@ class StreamingDriver:
             raise BadSettingError(f"format {format!r}: use one of {', '.join(FORMATS[:-1])}")
         self._format = format
         self._scan: _Scan | None = None
+        self._told: _Scan | None = None
+        self._before: Mapping[str, Place] = {}
         self.problems: list[str] = []
+        self.reserved: Callable[[], Collection[str]] = tuple
+        self.beginning = False
 
     def entries(self) -> list[Entry]:
-        """All shards, split by split, in the order of their indexes. BadStoreError if no index is good."""
+        """All shards, split by split, in the order of their indexes. BadStoreError if no index is good, or none there
+        (unless the data set is `beginning`)."""
         files = {listed.name: listed for listed in self._storage.list((*ENDINGS, INDEX))}
-        scan = self._rescan(files)
+        if self.beginning and not files and self._scan is None:
+            return []
+        scan = self._told = self._rescan(files)
         return [self._entry(scan, key, files.get) for key in scan.places]
 
     def changed(self) -> bool:
         scan = self._scan
-        if scan is None or self._storage.changed():
+        if scan is None or scan is not self._told or self._storage.changed():
             return True
         return any(self._files.stat(name) != listed for name, listed in scan.indexes.items())
 
@@ -136,47 +143,82 @@ class StreamingDriver:
         return not splits(self._storage)
 
     def remove(self, key: Key) -> None:
-        raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
+        """See Driver. Takes the last key of a split out of the index: its files stay, for those who still read them.
+        RenumberingError for any other that has samples."""
+        place, twins = self._places(key)
+        for one in (place, *twins):
+            streaming_order.check_last(key, one)
+        for one in (place, *twins):
+            withdraw(self._storage, one.split, one.raw.name[len(one.split) :], key, INDEX_MAX)
+
+    def standing(self, key: Key) -> Standing:
+        """See NumberedThrough."""
+        place = self._fresh(key).places[key]
+        scan = self._all()
+        return streaming_order.standing(scan.splits, scan.places.get(key, place))
+
+    def key_before(self, key: Key) -> Key | None:
+        """See NumberedThrough."""
+        split, _ = new_place(self._storage, key)
+        scan = self._all()
+        return streaming_order.key_before(scan.splits, split, scan.places)
+
+    def garbage(self) -> list[Garbage]:
+        """See Collecting."""
+        return streaming_garbage.garbage(self._storage, INDEX_MAX)
+
+    def discard(self, found: Garbage) -> None:
+        """See Collecting."""
+        streaming_garbage.discard(self._storage, found, INDEX_MAX)
+
+    def _all(self) -> _Scan:
+        """A scan of all indexes as they are now."""
+        files = self._storage.list((INDEX,), aside=True)
+        listed = {listed.name: listed for listed in files if listed.name.rpartition("/")[2] == INDEX}
+        return self._rescan(listed) if listed or self._scan is not None else _Scan({}, {}, {})
+
+    def _places(self, key: Key) -> tuple[Place, list[Place]]:
+        """Where a key is, in the index that is shown and in others that have it. MissingKeyError, NotWritableError."""
+        # all of them again: an index that has come since may have the shard too
+        scan = self._all()
+        if key not in scan.places:
+            raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+        place = scan.places[key]
+        return place, streaming_order.twins(scan.splits, place)
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
     ) -> Entry:
         """See Driver. A new key becomes the last shard of its split, with the columns, compression and hashes of the
-        one before it. A changed one keeps its own and gets a new file; RenumberingError where it has another number
-        of samples than before and is not the last one."""
+        one before it. The first of a split has columns that hold all its samples if `records` can be gone through more
+        than once, else those of its first sample. A changed one keeps its own and gets a new file; RenumberingError
+        where it has another number of samples than before and is not the last one."""
         return self._append(key, records, note) if base is None else self._rewrite(key, records, base, note)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the index names a file that was written, and the file is what was written."""
-        published = settle(self._storage, noted, self._named)
-        if not published:
+        found = settle(self._storage, noted, self._named, INDEX_MAX)
+        if not found:
             return None
         place = self._fresh(key).places[key]
-        return self.entry(key) if {info.name for info in place.pairs[0] if info is not None} & published else None
+        return self.entry(key) if {info.name for info in place.pairs[0] if info is not None} & found else None
 
     def _named(self) -> set[str]:
         """All files that indexes name now. A BadStoreError says that none is good, unless there is none."""
-        indexes = {listed.name: listed for listed in self._storage.list((INDEX,))}
+        indexes = {listed.name: listed for listed in self._storage.list((INDEX,), aside=True)}
         if not any(name.rpartition("/")[2] == INDEX for name in indexes):
             return set()
         places = [place for split in self._rescan(indexes).splits.values() for place in split]
         return {info.name for place in places for pair in place.pairs for info in pair if info is not None}
 
     def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry, note: Note | None) -> Entry:
-        # all of them again: an index that has come since may have the shard too
-        scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
-        if key not in scan.places:
-            raise StaleShardError(f"{key} is gone since it was changed here")
-        place = scan.places[key]
-        if any(
-            other.raw.name == place.raw.name
-            for name, split in scan.splits.items()
-            for other in split
-            if name != place.split + INDEX
-        ):
-            raise NotWritableError(f"{place.raw.name} is in two indexes, of which only one could be changed")
+        try:
+            place, twins = self._places(key)
+        except MissingKeyError as error:
+            raise StaleShardError(f"{key} is gone since it was changed here") from error
         self._check_current(key, base)
-        publication = Publication(self._storage, place.split, note)
+        publication = Publication(self._storage, place.split, note, replaces=place.raw.name)
+        publication.twins = [twin.split for twin in twins]
         basename = place.raw.name[len(place.split) :]
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
         template = next((shard for shard in shards if basename_of(shard) == basename), None)
@@ -188,13 +230,14 @@ class StreamingDriver:
 
         def edit(shards: list[Any]) -> list[Any]:
             self._check_current(key, base)
+            for twin in twins if made["samples"] != place.samples else ():
+                streaming_order.check_last(key, twin)
             at = [basename_of(shard) for shard in shards].index(basename)
-            if made["samples"] != place.samples and at != len(shards) - 1:
-                text = f"{key} has {place.samples} samples and would have {made['samples']}: those of the shards behind"
-                raise RenumberingError(text + " it would all get other numbers")
+            streaming_order.check_numbers(key, shards, at, made["samples"])
             return [*shards[:at], made, *shards[at + 1 :]]
 
         publication.publish(edit, INDEX_MAX)
+        published(publication, INDEX_MAX)
         return self._published(key, publication)
 
     def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns) -> Entry:
@@ -204,8 +247,10 @@ class StreamingDriver:
     def _append(
         self, key: Key, records: Iterable[NewRecord], note: Note | None, columns: ChooseColumns | None = None
     ) -> Entry:
-        split, stem = new_place(self._storage, key)
-        publication = Publication(self._storage, split, note)
+        inner, stem = new_place(self._storage, key)
+        split, twins = streaming_order.outermost(self._all().splits, inner)
+        stem = inner[len(split) :] + stem
+        publication = Publication(self._storage, split, note, twins=twins)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
 
         def edit(shards: list[Any]) -> list[Any]:
@@ -219,16 +264,18 @@ class StreamingDriver:
             kind = "mds"
         template = next((shard for shard in reversed(shards) if shard.get("format") == kind), None)
         if is_free(self._storage, split, stem, kind):
-            stems = successors(self._storage, split, stem, kind)
+            stems = successors(self._storage, split, stem, self.reserved(), kind)
         else:  # what was written when somebody was interrupted before the index had it, or is about to be in it
             stems = revisions(self._storage, split, stem, kind)
-        given = None
-        if columns is not None:
-            given = columns(None if template is None else template_columns(template))
+        before = None if template is None or kind != "mds" else template_columns(template)
+        given = None if columns is None else columns(before)
+        if kind == "mds" and before is None and given is None and not isinstance(records, Iterator):
+            given = mds_writing.columns_for(records)
         if self._compression is not None:
             template = {**(template or {}), "compression": None if self._compression == "none" else self._compression}
         self._write_shards(publication, kind, records, template, self._size_limit, stems, given)
         publication.publish(edit, INDEX_MAX)
+        published(publication, INDEX_MAX)
         return self._published(key, publication)
 
     @staticmethod
@@ -260,11 +307,9 @@ class StreamingDriver:
 
     def load(self, entry: Entry, grow: Grow) -> StreamingShard:
         """Fetch, check and decompress; see Driver. StorageError also if a demanded hash is not in the index."""
-        scan = self._fresh(entry.key)
-        place = scan.places[entry.key]
-        self._check_identity(entry, place)
+        place = self._where(entry)
         if is_missing(entry.version):
-            raise self._gone(scan, entry)
+            raise self._gone(place, entry)
         try:
             return self._files.read(place, entry.version, grow)
         except DamagedShardError as error:
@@ -273,24 +318,35 @@ class StreamingDriver:
         except StorageError as error:
             if error.errno != errno.ENOENT:
                 raise
-            raise self._gone(scan, entry) from error
+            raise self._gone(place, entry) from error
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
         """In place, where the raw file is there and no hash of the whole of it is to be checked."""
-        place = self._fresh(entry.key).places[entry.key]
-        self._check_identity(entry, place)
-        return self._files.open(place, entry.version, raw_bytes)
+        return self._files.open(self._where(entry), entry.version, raw_bytes)
 
-    @staticmethod
-    def _check_identity(entry: Entry, place: Place) -> None:
-        if identity_of(entry.version) != place.identity:
+    def _where(self, entry: Entry) -> Place:
+        """Where the version lies that an entry speaks of: as the index has it or, for who has begun to read, had it
+        before. MissingKeyError, StaleShardError."""
+        identity, before = identity_of(entry.version), self._before
+        try:
+            place = self._fresh(entry.key).places[entry.key]
+        except MissingKeyError:
+            if identity not in before:
+                raise
+            return before[identity]
+        if place.identity != identity and identity not in before:
             raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
+        return place if place.identity == identity else before[identity]
 
-    def _gone(self, scan: _Scan, entry: Entry) -> StaleShardError | StorageError:
+    def _gone(self, place: Place, entry: Entry) -> StaleShardError | StorageError:
         """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""
+        scan = self._scan
+        current = None if scan is None else scan.places.get(entry.key)
+        if scan is None or current is None or current.identity != place.identity:
+            return StaleShardError(f"{entry.key} was replaced since it was listed, and its file is gone")
         if not is_missing(self._entry(scan, entry.key, self._files.stat).version):
             return StaleShardError(f"{entry.key} lies in another file since it was listed")
-        lost = [raw.name for raw, zipped in scan.places[entry.key].pairs if not self._is_there(raw, zipped)]
+        lost = [raw.name for raw, zipped in place.pairs if not self._is_there(raw, zipped)]
         # EIO and not ENOENT: the key is in the listing, it is the data set that is not whole
         return StorageError(f"neither {' nor '.join(lost)} nor a compressed form of it is in {self._storage.root}")
 
@@ -309,7 +365,7 @@ class StreamingDriver:
             if self._files.stat(index) == scan.indexes[index]:
                 return scan
         if self._scan is not None or not self.is_new():
-            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
+            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,), aside=True)})
             if key in scan.places:
                 return scan
         raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
@@ -334,7 +390,9 @@ class StreamingDriver:
                     splits[listed.name] = scan.splits[listed.name]
         if not splits:
             raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self._storage.root} or below it")
-        scan = _Scan(by_key(list(splits.values())), by_name, splits)
+        before, scan = scan, _Scan(by_key(list(splits.values())), by_name, splits)
+        if before is not None:
+            self._before = streaming_order.replaced(self._before, before.places, scan.places)
         self.problems = problems + self._files.doubts(list(scan.places.values()))
         self._scan = scan
         return scan

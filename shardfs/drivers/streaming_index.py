@@ -197,13 +197,17 @@ def key_of(raw_name: str, format: str = "mds") -> str:
 def by_key(splits: Iterable[list[Place]]) -> dict[Key, Place]:
     """Keys for all shards. The order decides who keeps a key that two shards want: the other gets a number behind it.
 
-    A merged index names the files of its sub-directories, which still have their own: each file is shown once, as
-    the first split (the outer one) has it.
+    A merged index names the files of its sub-directories, which still have their own: each shard is shown once, as
+    the first split (the outer one) has it, even if the other has another version.
     """
-    shown: dict[str, str] = {}
+    shown: dict[tuple[str, str], str] = {}
     places: list[Place] = []
     for split in splits:
-        places += [place for place in split if shown.setdefault(place.raw.name, place.split) == place.split]
+        places += [
+            place
+            for place in split
+            if shown.setdefault((key_of(place.raw.name, place.format), place.format), place.split) == place.split
+        ]
     taken = {key_of(place.raw.name, place.format) for place in places}
     used: dict[str, int] = {}
     found: dict[Key, Place] = {}

@@ -17,7 +17,7 @@ import errno
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -68,6 +68,12 @@ class Publication:
     marks: dict[str, str] = field(default_factory=dict)
     """Of what was written: name -> mark of its content."""
     temporary: str = field(default_factory=temporary_name)
+    held: ExitStack = field(default_factory=ExitStack)
+    """Keeps what was written from being taken for garbage until the index names it."""
+    twins: list[str] = field(default_factory=list)
+    """Splits below this one whose indexes are to have the same afterwards."""
+    replaces: str | None = None
+    """The shard that goes when these come."""
 
     def begin(self) -> None:
         """To be called before anything is written."""
@@ -75,7 +81,8 @@ class Publication:
 
     def _note(self) -> None:
         if self.note is not None:
-            self.note(json.dumps({"split": self.split, "temporary": self.temporary, "files": self.marks}))
+            told = {"split": self.split, "temporary": self.temporary, "files": self.marks}
+            self.note(json.dumps({**told, "twins": self.twins, "replaces": self.replaces}))
 
     def read_index(self, limit: int) -> tuple[Listed | None, Described]:
         """The index and what the listing says of it; an empty one where there is none.
@@ -159,7 +166,8 @@ class Publication:
             self._note()
 
         told = None if self.note is None else marked
-        self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told)
+        held = self.held if len(self.made) < config.SHARDS_HELD else None
+        self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told, held=held)
         self.files.append(name)
         if raw.size > compression.raw_limit(codec, stored.size):
             raise BadSettingError(TOO_ALIKE)
@@ -182,6 +190,8 @@ class Publication:
         except BaseException:
             self.abandon(limit)
             raise
+        finally:
+            self.held.close()
 
     def _replace(self, data: bytes, listed: Listed | None) -> None:
         name = self.split + INDEX
@@ -208,6 +218,7 @@ class Publication:
 
     def abandon(self, limit: int) -> None:
         """Remove the shards, which were not published: whatever failed, only if the index there is now names none."""
+        self.held.close()
         try:
             shards = self.read_index(limit)[1]["shards"]
         except (ShardfsError, ValueError):
@@ -216,30 +227,6 @@ class Publication:
             for name in self.files:
                 self.storage.remove(name)
             self.files.clear()
-
-
-def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]]) -> set[str]:
-    """Clean up behind a publication that failed or whose process died, by the last text that its `note` was given. The
-    files of it that indexes name, which are durable then. `named` lists the files that indexes name now;
-    shards that none names are removed if they are what was written. StorageError."""
-    told = json.loads(noted)
-    split, marks = told["split"], told["files"]
-    storage.remove_temporary(f"{split}{INDEX}", told["temporary"])
-    published: set[str] = set()
-    for name, mark in marks.items():
-        try:
-            ours = storage.mark(name) == mark
-        except StorageError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise
-            continue
-        if ours and name in named():
-            published.add(name)
-        elif ours:
-            storage.remove(name)
-    if published:
-        storage.sync(f"{split}{INDEX}")
-    return published
 
 
 def basename_of(shard: Any) -> str:
@@ -310,7 +297,7 @@ def _packed(record: NewRecord, made: mds.Columns) -> bytes | memoryview:
 
 def splits(storage: LocalStorage) -> list[str]:
     """The directories with an index, as far as it matters here whatever that says; a `/` behind each but the root."""
-    names = [listed.name for listed in storage.list((INDEX,))]
+    names = [listed.name for listed in storage.list((INDEX,), aside=True)]
     return [name.removesuffix(INDEX) for name in names if name.rpartition("/")[2] == INDEX]
 
 
@@ -336,8 +323,11 @@ def revisions(storage: LocalStorage, split: str, basename: str, kind: str = "mds
     return _free(storage, split, (f"{plain}.r{number}" for number in itertools.count(first)), kind)
 
 
-def successors(storage: LocalStorage, split: str, stem: str, kind: str = "mds") -> Iterator[str]:
-    """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`...
+def successors(
+    storage: LocalStorage, split: str, stem: str, reserved: Collection[str] = (), kind: str = "mds"
+) -> Iterator[str]:
+    """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`..., but none of
+    the keys that are `reserved`.
 
     KeyExistsError where the first is in use.
     """
@@ -347,7 +337,7 @@ def successors(storage: LocalStorage, split: str, stem: str, kind: str = "mds") 
     match = re.fullmatch(r"(.*?)([0-9]+)", stem)
     prefix, digits = (match[1], match[2]) if match else (stem + ".", "00000")
     later = (f"{prefix}{number:0{len(digits)}d}" for number in itertools.count(int(digits) + 1))
-    yield from _free(storage, split, later, kind)
+    yield from (stem for stem in _free(storage, split, later, kind) if split + stem not in reserved)
 
 
 def _free(storage: LocalStorage, split: str, stems: Iterator[str], kind: str) -> Iterator[str]:

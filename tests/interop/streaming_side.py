@@ -1,7 +1,8 @@
 """Runs in mosaicml-streaming's own environment. `DIR COMPRESSION HASHES` makes a data set of MDS with splits, `rows DIR
 FORMAT COMPRESSION HASHES` one of JSON, CSV, TSV or XSV, `dump DIR HASH` takes the one that is there; these read it with
-the library and print descriptions: {split: [sample, ...]}. `sizes DIR...` prints what the library's readers say of the
-sizes of shards, `present DIR...` what they say is present of them, by directory."""
+the library and print descriptions: {split: [sample, ...]}. `hold DIR HASH` opens it (as a LocalDataset, too, if it is
+not compressed), reads one sample, and the rest when it gets a line. `sizes DIR...` prints what the library's readers say
+of shards' sizes, `present DIR...` what they say is present of them, by directory."""
 
 import itertools
 import json
@@ -17,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import numpy as np
 from describe import describe
 from PIL import Image
-from streaming import CSVWriter, JSONWriter, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
+from streaming import CSVWriter, JSONWriter, LocalDataset, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
 from streaming.base.format import reader_from_json
 
 COLUMNS = {
@@ -166,11 +167,31 @@ def dump(folder, validate_hash):
     return out
 
 
+def hold(folder, validate_hash):
+    """The texts of all samples, by data sets that were opened, and had read one sample, before somebody changed it."""
+    with tempfile.TemporaryDirectory() as local:
+        opened = [
+            StreamingDataset(
+                local=local, remote=folder, split="train", batch_size=1, shuffle=False, validate_hash=validate_hash
+            )
+        ]
+        if list(pathlib.Path(folder, "train").glob("shard.00000*.mds")):
+            opened.append(LocalDataset(folder, "train"))
+        assert all(data[0]["int"] == 0 for data in opened)
+        print("opened", flush=True)
+        sys.stdin.readline()
+        return {"texts": [[data[at]["text"] for at in range(data.size)] for data in opened]}
+
+
 def main():
     command, *words = sys.argv[1:]
     if command in ("sizes", "present"):
         look = {"sizes": sizes, "present": present}[command]
         json.dump({folder: look(folder) for folder in words}, sys.stdout)
+        return
+    if command == "hold":
+        folder, validate_hash = words
+        json.dump(hold(folder, None if validate_hash == "none" else validate_hash), sys.stdout)
         return
     if command == "dump":
         folder, validate_hash = words

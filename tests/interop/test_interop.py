@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shardfs import index, open_store
@@ -294,6 +295,89 @@ def test_readers_say_what_the_library_says_is_present_and_delete_nothing(tmp_pat
             states += 1
         assert {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()} == before
     assert states > 100
+
+
+def shardfs(*words: str | Path, home: Path) -> str:
+    """Run the real program; what it says on standard error."""
+    environment = {**os.environ, "XDG_STATE_HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
+    command = [sys.executable, "-m", "shardfs", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=HERE.parents[1])
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def tool(*words: str | Path) -> None:
+    subprocess.run([*map(str, words)], check=True, timeout=60)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.environ.get("SHARDFS_NO_FUSE") == "1", reason="SHARDFS_NO_FUSE=1")
+@pytest.mark.parametrize(("compression", "hashes"), [("none", "sha1,xxh64"), ("zstd:7", "xxh3_64")])
+def test_mosaicml_streaming_reads_what_a_mount_has_stored(tmp_path: Path, compression: str, hashes: str) -> None:
+    """What it opens then, and what it had open before: the old versions, whose files gc takes only later."""
+    folder, path, chosen = tmp_path / "set", tmp_path / "mnt", hashes.split(",")[0]
+    theirs = library("streaming", tmp_path, str(folder), compression, hashes)["train"]
+    keys = [key for key in open_store(folder) if key.startswith("train/")]
+    sizes = [len(open_store(folder).get(key)) for key in keys]
+    command = [os.environ["SHARDFS_INTEROP_STREAMING"], str(HERE / "streaming_side.py"), "hold", str(folder), chosen]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(tmp_path)}
+    held = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert held.stdout is not None
+        assert held.stdout.readline() == "opened\n"
+        shardfs("mount", "--rw", "--size-limit", "100kb", folder, path, home=tmp_path / "home")
+        second, last, new = path / keys[1], path / keys[-1], path / "train/zz"
+        tool("sed", "-i", "s/sample/changed/", *second.glob("*.json"))
+        for file in list((path / keys[0]).glob("000000.*")):  # one more sample in the last key
+            tool("cp", file, last / file.name.replace("000000", f"{sum(sizes):06d}"))
+        tool("cp", "-r", path / keys[0], path / "train/zz.tmp")
+        tool("mv", "-T", path / "train/zz.tmp", new)
+        assert len(list(new.glob("*.json"))) > 0
+        said = shardfs("umount", path, home=tmp_path / "home")
+        assert said == ""
+        output, _ = held.communicate("go on\n", timeout=120)
+    finally:
+        held.kill()
+        held.wait()
+        if os.path.ismount(path):
+            subprocess.run(["fusermount3", "-u", str(path)], check=False)
+    texts = [sample["text"] for sample in theirs]
+    for seen in json.loads(output[output.index("{") :])["texts"]:
+        assert [describe(text) for text in seen] == texts, "who had it open sees what was there"
+    expected = [dict(sample) for sample in theirs]
+    for at in range(sizes[0], sizes[0] + sizes[1]):
+        expected[at]["text"] = describe(f"changed {at} ✓")
+    expected += [theirs[0], *theirs[: sizes[0]]]
+    assert library("streaming", tmp_path, "dump", str(folder), chosen)["train"] == through_json(expected)
+    before = len(list(folder.rglob("shard.*")))
+    shardfs("gc", folder, "--older-than", "0", "--yes", home=tmp_path / "home")
+    assert len(list(folder.rglob("shard.*"))) < before
+    assert library("streaming", tmp_path, "dump", str(folder), chosen)["train"] == through_json(expected)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.environ.get("SHARDFS_NO_FUSE") == "1", reason="SHARDFS_NO_FUSE=1")
+def test_mosaicml_streaming_reads_a_data_set_that_was_made_through_a_mount(tmp_path: Path) -> None:
+    folder, path, home = tmp_path / "set", tmp_path / "mnt", tmp_path / "home"
+    folder.mkdir()
+    shardfs("mount", "--rw", "--driver", "streaming", "-o", "size_limit=2kb", folder, path, home=home)
+    try:
+        for split in ("train", "val"):
+            (path / split / "shard.00000").mkdir(parents=True)
+            for number in range(20):
+                document = {"n": number, "text": f"é{number}", "parts": [number, None], "ratio": number / 4}
+                (path / split / f"shard.00000/{number:06d}.json").write_text(json.dumps(document))
+                (path / split / f"shard.00000/{number:06d}.raw.bin").write_bytes(bytes([number]) * 200)
+    finally:
+        shardfs("umount", path, home=home)
+    expected = [
+        {"n": n, "text": f"é{n}", "parts": [n, None], "ratio": np.float64(n / 4), "raw": bytes([n]) * 200}
+        for n in range(20)
+    ]
+    described = [{name: describe(value) for name, value in sample.items()} for sample in expected]
+    found = library("streaming", tmp_path, "dump", str(folder), "none")
+    assert found == through_json({"train": described, "val": described})
+    assert len(list((folder / "train").glob("shard.*.mds"))) > 1
 
 
 @pytest.mark.timeout(300)
