@@ -1,8 +1,8 @@
 """Runs in mosaicml-streaming's own environment. `DIR COMPRESSION HASHES` makes a data set of MDS with splits, `rows DIR
 FORMAT COMPRESSION HASHES` one of JSON, CSV, TSV or XSV, `dump DIR HASH` takes the one that is there; these read it with
 the library and print descriptions: {split: [sample, ...]}. `hold DIR HASH` opens it (as a LocalDataset, too, if it is
-not compressed), reads one sample, and the rest when it gets a line. `sizes DIR...` prints what the library's readers say
-of shards' sizes, `present DIR...` what they say is present of them, by directory."""
+not compressed), reads one sample, and the rest when it gets a line. `sizes DIR...` prints what its readers say of
+the sizes of shards, `present DIR...` what they say is present of them, by directory."""
 
 import itertools
 import json
