@@ -97,3 +97,35 @@ def test_shards_that_come_with_a_problem_are_told_when_they_come(mixed: Path, mo
             (mixed / "more0" / "other").mkdir(exist_ok=True)
             os.listdir(path)
         assert log.read_text().count("more1/index.json: no JSON") == 1
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "tsv"])
+def test_rows_can_be_changed_and_added(form: str, mounted: Mounted, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    store = open_store(root, driver="streaming", format=form, compression="zstd")
+    for at in range(2):
+        store.set([sample(3 * at + number) for number in range(3)], f"shard.{at:05d}")
+    with mounted(root, "--rw") as path:
+        changed = sample(1) | {"t": "changed"}
+        (path / "shard.00000" / "000001.json").write_text(json.dumps(changed))
+        (path / "shard.00001" / "000006.json").write_text(json.dumps(sample(6)))
+        for key in ("shard.00000", "shard.00001"):
+            sync(path / key)
+        with pytest.raises(PermissionError):
+            (path / "shard.00000" / "000003.json").write_text(json.dumps(sample(3)))
+        (path / "shard.00001" / "000005.json").write_text(json.dumps(sample(5) | {"n": "no number"}))
+        with pytest.raises(OSError, match="Invalid argument"):
+            sync(path / "shard.00001")
+        (path / "shard.00001" / "000005.json").write_text(json.dumps(sample(5)))
+    store = open_store(root)
+    assert [row for key in store for row in store.get(key)] == [sample(0), changed, *map(sample, range(2, 7))]
+    ending = f".{form}.meta.zstd"
+    assert sorted(file.name for file in root.glob(f"*.r2{ending}")) == [f"shard.0000{at}.r2{ending}" for at in range(2)]
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -750,3 +750,24 @@ def test_a_file_of_either_kind_is_in_the_way_of_a_new_key(tmp_path: Path) -> Non
     assert ns(opened(tmp_path)) == [1]
     with pytest.raises(ShardfsError):
         opened(tmp_path).write(Key("a.json/.."), [{"n": 1}])
+
+
+def test_a_merged_index_and_the_ones_below_it_get_both_files(tmp_path: Path) -> None:
+    merged = []
+    for part in ("00", "01"):
+        record = one(tmp_path / part, "json", ROWS["json"], COLUMNS, "gz")
+        names = ("raw_data", "raw_meta", "zip_data", "zip_meta")
+        merged.append(
+            record | {name: {**record[name], "basename": f"{part}/{record[name]['basename']}"} for name in names}
+        )
+    put_index(tmp_path, *merged)
+    driver = opened(tmp_path)
+    driver.write_records(Key("01/shard.00000"), some(1, 2), base=driver.entry(Key("01/shard.00000")))
+    driver.write_records(Key("01/shard.00001"), some(3), base=None)
+    assert ns(driver) == [1, 2, 1, 2, 3]
+    assert ns(opened(tmp_path / "01")) == [1, 2, 3]
+    below = json.loads((tmp_path / "01" / "index.json").read_bytes())["shards"]
+    assert [[shard[f"zip_{part}"]["basename"] for part in ("data", "meta")] for shard in below] == [
+        ["shard.00000.r2.json.gz", "shard.00000.r2.json.meta.gz"],
+        ["shard.00001.json.gz", "shard.00001.json.meta.gz"],
+    ]
