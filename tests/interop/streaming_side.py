@@ -1,7 +1,8 @@
 """Runs in mosaicml-streaming's own environment. `DIR COMPRESSION HASHES` makes a data set of MDS with splits, `rows DIR
 FORMAT COMPRESSION HASHES` one of JSON, CSV, TSV or XSV, `dump DIR HASH` takes the one that is there; these read it with
 the library and print descriptions: {split: [sample, ...]}. `sizes DIR...` prints what the library's readers say of the
-sizes of shards, `present DIR...` what they say is present of them, by directory."""
+sizes of shards, `present DIR...` what they say is present of them, by directory; `words` what hashes and compressions
+it has."""
 
 import itertools
 import json
@@ -18,7 +19,9 @@ import numpy as np
 from describe import describe
 from PIL import Image
 from streaming import CSVWriter, JSONWriter, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
+from streaming.base.compression import get_compressions
 from streaming.base.format import reader_from_json
+from streaming.base.hashing import get_hashes
 
 COLUMNS = {
     "raw": "bytes",
@@ -168,6 +171,9 @@ def dump(folder, validate_hash):
 
 def main():
     command, *words = sys.argv[1:]
+    if command == "words":
+        json.dump({"hashes": sorted(get_hashes()), "compressions": sorted(get_compressions())}, sys.stdout)
+        return
     if command in ("sizes", "present"):
         look = {"sizes": sizes, "present": present}[command]
         json.dump({folder: look(folder) for folder in words}, sys.stdout)
