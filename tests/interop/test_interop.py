@@ -18,6 +18,8 @@ import pytest
 from shardfs import index, open_store
 from shardfs.converting import convert_all
 from shardfs.drivers.base import Value
+from shardfs.drivers.hashes import HASHES
+from shardfs.drivers.streaming_settings import LEVELS
 from shardfs.model import Key
 from shardfs.sealing import Base, Changed, Source, Stored, seal
 from shardfs.streaming import readers
@@ -253,6 +255,13 @@ def all_readers(folder: str) -> dict[str, FileReader]:
         split = str(index_file.parent.relative_to(folder)).removeprefix(".")
         found |= {f"{split}:{at}": reader for at, reader in enumerate(readers(folder, split))}
     return found
+
+
+@pytest.mark.timeout(300)
+def test_hashes_and_compressions_are_the_librarys(tmp_path: Path) -> None:
+    levelled = {f"{name}:{level}" for name, levels in LEVELS.items() for level in levels}
+    theirs = library("streaming", tmp_path, "words")
+    assert theirs == {"hashes": sorted(HASHES), "compressions": sorted({*LEVELS, *levelled})}
 
 
 @pytest.mark.timeout(300)
