@@ -65,6 +65,10 @@ class ChangingVfs(SettledVfs):
         self.ending = False
         self.numbering = Numbering(driver, self.calls)
 
+    def sealed(self, done: Sealed) -> None:
+        super().sealed(done)
+        self.numbering.changed()
+
     def check_open(self) -> None:
         """EROFS once the mount ends."""
         if self.ending:

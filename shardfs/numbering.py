@@ -38,13 +38,23 @@ class Numbering:
     def __init__(self, driver: Driver, calls: StagedCalls) -> None:
         self._driver = driver if isinstance(driver, NumberedThrough) else None
         self._calls = calls
+        self._changed = float("-inf")
+
+    def changed(self) -> None:
+        """A key was stored or removed here: what was said before it is believed no more."""
+        self._changed = time.monotonic()
 
     async def _standing(self, key: KeyDirectory) -> Standing:
         driver, overlay = self._driver, overlay_of(key)
         if driver is None:
             return Standing()
         now = time.monotonic()
-        if overlay is not None and overlay.standing is not None and now - overlay.asked < config.REFRESH:
+        if (
+            overlay is not None
+            and overlay.standing is not None
+            and overlay.asked > self._changed
+            and now - overlay.asked < config.REFRESH
+        ):
             return overlay.standing
         try:
             found = await self._calls.long(lambda: driver.standing(key.entry.key))

@@ -268,6 +268,7 @@ class WritableVfs(ChangingVfs):
         above = self.tree.directory(key.parent)
         assert isinstance(above, Directory)
         above.made = True
+        self.numbering.changed()
         self.tree.remove(key)
         self._supersede(key)
         log.info("%s was removed from the store", entry.key)

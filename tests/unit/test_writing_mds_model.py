@@ -132,9 +132,10 @@ class WritingMds(RuleBasedStateMachine):
         if self._closed(key) and name != new:
             self._refused(self.mount.rename, f"{key}/{name}", f"{key}/{new}")
             return
-        files[new] = files.pop(name)
-        self.dirty.add(key)
         self.mount.rename(f"{key}/{name}", f"{key}/{new}")
+        if name != new:
+            files[new] = files.pop(name)
+            self.dirty.add(key)
 
     @rule(key=keys, name=names, data=contents)
     def replace_by_renaming(self, key: str, name: str, data: bytes) -> None:
@@ -232,3 +233,26 @@ class WritingMds(RuleBasedStateMachine):
 TestWritingMds = WritingMds.TestCase
 TestWritingMds.settings = STEPS
 TestWritingMds.pytestmark = [pytest.mark.timeout(110)]  # type: ignore[attr-defined]
+
+
+def test_regression_the_last_key_is_known_as_soon_as_those_behind_it_are_gone(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "store", driver="streaming")
+    for key in ("a", "b"):
+        store.set([{"f": b"one"}, {"f": b"two"}], key)
+    with Mount(tmp_path / "store", tmp_path / "state", system="streaming", delete=True) as mount:
+        mount.write("a/000000.f.bin", b"text")
+        with pytest.raises(PermissionError, match="2 samples behind it"):
+            mount.unlink("a/000001.f.bin")
+        for name in ("000002.f.bin", "000003.f.bin"):
+            mount.unlink(f"b/{name}")
+        mount.rmdir("b")
+        mount.unlink("a/000001.f.bin")
+        mount.sync("a")
+        mount.mkdir("c")
+        mount.write("c/000000.f.bin", b"text")
+        mount.write("a/000000.f.bin", b"text again")
+        mount.write("a/000007.f.bin", b"one more")
+        mount.sync("c")
+        with pytest.raises(PermissionError, match="1 sample behind it"):
+            mount.write("a/000008.f.bin", b"")
+    assert [len(store.get(key)) for key in store] == [2, 1]
