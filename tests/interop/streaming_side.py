@@ -1,14 +1,9 @@
 """Runs in mosaicml-streaming's own environment. `DIR COMPRESSION HASHES` makes a data set of MDS with splits, `rows DIR
 FORMAT COMPRESSION HASHES` one of JSON, CSV, TSV or XSV, `dump DIR HASH` takes the one that is there; these read it with
-<<<<<<< HEAD
 the library and print descriptions: {split: [sample, ...]}. `hold DIR HASH` opens it (as a LocalDataset, too, if it is
 not compressed), reads one sample, and the rest when it gets a line. `sizes DIR...` prints what its readers say of
-the sizes of shards, `present DIR...` what they say is present of them, by directory."""
-=======
-the library and print descriptions: {split: [sample, ...]}. `sizes DIR...` prints what the library's readers say of the
-sizes of shards, `present DIR...` what they say is present of them, by directory; `words` what hashes and compressions
-it has."""
->>>>>>> w-stream
+the sizes of shards, `present DIR...` what they say is present of them, by directory; `words` what hashes and
+compressions it has."""
 
 import itertools
 import json
@@ -24,12 +19,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import numpy as np
 from describe import describe
 from PIL import Image
-<<<<<<< HEAD
 from streaming import CSVWriter, JSONWriter, LocalDataset, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
-=======
-from streaming import CSVWriter, JSONWriter, MDSWriter, StreamingDataset, TSVWriter, XSVWriter
 from streaming.base.compression import get_compressions
->>>>>>> w-stream
 from streaming.base.format import reader_from_json
 from streaming.base.hashing import get_hashes
 
