@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from shardfs import config, inodes, names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver, WritesFiles
 from shardfs.errors import ShardfsError, StaleShardError, StorageError
 from shardfs.model import Key
+from shardfs.numbering import Numbering, refuse
 from shardfs.overlay import ROOT, OpenFile, Overlay, Ref, attributes_of, overlay_of
 from shardfs.settling import Sealed, SettledVfs
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.staging import Kind, StagedDirectory, StagedEntry, StagingArea
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
 from shardfs.vfs import WRITING
-
-log = logging.getLogger("shardfs")
 
 
 class Sealing(Protocol):
@@ -50,12 +48,6 @@ class Allowed:
     """Remove stored files, and keys."""
 
 
-def refuse(text: str, code: int) -> NoReturn:
-    """Say why something is not done."""
-    log.warning("%s: %s", text, os.strerror(code))
-    raise StorageError(text, code)
-
-
 class ChangingVfs(SettledVfs):
     """A file system whose files can be made, opened for writing, and written to."""
 
@@ -75,6 +67,11 @@ class ChangingVfs(SettledVfs):
         self.sealer = sealer
         self.allowed = allowed
         self.ending = False
+        self.numbering = Numbering(driver, self.calls)
+
+    def sealed(self, done: Sealed) -> None:
+        super().sealed(done)
+        self.numbering.changed()
 
     def check_open(self) -> None:
         """EROFS once the mount ends."""
@@ -106,6 +103,7 @@ class ChangingVfs(SettledVfs):
             if found is None:
                 self.check_changeable(key.entry.key)
                 await self._current(key)
+                await self.numbering.check_change(key)
                 table = await self._table(key)  # what is staged over it is of this version for good
                 entry, key.held = key.entry, True
                 try:
@@ -147,6 +145,7 @@ class ChangingVfs(SettledVfs):
                 raise StaleShardError("the directory has just become something else")
             key = self.key_of(directory.path)
             self.check_changeable(key)
+            await self.numbering.check_key(key)
             staged = await self.calls.long(lambda: self.stage(key, "key"))
             above = self.tree.directory(directory.parent)
             assert isinstance(above, Directory)
@@ -168,6 +167,7 @@ class ChangingVfs(SettledVfs):
                 refuse(f"{os.fsdecode(name)}: {'/'.join(directory.path)} leads to keys and is none", errno.EPERM)
             directory = await self._begin_key(directory)
         if isinstance(directory, KeyDirectory):
+            await self.numbering.check_name(directory, await self._table(directory), name)
             return await self.overlay(directory), ROOT, directory
         if isinstance(directory, NewDirectory):
             overlay = overlay_of(directory)

@@ -14,7 +14,7 @@ from typing import NoReturn
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
 
 COMMANDS = (
-    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "convert"),
+    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
     *("cache", "warm", "pin", "unpin"),
 )
 
@@ -82,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
+    _add_gc(commands.add_parser("gc", parents=[common], help="list and remove files that no key needs any more"))
     _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
     _add_cache(commands.add_parser("cache", help="show and clean what is kept of stores far away"), common)
     warm = commands.add_parser("warm", parents=looking, help="fetch shards into the cache, ahead")
@@ -143,8 +144,9 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, rw, allow_overwrite, allow_delete, write_back=, allow_other, nonempty, no_index, driver=NAME, "
-        "memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous; fstab's own are ignored",
+        help="ro, rw, allow_overwrite, allow_delete, write_back=, size_limit=, allow_other, nonempty, no_index, "
+        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, cache_dir=, cache_size=, min_free=; "
+        "fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
@@ -164,6 +166,11 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="look for change in the store so often (default: 1, far away 60), or immutable: never, "
         "or manual: by shardfs refresh",
+    )
+    parser.add_argument(
+        "--size-limit",
+        metavar="SIZE",
+        help="with --rw, for data sets of MosaicML Streaming: split a larger new key into several (64mb)",
     )
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)
@@ -242,6 +249,30 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
+def _add_gc(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Lists what lies in STORE and belongs to no key any more: shards that were rewritten since (MosaicML "
+        "Streaming), and temporary files of writers that died. Removes nothing without --yes, never what an index "
+        "names or somebody is just writing, and nothing younger than --older-than: who began to read before that may "
+        "need it."
+    )
+    parser.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+    parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
+    parser.add_argument(
+        "--older-than",
+        metavar="SECONDS",
+        type=float,
+        help="leave alone what became superseded, or was written, later than that (default: 86400, a day)",
+    )
+    parser.add_argument(
+        "--unnamed", action="store_true", help="also shards that no index names and that nothing has superseded"
+    )
+    doing = parser.add_mutually_exclusive_group()
+    doing.add_argument("-n", "--dry-run", action="store_true", help="only list it (default)")
+    doing.add_argument("--yes", action="store_true", help="remove it")
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Copies every key of SRC into DST, as copying its directory from one mount to another would. Keys that DST has "
@@ -259,7 +290,8 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compression",
         metavar="CODEC[:LEVEL]",
-        help="gz, zst or, but for squirrel, none (default: squirrel gz, webdataset none, streaming as what is there)",
+        help="gz, zst or, but for squirrel, none; for streaming bz2, br, snappy, too (default: squirrel gz, webdataset "
+        "none, streaming as what is there)",
     )
     parser.add_argument(
         "--keys", metavar="GLOB", default="*", help="only keys that fit this pattern, whose * takes / too"
@@ -352,6 +384,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import index
 
         return index.run(parsed)
+    if parsed.command == "gc":
+        from shardfs.commands import gc
+
+        return gc.run(parsed)
     if parsed.command == "convert":
         from shardfs.commands import convert
 

@@ -1,4 +1,5 @@
 """Shards' compressions and their limits: stored bytes to raw bytes and back. Knows nothing of formats or stores.
+gzip and zstd are here, the rare ones in other_codecs.py.
 
 What a compressed stream claims about its size is never believed: output is taken in small pieces and counted, so that
 a bomb ends where the limits of config.py say and not where the memory does. All calls release the GIL while they work.
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 import zstandard
 
-from shardfs import config, gzip_members, zstd_frames
+from shardfs import config, gzip_members, other_codecs, zstd_frames
 from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.raw_bytes import RawBytes, Whole
 from shardfs.values import Buffer
@@ -58,6 +59,11 @@ class _Raw(RawBytes):
             inspect, self._inspect = self._inspect, None
             if size > used * config.SUSPECT_RATIO:
                 inspect(self.piece(0, size), used)
+        self.expect(size)
+
+    def expect(self, size: int) -> None:
+        """To be called before so many raw bytes are there, where that is known. DamagedShardError if they are too
+        many."""
         if size > self._limit:
             raise DamagedShardError(
                 f"a decompression bomb: over {self._limit >> 20} MiB come out of so few stored bytes", size
@@ -111,10 +117,11 @@ def decompress(
 ) -> Whole:
     """All raw bytes of a shard.
 
-    `codec` is None, `gz` or `zstd`; `stored` the number of stored bytes; `grow` is told the raw size so far after
-    each piece; `observe` sees the stored bytes in order, each piece only while it is called; `inspect` may look at the
-    beginning of what seems a bomb, and raise; `expected` is a hint of how many raw bytes there will be, 0 for none.
-    DamagedShardError for anything but complete streams.
+    `codec` is None, `gz`, `zstd` or one of other_codecs.NAMES; `stored` the number of stored bytes; `grow` is told the
+    raw size so far after each piece (of a snappy block before it is made); `observe` sees the stored bytes in order,
+    each piece only while it is called; `inspect` may look at the beginning of what seems a bomb, and raise; `expected`
+    is a hint of how many raw bytes there will be, 0 for none.
+    DamagedShardError for anything but complete streams, MissingExtraError.
     """
     raw = _Raw(raw_limit(codec, stored), grow, inspect, expected)
     return raw.whole(_decompress(codec, _Observed(source, observe), raw))
@@ -130,6 +137,8 @@ def _decompress(codec: str | None, observed: _Observed, raw: _Raw) -> int:
         _gunzip(observed, raw)
     elif codec == "zstd":
         behind = _unzstd(observed, raw)
+    elif codec in other_codecs.NAMES:
+        other_codecs.decompress(codec, observed, raw)
     else:
         raise BadSettingError(f"compression {codec!r} is not known here")
     return behind
@@ -268,14 +277,15 @@ def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> i
 
 @contextlib.contextmanager
 def compressing(
-    codec: str | None, file: BinaryIO, level: int | None = None
+    codec: str | None, file: BinaryIO, level: int | None = None, size: int | None = None
 ) -> Iterator[Callable[[bytes | memoryview], object]]:
     """Gives a function that compresses what it is called with into `file`; at the end of the block all is written.
 
     One call a record: zstd shards are made of frames at whose ends no record is cut (see zstd_frames), gzip ones of
     members at whose ends any may be (see gzip_members, also for levels). zstd's level is 3 unless said otherwise. Both
     are compressed in threads and written by the caller's, and equal samples make equal bytes whatever their number.
-    What `file` says of its position is behind what has been put, until the block ends.
+    What `file` says of its position is behind what has been put, until the block ends. `size` is how many raw bytes
+    there will be, which snappy must know. MissingExtraError.
     """
     if codec == "gz":
         with gzip_members.MemberWriter(file, level) as members:
@@ -287,5 +297,8 @@ def compressing(
             frames.finish()
     elif codec is None:
         yield file.write
+    elif codec in other_codecs.NAMES:
+        with other_codecs.compressing(codec, file, level, size) as put:
+            yield put
     else:
         raise BadSettingError(f"compression {codec!r} is not known here")

@@ -42,9 +42,10 @@ BOMB_FLOOR = 128 * MIB
 """Below this raw size a shard may compress as well as it likes: it fits into memory whatever it holds. A damaged shard
 may take 256 MiB in all; the other half is for what is made of the raw bytes before the damage shows."""
 
-BOMB_RATIO = {"gz": 200, "zstd": 1_000}
+BOMB_RATIO = {"gz": 200, "zstd": 1_000, "bz2": 1_000, "br": 1_000, "snappy": 64}
 """Above BOMB_FLOOR, raw bytes per stored byte at most, by codec. Real shards reach 10 to 100, equal samples over and
-over 150 with deflate and 450 with zstd; deflate's bombs 230 (when made fast) to 1,000, zstd's 30,000."""
+over 150 with deflate and 450 with zstd; deflate's bombs 230 (when made fast) to 1,000, zstd's 30,000, those of bzip2
+and brotli are beyond that. snappy has no more than 64 raw bytes for 3, whatever it says."""
 
 SUSPECT_SIZE = 32 * MIB
 SUSPECT_RATIO = 50
@@ -54,6 +55,9 @@ a stream of zeros is a million damaged samples and need not be decompressed to i
 GZIP_FEED = 64 * 1024
 """zlib copies what is left of its input at the end of each member: of this much at most, or a megabyte for each of
 50,000 empty members would be copied."""
+
+SNAPPY_PIECE = 64 * 1024
+"""Raw bytes that snappy compresses by themselves: its own compressor's figure, and as far back as it ever looks."""
 
 ZSTD_WINDOW = 128 * MIB
 """Largest zstd window accepted (levels up to 19 use 8 MiB, --ultra --long=27 this): a frame may ask for 3.75 TiB."""
@@ -169,6 +173,17 @@ WORK_AHEAD = 2
 SPOOL = 32 * MIB
 """Records of an MDS shard that is being written are held in memory up to this and go to a file beyond: the shard begins
 with how many there are."""
+
+PLACES_KEPT = 1_000
+"""Versions of MDS shards that an index has no more, and whose files are remembered for who has begun to read them."""
+
+SHARDS_HELD = 64
+"""Shards of one key that were written and are not in the index yet are locked up to this number, a descriptor each, so
+that nobody takes them for garbage; of more, only their age tells."""
+
+GARBAGE_AGE = 86_400.0
+"""Seconds for which `shardfs gc` leaves alone what is superseded, or seems unfinished: those who read a data set look
+at its index once, when they begin."""
 
 MDS_SHARD = (1 << 32) - 1
 """Largest MDS shard: positions in it have 32 bits."""

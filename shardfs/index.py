@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -328,53 +328,66 @@ class _Builder:
 
 def build(shard: Shard, arrays: str) -> ShardTable:
     """Walk a shard from end to end and pack what it holds. All or nothing: DamagedShardError."""
-    own = _own_stems(shard)
-    if own is not None:
-        builder = _Builder(arrays)
-        for at, record in enumerate(shard.records()):
-            builder.add(record, own[at], shard)
-        return builder.table(shard, own, 0, 0)
+    records = shard.records()
+    if isinstance(shard, NamesSamples):
+        return _called(shard, arrays, zip(records, shard.stems(), strict=True))
+    first = next(records, None)
+    if first is not None:
+        records = chain((first,), records)  # each record is decoded once, which is most of the work
+        if _own_name(first) is not None:
+            try:
+                return _called(shard, arrays, _by_own_names(records))
+            except _UnnamedError:
+                records = shard.records()
     digits = names.digits_for(shard.samples_through or 0)
-    builder, count = _numbered(shard, arrays, digits)
+    builder, count = _numbered(shard, arrays, digits, records)
     if shard.samples_through is None and names.digits_for(count) != digits:
         digits = names.digits_for(count)
-        builder, _ = _numbered(shard, arrays, digits)
+        builder, _ = _numbered(shard, arrays, digits, shard.records())
     return builder.table(shard, None, shard.first_sample, digits)
 
 
-def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
+def _numbered(shard: Shard, arrays: str, digits: int, records: Iterator[Record]) -> tuple[_Builder, int]:
     builder = _Builder(arrays)
     number = _number(digits)
     count = 0
-    for record in shard.records():
+    for record in records:
         builder.add(record, number % (shard.first_sample + count), shard)
         count += 1
     return builder, count
 
 
-def _own_stems(shard: Shard) -> Strings | None:
-    """The samples' own names: what the system calls them, or where each has a `__key__` and no two are alike; None
-    otherwise.
+def _called(shard: Shard, arrays: str, records: Iterable[tuple[Record, str]]) -> ShardTable:
+    """The table of samples that are called otherwise than by numbers."""
+    builder, packed = _Builder(arrays), _Packed()
+    for record, stem in records:
+        encoded = stem.encode("utf-8")
+        packed.number(encoded)
+        builder.add(record, encoded, shard)
+    return builder.table(shard, packed.pack(), 0, 0)
 
-    Looks at the first sample only, unless that one has a `__key__`. Members have names that their driver keeps apart.
-    """
-    packed = _Packed()
-    if isinstance(shard, NamesSamples):
-        for name in shard.stems():
-            packed.number(name.encode("utf-8"))
-        return packed.pack()
+
+class _UnnamedError(Exception):
+    """A sample has no name of its own, or another's."""
+
+
+def _by_own_names(records: Iterator[Record]) -> Iterator[tuple[Record, str]]:
+    """Samples with the names before the first dot of their files. Members have names that their driver keeps apart."""
     seen: set[str] = set()
-    for record in shard.records():
-        if type(record.tree) is Members:
-            packed.number(names.escape_sample(record.tree.key).encode("utf-8"))
-            seen.add(record.tree.key)
-            continue
-        own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
-        if type(own) is not str:
-            return None
+    for record in records:
+        own = _own_name(record)
+        if own is None:
+            raise _UnnamedError
         stem = names.escape_sample(own)
-        if names.same_name(stem) in seen:
-            return None
-        seen.add(names.same_name(stem))
-        packed.number(stem.encode("utf-8"))
-    return packed.pack() if seen else None
+        if type(record.tree) is not Members:
+            if names.same_name(stem) in seen:
+                raise _UnnamedError
+            seen.add(names.same_name(stem))
+        yield record, stem
+
+
+def _own_name(record: Record) -> str | None:
+    if type(record.tree) is Members:
+        return record.tree.key
+    own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
+    return own if type(own) is str else None

@@ -61,7 +61,8 @@ def open_store(
     A path of a tar, or of several with braces (`train/shard-{000..099}.tar`), means just these, for reading.
     `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, `webdataset`, or one that an installed package
     offers); without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's
-    own (squirrel, webdataset: compression, level; squirrel: format; streaming: validate_hash, size_limit, compression),
+    own (squirrel, webdataset: compression, level; squirrel: format; streaming: validate_hash, size_limit, compression,
+    format),
     and for stores far away `endpoint`, `anonymous` and `storage_options` (see `storage.urls.open_remote`), `cache_dir`,
     `cache_size` and `min_free` (see `storage.disk_cache.cached`). BadStoreError, BadSettingError.
     """
@@ -167,6 +168,17 @@ def absolute_url(url: str) -> str:
     factory, _ = _factory(urlsplit(url).scheme.partition("+")[0])
     absolute = getattr(factory, "absolute_url", None)
     return url if absolute is None else str(absolute(url))
+
+
+def driver_options(url_or_path: str | os.PathLike[str], driver: str | None = None) -> frozenset[str]:
+    """The names of the options that `open_store` would take for this store. BadStoreError, BadSettingError."""
+    text = os.fspath(url_or_path)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if "+" in scheme:
+        made = getattr(_factory(scheme.partition("+")[0])[0], "open_url", lambda url: None)
+    else:
+        made = _factory(driver or detect(local_path(text)))[0]
+    return frozenset(list(inspect.signature(made).parameters)[1:])
 
 
 def _check_options(driver: str, factory: Any, options: dict[str, Any], first: str) -> None:

@@ -59,6 +59,16 @@ class RawBytes:
         self.size += count
         return count
 
+    def add_whole(self, size: int, write: Callable[[memoryview], object]) -> None:
+        """Lets `write` fill `size` more bytes, all at once. Where it raises they are there, and mean nothing."""
+        behind = self.size + size
+        data = self._with_room(behind)
+        if isinstance(data, bytearray):
+            data += bytes(size)
+        with memoryview(data) as whole, whole[self.size : behind] as view:
+            write(view)
+        self.size = behind
+
     def _with_room(self, size: int) -> Whole:
         """What holds the bytes, where there is room for `size` of them in a mapping."""
         if isinstance(self._data, bytearray):

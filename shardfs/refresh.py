@@ -42,6 +42,7 @@ class Refresh:
         self._nursery: trio.Nursery | None = None
         self._workers: Workers | None = None
         self._failed = False
+        self._told: set[str] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -52,6 +53,7 @@ class Refresh:
             self._listed = trio.current_time()
             for directory in self._tree.slots:
                 directory.checked = self._listed
+            self._tell_problems()
             try:
                 yield
             finally:
@@ -73,6 +75,10 @@ class Refresh:
     def seen(self, directory: KeyDirectory) -> None:
         """The store is known to have a key's version now."""
         directory.checked = trio.current_time()
+
+    def expect(self) -> None:
+        """There may be keys that have just come: who lists next is not to wait for them."""
+        self._listed = float("-inf")
 
     async def listing(self, *, now: bool = False) -> None:
         """Take in keys that have come or gone; `now` asks even if it was asked just before."""
@@ -135,8 +141,17 @@ class Refresh:
             self._take(entries)
 
     def _take(self, entries: list[Entry]) -> None:
+        self._tell_problems()
         gone = self._tree.update(entries)
         for directory in self._tree.slots:
             directory.checked = self._listed
         for directory in gone:
             self._superseded(directory)
+
+    def _tell_problems(self) -> None:
+        """Log what the last listing could not show, or not read or check: once, until it is in order again."""
+        problems = list(self._driver.problems)
+        for problem in problems:
+            if problem not in self._told:
+                log.warning("%s", problem)
+        self._told = set(problems)

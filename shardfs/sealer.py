@@ -22,6 +22,7 @@ import trio
 
 from shardfs import config, seal_steps
 from shardfs.drivers.base import Driver
+from shardfs.drivers.numbered import NumberedThrough
 from shardfs.errors import (
     KeyExistsError,
     MissingKeyError,
@@ -243,6 +244,7 @@ class Sealer:
         # not ended by cancellation: who waits may go away, and a half-done seal would only have to be settled
         with trio.CancelScope(shield=True):
             try:
+                await self._behind(staged)  # before it has a place, as another seal may have to have one
                 async with self._places:
                     if self._nursery is None:
                         raise StorageError("the mount is being ended")
@@ -264,6 +266,30 @@ class Sealer:
                 if work.sealed is None or work.sealed.left is not None:
                     self._awake()
             await self._clean()
+
+    async def _behind(self, staged: StagedDirectory) -> None:
+        """Samples can be added to the last key of some stores only while it is the last: so what was added there, or
+        taken away, is stored before a new key. If that fails, so does the new key."""
+        driver, problem = self._driver, "all its samples were removed, and not the key"
+        if staged.base_version is not None or not isinstance(driver, NumberedThrough):
+            return
+        try:
+            last = await self._working().io(lambda: driver.key_before(Key(staged.key)))
+        except ShardfsError:
+            return  # the new key's own seal will say it
+        before = None if last is None else self._area.find(last)
+        if last is None or before is None or before.kind != "key" or before.base_version is None:
+            return
+        try:
+            await self.seal(before)
+        except ShardfsError as error:
+            problem = str(error)
+        if self._area.find(last) is not before or before.parked is not None or before.finished:
+            return
+        table = await self._cache.table(await self._cache.fresh_entry(last))
+        if not await self._working().io(lambda: seal_steps.keeps_count(before, table)):
+            text = f"{last}, behind which {staged.key} would come, has changes that could not be stored"
+            raise StorageError(f"{text}: {problem}", errno.EBUSY)
 
     async def _seal(self, work: _Work) -> Sealed | None:
         staged = work.staged

@@ -122,6 +122,10 @@ class Seal:
     def __len__(self) -> int:
         return len(self._groups)
 
+    def __iter__(self) -> Iterator[NewRecord]:
+        """All samples, as often as that is asked: who has to know all of them before the first is written may."""
+        return self.records()
+
     def records(self) -> Iterator[NewRecord]:
         """All samples. BadSampleError for a file that does not parse; errors of `ShardReader.fetch` and of `read`."""
         return map(self._files if self._as_files else self._record, self._groups)

@@ -14,6 +14,7 @@ from typing import Protocol
 from shardfs import config, names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
+from shardfs.drivers.numbered import NumberedThrough
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
 from shardfs.overlaid import DIRECTORY_MODE, FILE_MODE, OverlaidVfs
@@ -50,6 +51,7 @@ class SettledVfs(OverlaidVfs):
     ) -> None:
         super().__init__(driver, cache, uid, gid, read_ahead)
         self.area = area
+        self._splits = isinstance(driver, NumberedThrough)
 
     # --- after a seal -------------------------------------------------------------------------------------------
 
@@ -67,6 +69,8 @@ class SettledVfs(OverlaidVfs):
         fresh = self.tree.succeed(before, done.entry)
         fresh.settled = True
         self.refresh.seen(fresh)
+        if self._splits:
+            self.refresh.expect()  # it may have become several
         if isinstance(before, KeyDirectory):
             before.successor = Sealing(fresh, done.base_numbers, table)
             if before.lookups > 0:

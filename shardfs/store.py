@@ -131,8 +131,8 @@ class Store:
 
         Atomic and durable: readers see the old shard or the new one. Without a key a random one that is free is made.
         A dict, text, bytes or array is one sample; any other iterable is taken as the list of samples. In a Streaming
-        data set a new key comes last in its split, and samples have the columns of the shard before (the first one's
-        are made for its first sample).
+        data set a new key comes last in its split, and samples have the format and the columns of the shard before (the
+        first one's are made for its first sample).
         BadSettingError for a value that the format cannot hold, StorageError; NotWritableError, of which
         RenumberingError is for what would give the samples of other shards other numbers.
         """

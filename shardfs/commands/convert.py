@@ -17,7 +17,7 @@ from shardfs.in_order import cores
 from shardfs.opening import detect, local_path, open_store
 from shardfs.store import Store
 
-_COMPRESSION = re.compile(r"(none|gz|zst|zstd)(?::([0-9]{1,2}))?")
+_COMPRESSION = re.compile(r"(none|gz|zst|zstd|bz2|br|snappy)(?::([0-9]{1,2}))?")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,11 +84,14 @@ def _options(driver: str, compression: str | None) -> dict[str, Any]:
         return {}
     match = _COMPRESSION.fullmatch(compression)
     if match is None:
-        raise BadSettingError(f"--compression {compression}: use gz, zst or none, with a level as in zst:9 if need be")
+        raise BadSettingError(
+            f"--compression {compression}: use gz, zst or none, for streaming also bz2, br or snappy; with a level as "
+            "in zst:9 if need be"
+        )
     codec, level = match[1], match[2]
     if _kind(driver) in ("squirrel", "webdataset"):
-        if codec == "none" and _kind(driver) == "squirrel":
-            raise BadSettingError("--compression none: Squirrel's shards are gz or zst")
+        if codec not in ("gz", "zst", "zstd", "none") or (codec == "none" and _kind(driver) == "squirrel"):
+            raise BadSettingError(f"--compression {codec}: {_kind(driver)}'s shards are gz or zst")
         return {"compression": codec.removesuffix("d"), "level": None if level is None else int(level)}
     codec = "zstd" if codec == "zst" else codec
     return {"compression": codec if level is None else f"{codec}:{level}"}

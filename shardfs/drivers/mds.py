@@ -68,7 +68,8 @@ def _str_decimal(raw: Buffer, at: int, length: int) -> Decimal:
     return Decimal(_text(raw, at, length))
 
 
-def _json(raw: Buffer, at: int, length: int) -> Any:
+def parse_json(raw: Buffer, at: int, length: int) -> Any:
+    """The value of a text of JSON. ValueError and its kin for what is none, or takes too much for what it says."""
     text = _text(raw, at, length)
     opened = text.count("[") + text.count("{")
     if length > config.TOKEN_FLOOR and (opened > config.TOKEN_FLOOR or text.count(",") > _COMMAS):
@@ -170,7 +171,7 @@ _FIXED: dict[str, Decode] = {
     "str_int": _str_int,
     "str_float": _str_float,
     "str_decimal": _str_decimal,
-    "json": _json,
+    "json": parse_json,
     "pkl": _pickle,
     "pil": pictures.parse,
     "jpeg": partial(picture_file, "jpeg"),
@@ -312,6 +313,10 @@ class MdsShard(InMemory):
             for end in offsets[1:]:
                 yield Record(start, end, split(raw, start, end))
                 start = end
+
+    def bounds(self, at: int) -> tuple[int, int]:
+        """Where sample number `at` begins and ends."""
+        return int(self._offsets[at]), int(self._offsets[at + 1])
 
     def tree(self, start: int, end: int) -> Tree:
         return self.columns.split(self.raw, start, end)

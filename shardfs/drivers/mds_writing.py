@@ -23,7 +23,7 @@ import json
 import math
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import partial
 from tempfile import SpooledTemporaryFile
@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, images, pictures, values
-from shardfs.drivers.base import Cell
+from shardfs.drivers.base import Cell, NewRecord, Value
 from shardfs.drivers.mds import DTYPE_CODES, DTYPES, Columns, columns, picture_file
 from shardfs.errors import BadSettingError
 from shardfs.values import Blob, Pickle
@@ -132,6 +132,16 @@ class Survey:
                 return general
         text = " and ".join(f"{encoding} in sample {name}" for encoding, name in met.items())
         raise BadSettingError(f"field {field} is {text}, and no column of an MDS shard holds these")
+
+
+def columns_for(records: Iterable[NewRecord]) -> Columns | None:
+    """The columns that hold all of these samples; None where there is none to tell. BadSettingError."""
+    survey, found = Survey(), False
+    for record in records:
+        if isinstance(record, Value):
+            survey.add(record.sample, record.name)
+            found = True
+    return survey.columns(None) if found else None
 
 
 _EMPTY = "[]"
@@ -345,6 +355,11 @@ class RawShard:
 
     def __exit__(self, *error: object) -> None:
         self._file.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shard as it is."""
+        return 8 + 4 * len(self._ends) + len(self._description) + self._records
 
     def size_with(self, length: int) -> int:
         """Bytes of the shard with one more record of that length."""

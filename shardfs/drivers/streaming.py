@@ -1,9 +1,9 @@
-"""Data sets of MosaicML Streaming (index.json version 2) with MDS shards, from a local directory.
+"""Data sets of MosaicML Streaming (index.json version 2) from a local directory.
 
-Knows where the index files lie and which of a shard's two files is there; what an index says is the business of
-streaming_index.py, what is inside a shard that of mds.py, how new shards get into a data set that of
-streaming_writing.py. Reading never writes into the data set and never deletes from it: the library does both. Source of
-all format facts: what mosaicml-streaming 0.13.0 writes and reads, found by running it.
+Knows where the index files lie, and which keys they give; what an index says is the business of streaming_index.py,
+which of a shard's files are there that of streaming_files.py, what is inside them that of mds.py and text_rows.py, how
+new shards get into a data set that of streaming_writing.py and text_writing.py. Source of all format facts: what
+mosaicml-streaming 0.13.0 writes and reads, found by running it.
 
 A *split* is a directory with an `index.json` of its own. Samples are numbered through a split.
 """
@@ -11,27 +11,25 @@ A *split* is a directory with an `index.json` of its own. Samples are numbered t
 from __future__ import annotations
 
 import errno
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardfs import compression
-from shardfs.drivers import mds
+from shardfs.drivers import mds, mds_writing, streaming_garbage, streaming_order, text_writing
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
-from shardfs.drivers.hashes import HASHES, Hash, hasher
-from shardfs.drivers.in_place import InPlace
-from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
+from shardfs.drivers.garbage import Garbage
+from shardfs.drivers.numbered import Standing
+from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing
+from shardfs.drivers.streaming_following import published, settle, withdraw
+from shardfs.drivers.streaming_index import FORMATS, BadIndexError, FileInfo, Place, by_key, key_of, parse_index
+from shardfs.drivers.streaming_settings import codec_of, shard_limit
 from shardfs.drivers.streaming_writing import (
     INDEX,
     Publication,
     basename_of,
-    bytes_of,
-    codec_of,
     is_free,
     new_place,
     revisions,
-    settle,
     splits,
     successors,
     template_columns,
@@ -41,24 +39,18 @@ from shardfs.errors import (
     BadStoreError,
     DamagedShardError,
     KeyExistsError,
-    MissingExtraError,
     MissingKeyError,
-    NotWritableError,
-    RenumberingError,
     StaleShardError,
     StorageError,
 )
-from shardfs.model import Entry, Key, Version
+from shardfs.model import Entry, Key
 from shardfs.storage.base import Listed
 from shardfs.storage.local import LocalStorage
 
 INDEX_MAX = 256 << 20
 """Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
 
-_ENDINGS = (".mds", ".zstd", ".gz", ".bz2", ".br", ".snappy", INDEX)
 ChooseColumns = Callable[[mds.Columns | None], mds.Columns]
-
-_COMPRESSION = re.compile(r"(zstd|gz)(?::[0-9]{1,2})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +68,10 @@ class StreamingDriver:
 
     `validate_hash`: `auto` checks each file read against the fastest hash its index has, a name (`xxh64`, `sha1`...)
     demands that hash, `off` or None checks none. `size_limit` (bytes, or a text as `64mb`) splits a new key that is
-    larger into several shards; without it a key is one shard, below 4 GiB. `compression` (`zstd`, `gz`, a level behind
-    a colon, or `none`) is that of new keys; without it they have the compression of the shard before them, or none in a
-    new split. `problems` says after each listing what is not shown and why.
+    larger into several shards; without it a key is one shard, below 4 GiB. `compression` (`zstd`, `gz`, `bz2`, `br`,
+    `snappy`, a level behind a colon, or `none`) and `format` (`mds`, `json`, `csv`, `tsv`) are those of new keys;
+    without them these are like the shard before them, and uncompressed MDS in a new split. `problems` says after each
+    listing what is not shown and why.
     BadSettingError for other words, MissingExtraError for a demanded hash whose package is not installed.
     """
 
@@ -94,43 +87,46 @@ class StreamingDriver:
         validate_hash: str | None = "auto",
         size_limit: int | str | None = None,
         compression: str | None = None,
+        format: str | None = None,
     ) -> None:
-        if validate_hash not in (None, "off", "auto", *HASHES):
-            raise BadSettingError(f"validate_hash {validate_hash!r}: use auto, off or one of {', '.join(HASHES)}")
         self._storage = storage
-        self._size_limit = bytes_of(size_limit) or None
+        self._files = ShardFiles(storage, validate_hash)
+        self._size_limit = shard_limit(size_limit)
         self._compression = compression
         codec_of(None if compression == "none" else compression)
-        self._validate = None if validate_hash == "off" else validate_hash
-        if self._validate not in (None, "auto") and hasher(str(self._validate)) is None:
-            raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
+        if format not in (None, *FORMATS[:-1]):
+            raise BadSettingError(f"format {format!r}: use one of {', '.join(FORMATS[:-1])}")
+        self._format = format
         self._scan: _Scan | None = None
+        self._told: _Scan | None = None
+        self._before: Mapping[str, Place] = {}
         self.problems: list[str] = []
+        self.reserved: Callable[[], Collection[str]] = tuple
+        self.beginning = False
 
     def entries(self) -> list[Entry]:
-        """All shards, split by split, in the order of their indexes. BadStoreError if no index is good."""
-        files = {listed.name: listed for listed in self._storage.list(_ENDINGS)}
-        scan = self._rescan(files)
+        """All shards, split by split, in the order of their indexes. BadStoreError if no index is good, or none there
+        (unless the data set is `beginning`)."""
+        files = {listed.name: listed for listed in self._storage.list((*ENDINGS, INDEX))}
+        if self.beginning and not files and self._scan is None:
+            return []
+        scan = self._told = self._rescan(files)
         return [self._entry(scan, key, files.get) for key in scan.places]
 
     def changed(self) -> bool:
         scan = self._scan
-        if scan is None or self._storage.changed():
+        if scan is None or scan is not self._told or self._storage.changed():
             return True
-        return any(self._stat(name) != listed for name, listed in scan.indexes.items())
+        return any(self._files.stat(name) != listed for name, listed in scan.indexes.items())
 
     def entry(self, key: Key) -> Entry:
-        return self._entry(self._fresh(key), key, self._stat)
+        return self._entry(self._fresh(key), key, self._files.stat)
 
     def estimate(self, entry: Entry) -> int:
         return entry.stored_bytes if entry.raw_bytes is None else entry.raw_bytes
 
     def mark(self, entry: Entry) -> str:
-        """Includes what the index says of the shard: the samples' numbers depend on it."""
-        place = self._fresh(entry.key).places[entry.key]
-        _, form, version = entry.version.split(".", 2)
-        name = place.zip.name if form == "zip" and place.zip is not None else place.raw.name
-        return f"{place.identity}-{self._storage.mark(name, Version(version))}"
+        return self._files.mark(self._fresh(entry.key).places[entry.key], entry.version)
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         """See Driver. A new key becomes the last shard of its split; what replaces one has its columns, and a new file.
@@ -148,66 +144,101 @@ class StreamingDriver:
         return not splits(self._storage)
 
     def remove(self, key: Key) -> None:
-        raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
+        """See Driver. Takes the last key of a split out of the index: its files stay, for those who still read them.
+        RenumberingError for any other that has samples."""
+        place, twins = self._places(key)
+        for one in (place, *twins):
+            streaming_order.check_last(key, one)
+        for one in (place, *twins):
+            withdraw(self._storage, one.split, one.raw.name[len(one.split) :], key, INDEX_MAX)
+
+    def standing(self, key: Key) -> Standing:
+        """See NumberedThrough."""
+        place = self._fresh(key).places[key]
+        scan = self._all()
+        return streaming_order.standing(scan.splits, scan.places.get(key, place))
+
+    def key_before(self, key: Key) -> Key | None:
+        """See NumberedThrough."""
+        split, _ = new_place(self._storage, key)
+        scan = self._all()
+        return streaming_order.key_before(scan.splits, split, scan.places)
+
+    def garbage(self) -> list[Garbage]:
+        """See Collecting."""
+        return streaming_garbage.garbage(self._storage, INDEX_MAX)
+
+    def discard(self, found: Garbage) -> None:
+        """See Collecting."""
+        streaming_garbage.discard(self._storage, found, INDEX_MAX)
+
+    def _all(self) -> _Scan:
+        """A scan of all indexes as they are now."""
+        files = self._storage.list((INDEX,), aside=True)
+        listed = {listed.name: listed for listed in files if listed.name.rpartition("/")[2] == INDEX}
+        return self._rescan(listed) if listed or self._scan is not None else _Scan({}, {}, {})
+
+    def _places(self, key: Key) -> tuple[Place, list[Place]]:
+        """Where a key is, in the index that is shown and in others that have it. MissingKeyError, NotWritableError."""
+        # all of them again: an index that has come since may have the shard too
+        scan = self._all()
+        if key not in scan.places:
+            raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+        place = scan.places[key]
+        return place, streaming_order.twins(scan.splits, place)
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
     ) -> Entry:
         """See Driver. A new key becomes the last shard of its split, with the columns, compression and hashes of the
-        one before it. A changed one keeps its own and gets a new file; RenumberingError where it has another number
-        of samples than before and is not the last one."""
+        one before it. The first of a split has columns that hold all its samples if `records` can be gone through more
+        than once, else those of its first sample. A changed one keeps its own and gets a new file; RenumberingError
+        where it has another number of samples than before and is not the last one."""
         return self._append(key, records, note) if base is None else self._rewrite(key, records, base, note)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the index names a file that was written, and the file is what was written."""
-        published = settle(self._storage, noted, self._named)
-        if not published:
+        found = settle(self._storage, noted, self._named, INDEX_MAX)
+        if not found:
             return None
         place = self._fresh(key).places[key]
-        files = {place.raw.name} if place.zip is None else {place.raw.name, place.zip.name}
-        return self.entry(key) if files & published else None
+        return self.entry(key) if {info.name for info in place.pairs[0] if info is not None} & found else None
 
     def _named(self) -> set[str]:
         """All files that indexes name now. A BadStoreError says that none is good, unless there is none."""
-        indexes = {listed.name: listed for listed in self._storage.list((INDEX,))}
+        indexes = {listed.name: listed for listed in self._storage.list((INDEX,), aside=True)}
         if not any(name.rpartition("/")[2] == INDEX for name in indexes):
             return set()
         places = [place for split in self._rescan(indexes).splits.values() for place in split]
-        return {info.name for place in places for info in (place.raw, place.zip) if info is not None}
+        return {info.name for place in places for pair in place.pairs for info in pair if info is not None}
 
     def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry, note: Note | None) -> Entry:
-        # all of them again: an index that has come since may have the shard too
-        scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
-        if key not in scan.places:
-            raise StaleShardError(f"{key} is gone since it was changed here")
-        place = scan.places[key]
-        if any(
-            other.raw.name == place.raw.name
-            for name, split in scan.splits.items()
-            for other in split
-            if name != place.split + INDEX
-        ):
-            raise NotWritableError(f"{place.raw.name} is in two indexes, of which only one could be changed")
+        try:
+            place, twins = self._places(key)
+        except MissingKeyError as error:
+            raise StaleShardError(f"{key} is gone since it was changed here") from error
         self._check_current(key, base)
-        publication = Publication(self._storage, place.split, note)
+        publication = Publication(self._storage, place.split, note, replaces=place.raw.name)
+        publication.twins = [twin.split for twin in twins]
         basename = place.raw.name[len(place.split) :]
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
         template = next((shard for shard in shards if basename_of(shard) == basename), None)
         if template is None:
             raise StaleShardError(f"{key} is gone from the index since it was changed here")
-        stems = revisions(self._storage, place.split, basename)
-        self._write_shards(publication, records, template, None, stems)
+        stems = revisions(self._storage, place.split, basename, place.format)
+        self._write_shards(publication, place.format, records, template, None, stems)
         (made,) = publication.made
 
         def edit(shards: list[Any]) -> list[Any]:
             self._check_current(key, base)
+            for twin in twins if made["samples"] != place.samples else ():
+                streaming_order.check_last(key, twin)
             at = [basename_of(shard) for shard in shards].index(basename)
-            if made["samples"] != place.samples and at != len(shards) - 1:
-                text = f"{key} has {place.samples} samples and would have {made['samples']}: those of the shards behind"
-                raise RenumberingError(text + " it would all get other numbers")
+            streaming_order.check_numbers(key, shards, at, made["samples"])
             return [*shards[:at], made, *shards[at + 1 :]]
 
         publication.publish(edit, INDEX_MAX)
+        published(publication, INDEX_MAX)
         return self._published(key, publication)
 
     def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns) -> Entry:
@@ -217,33 +248,44 @@ class StreamingDriver:
     def _append(
         self, key: Key, records: Iterable[NewRecord], note: Note | None, columns: ChooseColumns | None = None
     ) -> Entry:
-        split, stem = new_place(self._storage, key)
-        publication = Publication(self._storage, split, note)
+        inner, stem = new_place(self._storage, key)
+        split, twins = streaming_order.outermost(self._all().splits, inner)
+        stem = inner[len(split) :] + stem
+        publication = Publication(self._storage, split, note, twins=twins)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
 
         def edit(shards: list[Any]) -> list[Any]:
-            if key in {key_of(split + basename_of(shard)) for shard in shards}:
+            if key in {key_of(split + basename_of(shard), str(shard.get("format"))) for shard in shards}:
                 raise KeyExistsError(f"{key} is in {self._storage.root} already")
             return [*shards, *publication.made]
 
         edit(shards)
-        template = next((shard for shard in reversed(shards) if shard.get("format") == "mds"), None)
-        if is_free(self._storage, split, stem):
-            stems = successors(self._storage, split, stem)
+        kind = self._format or (str(shards[-1].get("format")) if shards else "mds")
+        if columns is not None:
+            kind = "mds"
+        template = next((shard for shard in reversed(shards) if shard.get("format") == kind), None)
+        if is_free(self._storage, split, stem, kind):
+            stems = successors(self._storage, split, stem, self.reserved(), kind)
         else:  # what was written when somebody was interrupted before the index had it, or is about to be in it
-            stems = revisions(self._storage, split, stem)
-        before = None if template is None else template_columns(template)
+            stems = revisions(self._storage, split, stem, kind)
+        before = None if template is None or kind != "mds" else template_columns(template)
         given = None if columns is None else columns(before)
+        if kind == "mds" and before is None and given is None and not isinstance(records, Iterator):
+            given = mds_writing.columns_for(records)
         if self._compression is not None:
             template = {**(template or {}), "compression": None if self._compression == "none" else self._compression}
-        self._write_shards(publication, records, template, self._size_limit, stems, given)
+        self._write_shards(publication, kind, records, template, self._size_limit, stems, given)
         publication.publish(edit, INDEX_MAX)
+        published(publication, INDEX_MAX)
         return self._published(key, publication)
 
     @staticmethod
-    def _write_shards(publication: Publication, *how: Any) -> None:
+    def _write_shards(publication: Publication, kind: str, *how: Any) -> None:
         try:
-            publication.write_shards(*how)
+            if kind == "mds":
+                publication.write_shards(*how)
+            else:
+                text_writing.write_shards(publication, kind, *how)
         except BaseException:
             publication.abandon(INDEX_MAX)
             raise
@@ -264,113 +306,67 @@ class StreamingDriver:
             raise StaleShardError(f"{key} was replaced as soon as it was written")
         return entry
 
-    def load(self, entry: Entry, grow: Grow) -> mds.MdsShard:
+    def load(self, entry: Entry, grow: Grow) -> StreamingShard:
         """Fetch, check and decompress; see Driver. StorageError also if a demanded hash is not in the index."""
-        scan = self._fresh(entry.key)
-        place = scan.places[entry.key]
-        identity, form, version = entry.version.split(".", 2)
-        if identity != place.identity:
-            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
-        if form == "none":
-            raise self._gone(scan, entry)
-        info, codec = (place.zip, _codec(place)) if form == "zip" and place.zip else (place.raw, None)
+        place = self._where(entry)
+        if is_missing(entry.version):
+            raise self._gone(place, entry)
         try:
-            return self._read(place, info, codec, Version(version), grow)
+            return self._files.read(place, entry.version, grow)
         except DamagedShardError as error:
             error.key = entry.key
             raise
         except StorageError as error:
             if error.errno != errno.ENOENT:
                 raise
-            raise self._gone(scan, entry) from error
+            raise self._gone(place, entry) from error
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
         """In place, where the raw file is there and no hash of the whole of it is to be checked."""
-        identity, form, version = entry.version.split(".", 2)
-        place = self._fresh(entry.key).places[entry.key]
-        if identity != place.identity:
-            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
-        if form != "raw" or raw_bytes != place.raw.size or self._hash_for(place.raw) is not None:
-            return None
-        reader = self._storage.open(place.raw.name, Version(version))
-        # of another size: damaged, as `load` will say
-        return InPlace(reader, place.columns.decode, place.columns.cells) if reader.size == raw_bytes else None
+        return self._files.open(self._where(entry), entry.version, raw_bytes)
 
-    def _gone(self, scan: _Scan, entry: Entry) -> StaleShardError | StorageError:
-        """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""
-        if _form(self._entry(scan, entry.key, self._stat)) != "none":
-            return StaleShardError(f"{entry.key} lies in another file since it was listed")
-        # EIO and not ENOENT: the key is in the listing, it is the data set that is not whole
-        return StorageError(
-            f"neither {scan.places[entry.key].raw.name} nor a compressed form of it is in {self._storage.root}"
-        )
-
-    def _read(self, place: Place, info: FileInfo, codec: str | None, version: Version, grow: Grow) -> mds.MdsShard:
-        chosen = self._hash_for(info)
-        expected = place.raw.size
-
-        def bounded(held: int) -> None:
-            if held > expected:
-                raise DamagedShardError(f"{info.name} holds more than the {expected} bytes its index says", expected)
-            grow(held)
-
-        with self._storage.open(info.name, version) as reader:
-            if reader.size != info.size:
-                raise DamagedShardError(f"{info.name} has {reader.size} bytes, its index says {info.size}")
-            observe = chosen[1].update if chosen else None
-            raw = compression.decompress(codec, reader, reader.size, bounded, observe, expected=expected)
-        if chosen and chosen[1].hexdigest() != info.hashes[chosen[0]].lower():
-            raise DamagedShardError(f"{info.name} is not the file that its index has the {chosen[0]} hash of")
-        if len(raw) != expected:
-            raise DamagedShardError(f"{info.name} holds {len(raw)} bytes, its index says {expected}", len(raw))
-        numbering = (place.first_sample, place.samples_through)
-        return mds.MdsShard(raw, place.columns, place.samples, info.size, *numbering)
-
-    def _hash_for(self, info: FileInfo) -> tuple[str, Hash] | None:
-        if self._validate is None:
-            return None
-        if self._validate != "auto" and self._validate not in info.hashes:
-            raise StorageError(f"the index has no {self._validate} hash of {info.name}, which validate_hash demands")
-        for name in HASHES if self._validate == "auto" else (self._validate,):
-            made = hasher(name) if name in info.hashes else None
-            if made is not None:
-                return name, made
-        return None
-
-    def _stat(self, name: str) -> Listed | None:
+    def _where(self, entry: Entry) -> Place:
+        """Where the version lies that an entry speaks of: as the index has it or, for who has begun to read, had it
+        before. MissingKeyError, StaleShardError."""
+        identity, before = identity_of(entry.version), self._before
         try:
-            return self._storage.stat(name)
-        except StorageError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return None
-            raise
+            place = self._fresh(entry.key).places[entry.key]
+        except MissingKeyError:
+            if identity not in before:
+                raise
+            return before[identity]
+        if place.identity != identity and identity not in before:
+            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
+        return place if place.identity == identity else before[identity]
+
+    def _gone(self, place: Place, entry: Entry) -> StaleShardError | StorageError:
+        """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""
+        scan = self._scan
+        current = None if scan is None else scan.places.get(entry.key)
+        if scan is None or current is None or current.identity != place.identity:
+            return StaleShardError(f"{entry.key} was replaced since it was listed, and its file is gone")
+        if not is_missing(self._entry(scan, entry.key, self._files.stat).version):
+            return StaleShardError(f"{entry.key} lies in another file since it was listed")
+        lost = [raw.name for raw, zipped in place.pairs if not self._is_there(raw, zipped)]
+        # EIO and not ENOENT: the key is in the listing, it is the data set that is not whole
+        return StorageError(f"neither {' nor '.join(lost)} nor a compressed form of it is in {self._storage.root}")
+
+    def _is_there(self, *infos: FileInfo | None) -> bool:
+        return any(info is not None and self._files.stat(info.name) is not None for info in infos)
 
     def _entry(self, scan: _Scan, key: Key, find: Callable[[str], Listed | None]) -> Entry:
-        """The raw file if it is there and whole, as the library prefers it; else the compressed one."""
         place = scan.places[key]
-        form, listed = "raw", find(place.raw.name) or self._stat_odd(place.raw.name)
-        if place.zip is not None and (listed is None or listed.size != place.raw.size):
-            zipped = find(place.zip.name) or self._stat_odd(place.zip.name)
-            form, listed = ("zip", zipped) if zipped is not None else (form, listed)
-        if listed is None:
-            size = place.raw.size if place.zip is None else place.zip.size
-            form, listed = "none", Listed(place.raw.name, size, scan.indexes[place.split + INDEX].mtime_ns, Version(""))
-        version = Version(f"{place.identity}.{form}.{listed.version}")
-        return Entry(key, version, listed.size, listed.mtime_ns, place.raw.size, place.samples)
-
-    def _stat_odd(self, name: str) -> Listed | None:
-        """Files that no listing has because of their names: basenames are free."""
-        return None if name.endswith(_ENDINGS) else self._stat(name)
+        return self._files.entry(place, key, scan.indexes[place.split + INDEX].mtime_ns, find)
 
     def _fresh(self, key: Key) -> _Scan:
         """A scan that has the key, by an index that has not changed since it was read. MissingKeyError."""
         scan = self._scan
         if scan is not None and key in scan.places:
             index = scan.places[key].split + INDEX
-            if self._stat(index) == scan.indexes[index]:
+            if self._files.stat(index) == scan.indexes[index]:
                 return scan
         if self._scan is not None or not self.is_new():
-            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
+            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,), aside=True)})
             if key in scan.places:
                 return scan
         raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
@@ -387,41 +383,17 @@ class StreamingDriver:
         for listed in sorted(indexes, key=lambda listed: listed.name.removesuffix(INDEX)):
             try:
                 data = self._storage.read(listed.name, INDEX_MAX)
-                places, others = parse_index(data, listed.name.removesuffix(INDEX))
+                splits[listed.name] = parse_index(data, listed.name.removesuffix(INDEX))
             except (BadIndexError, StorageError) as error:
                 problems.append(f"{listed.name}: {error}")
                 if scan is not None and listed.name in scan.splits:
                     # it was good before: somebody is writing it, and its keys are not gone for that
                     splits[listed.name] = scan.splits[listed.name]
-                continue
-            splits[listed.name] = places
-            problems += [f"{listed.name}: {count} {kind} shards are not shown" for kind, count in others.items()]
         if not splits:
             raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self._storage.root} or below it")
-        scan = _Scan(by_key(list(splits.values())), by_name, splits)
-        self.problems = problems + self._doubts(scan.places)
+        before, scan = scan, _Scan(by_key(list(splits.values())), by_name, splits)
+        if before is not None:
+            self._before = streaming_order.replaced(self._before, before.places, scan.places)
+        self.problems = problems + self._files.doubts(list(scan.places.values()))
         self._scan = scan
         return scan
-
-    def _doubts(self, places: dict[Key, Place]) -> list[str]:
-        """What will not work, or not be checked, of the shards that are shown."""
-        doubts = []
-        codecs = {place.compression for place in places.values()}
-        for codec in sorted(codec for codec in codecs if codec and not _COMPRESSION.fullmatch(codec)):
-            doubts.append(f"compression {codec} is not supported here: such shards can be listed, but not read")
-        hashes = {name for place in places.values() for name in (place.zip or place.raw).hashes}
-        if self._validate == "auto" and hashes and not any(hasher(name) for name in hashes):
-            doubts.append(f"{', '.join(sorted(hashes))} hashes are not checked: pip install 'shardfs[hashes]'")
-        return doubts
-
-
-def _form(entry: Entry) -> str:
-    """Which file a version stands for: `raw`, `zip`, or `none` where neither was there."""
-    return entry.version.split(".", 2)[1]
-
-
-def _codec(place: Place) -> str:
-    match = _COMPRESSION.fullmatch(place.compression or "")
-    if match is None:
-        raise StorageError(f"{place.raw.name} is compressed with {place.compression}, which is not supported here")
-    return match[1]

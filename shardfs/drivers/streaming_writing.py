@@ -17,7 +17,7 @@ import errno
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -27,6 +27,7 @@ from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
 from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
+from shardfs.drivers.streaming_settings import LEVELS, codec_of
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -41,26 +42,14 @@ from shardfs.storage.base import Listed
 from shardfs.storage.local import TEMPORARY, LocalStorage, temporary_name
 
 INDEX = "index.json"
-_CODEC = re.compile(r"(zstd|gz)(?::([0-9]{1,2}))?")
 _REVISION = re.compile(r"(?<=.)\.r([0-9]+)$")
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(kb|mb|gb|b|)")
 
 Described = dict[str, Any]
 """One shard in an index."""
 
 
-def bytes_of(size: int | str | None) -> int | None:
-    """A size as the library has them: a number of bytes, or a text as `64mb`. BadSettingError."""
-    if size is None or isinstance(size, int):
-        made = size
-    else:
-        match = _SIZE.fullmatch(size.lower().replace(" ", ""))
-        if match is None:
-            raise BadSettingError(f"size {size!r}: use bytes, or a number with kb, mb or gb")
-        made = int(float(match[1]) * {"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}.get(match[2], 1))
-    if made is not None and not 0 < made <= config.MDS_SHARD:
-        raise BadSettingError(f"size {size!r}: a shard holds less than 4 GiB")
-    return made
+TOO_ALIKE = "too many samples so much alike for one key: they could not be read again"
+"""Why shards are refused whose content would be taken for an attack when they are read."""
 
 
 class _IndexMovedError(Exception):
@@ -80,10 +69,21 @@ class Publication:
     marks: dict[str, str] = field(default_factory=dict)
     """Of what was written: name -> mark of its content."""
     temporary: str = field(default_factory=temporary_name)
+    held: ExitStack = field(default_factory=ExitStack)
+    """Keeps what was written from being taken for garbage until the index names it."""
+    twins: list[str] = field(default_factory=list)
+    """Splits below this one whose indexes are to have the same afterwards."""
+    replaces: str | None = None
+    """The shard that goes when these come."""
+
+    def begin(self) -> None:
+        """To be called before anything is written."""
+        self._note()
 
     def _note(self) -> None:
         if self.note is not None:
-            self.note(json.dumps({"split": self.split, "temporary": self.temporary, "files": self.marks}))
+            told = {"split": self.split, "temporary": self.temporary, "files": self.marks}
+            self.note(json.dumps({**told, "twins": self.twins, "replaces": self.replaces}))
 
     def read_index(self, limit: int) -> tuple[Listed | None, Described]:
         """The index and what the listing says of it; an empty one where there is none.
@@ -113,7 +113,7 @@ class Publication:
         """Write all records as shards with the settings of `template` (None: those of a new data set), a new one where
         `limit` bytes would be exceeded, called by `stems` in turn. Columns are those `given`, else the template's, else
         made for the first record. StorageError, EFBIG for 4 GiB in one."""
-        self._note()
+        self.begin()
         records = iter(records)
         first = next(records, None)
         if first is None:
@@ -139,40 +139,40 @@ class Publication:
             self._store(raw, shard, next(stems))
 
     def _store(self, raw: mds_writing.RawShard, shard: Described, stem: str) -> None:
-        basename = f"{stem}.mds"
+        raw_data, zip_data = self.put(f"{stem}.mds", raw.pieces(), raw.size, shard)
+        stored = raw_data["bytes"] if zip_data is None else zip_data["bytes"]
+        if len(raw) * len(shard["column_names"]) > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored:
+            raise BadSettingError(TOO_ALIKE)
+        self.made.append({**shard, "samples": len(raw), "raw_data": raw_data, "zip_data": zip_data})
+
+    def put(
+        self, basename: str, pieces: Iterable[bytes], size: int, shard: Described
+    ) -> tuple[Described, Described | None]:
+        """Write a file of `size` raw bytes, compressed as `shard` says; what an index says of it raw and compressed.
+        BadSettingError for what would be taken for an attack when it is read, MissingExtraError, StorageError."""
         codec, level, ending = codec_of(shard["compression"])
-        raw_data, zip_data = _Counted(shard["hashes"]), _Counted(shard["hashes"])
+        raw, stored = _Counted(shard["hashes"]), _Counted(shard["hashes"])
 
         def write(file: BinaryIO) -> None:
-            zip_data.file = file
-            with compression.compressing(codec, zip_data, level) as put:  # type: ignore[arg-type]
-                for piece in raw.pieces():
-                    raw_data.write(piece)
+            stored.file = file
+            with compression.compressing(codec, stored, level, size) as put:  # type: ignore[arg-type]
+                for piece in pieces:
+                    raw.write(piece)
                     put(piece)
 
-        name = basename + ending
+        name = self.split + basename + ending
 
         def marked(mark: str) -> None:
-            self.marks[self.split + name] = mark
+            self.marks[name] = mark
             self._note()
 
         told = None if self.note is None else marked
-        self.storage.put(self.split + name, write, replace=False, temporary=self.temporary, marked=told)
-        self.files.append(self.split + name)
-        self._check_readable(raw, shard, codec, raw_data.size, raw_data.size if codec is None else zip_data.size)
-        described = {**shard, "samples": len(raw), "raw_data": raw_data.described(basename), "zip_data": None}
-        if codec is not None:
-            described["zip_data"] = zip_data.described(name)
-        self.made.append(described)
-
-    @staticmethod
-    def _check_readable(raw: mds_writing.RawShard, shard: Described, codec: str | None, size: int, stored: int) -> None:
-        """BadSettingError for a shard whose content would be taken for an attack when it is read."""
-        values = len(raw) * len(shard["column_names"])
-        if values > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored or size > compression.raw_limit(
-            codec, stored
-        ):
-            raise BadSettingError("too many samples so much alike for one key: they could not be read again")
+        held = self.held if len(self.made) < config.SHARDS_HELD else None
+        self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told, held=held)
+        self.files.append(name)
+        if raw.size > compression.raw_limit(codec, stored.size):
+            raise BadSettingError(TOO_ALIKE)
+        return raw.described(basename), None if codec is None else stored.described(basename + ending)
 
     def publish(self, edit: Callable[[list[Described]], list[Described]], limit: int) -> None:
         """Replace the index by one whose list of shards is what `edit` makes of it; whatever it raises, the shards are
@@ -191,6 +191,8 @@ class Publication:
         except BaseException:
             self.abandon(limit)
             raise
+        finally:
+            self.held.close()
 
     def _replace(self, data: bytes, listed: Listed | None) -> None:
         name = self.split + INDEX
@@ -217,6 +219,7 @@ class Publication:
 
     def abandon(self, limit: int) -> None:
         """Remove the shards, which were not published: whatever failed, only if the index there is now names none."""
+        self.held.close()
         try:
             shards = self.read_index(limit)[1]["shards"]
         except (ShardfsError, ValueError):
@@ -225,30 +228,6 @@ class Publication:
             for name in self.files:
                 self.storage.remove(name)
             self.files.clear()
-
-
-def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]]) -> set[str]:
-    """Clean up behind a publication that failed or whose process died, by the last text that its `note` was given. The
-    files of it that indexes name, which are durable then. `named` lists the files that indexes name now;
-    shards that none names are removed if they are what was written. StorageError."""
-    told = json.loads(noted)
-    split, marks = told["split"], told["files"]
-    storage.remove_temporary(f"{split}{INDEX}", told["temporary"])
-    published: set[str] = set()
-    for name, mark in marks.items():
-        try:
-            ours = storage.mark(name) == mark
-        except StorageError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise
-            continue
-        if ours and name in named():
-            published.add(name)
-        elif ours:
-            storage.remove(name)
-    if published:
-        storage.sync(f"{split}{INDEX}")
-    return published
 
 
 def basename_of(shard: Any) -> str:
@@ -288,16 +267,6 @@ class _Counted:
         return {"basename": basename, "bytes": self.size, "hashes": hashes}
 
 
-def codec_of(text: str | None) -> tuple[str | None, int | None, str]:
-    """Codec, level and file ending of an index's compression. BadSettingError for one that is not written here."""
-    if text is None:
-        return None, None, ""
-    match = _CODEC.fullmatch(text)
-    if match is None:
-        raise BadSettingError(f"the index has compression {text}, which is not written here")
-    return match[1], None if match[2] is None else int(match[2]), "." + match[1]
-
-
 def template_columns(template: Mapping[str, Any]) -> mds.Columns:
     return mds.columns(*(tuple(template[f"column_{part}"]) for part in ("names", "encodings", "sizes")))
 
@@ -329,7 +298,7 @@ def _packed(record: NewRecord, made: mds.Columns) -> bytes | memoryview:
 
 def splits(storage: LocalStorage) -> list[str]:
     """The directories with an index, as far as it matters here whatever that says; a `/` behind each but the root."""
-    names = [listed.name for listed in storage.list((INDEX,))]
+    names = [listed.name for listed in storage.list((INDEX,), aside=True)]
     return [name.removesuffix(INDEX) for name in names if name.rpartition("/")[2] == INDEX]
 
 
@@ -346,37 +315,41 @@ def new_place(storage: LocalStorage, key: Key) -> tuple[str, str]:
     return split, key[len(split) :]
 
 
-def revisions(storage: LocalStorage, split: str, basename: str) -> Iterator[str]:
-    """Names for new versions of a shard, without `.mds`, that no file has yet: `shard.00003.r2`, `.r3`..."""
-    stem = basename.removesuffix(".mds")
+def revisions(storage: LocalStorage, split: str, basename: str, kind: str = "mds") -> Iterator[str]:
+    """Names for new versions of a shard, without its format, that no file has yet: `shard.00003.r2`, `.r3`..."""
+    stem = basename.removesuffix(f".{kind}")
     found = _REVISION.search(stem)
     first = 2 if found is None else int(found[1]) + 1
     plain = _REVISION.sub("", stem)
-    return _free(storage, split, (f"{plain}.r{number}" for number in itertools.count(first)))
+    return _free(storage, split, (f"{plain}.r{number}" for number in itertools.count(first)), kind)
 
 
-def successors(storage: LocalStorage, split: str, stem: str) -> Iterator[str]:
-    """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`...
+def successors(
+    storage: LocalStorage, split: str, stem: str, reserved: Collection[str] = (), kind: str = "mds"
+) -> Iterator[str]:
+    """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`..., but none of
+    the keys that are `reserved`.
 
     KeyExistsError where the first is in use.
     """
-    if not is_free(storage, split, stem):
+    if not is_free(storage, split, stem, kind):
         raise KeyExistsError(f"{split}{stem} has a file in {storage.root} already, in the index or not")
     yield stem
     match = re.fullmatch(r"(.*?)([0-9]+)", stem)
     prefix, digits = (match[1], match[2]) if match else (stem + ".", "00000")
     later = (f"{prefix}{number:0{len(digits)}d}" for number in itertools.count(int(digits) + 1))
-    yield from _free(storage, split, later)
+    yield from (stem for stem in _free(storage, split, later, kind) if split + stem not in reserved)
 
 
-def _free(storage: LocalStorage, split: str, stems: Iterator[str]) -> Iterator[str]:
-    return (stem for stem in stems if is_free(storage, split, stem))
+def _free(storage: LocalStorage, split: str, stems: Iterator[str], kind: str) -> Iterator[str]:
+    return (stem for stem in stems if is_free(storage, split, stem, kind))
 
 
-def is_free(storage: LocalStorage, split: str, stem: str) -> bool:
-    for ending in ("", ".zstd", ".gz", ".bz2", ".br", ".snappy"):
+def is_free(storage: LocalStorage, split: str, stem: str, kind: str = "mds") -> bool:
+    parts = ("",) if kind == "mds" else ("", ".meta")
+    for part, codec in itertools.product(parts, ("", *LEVELS)):
         try:
-            storage.stat(f"{split}{stem}.mds{ending}")
+            storage.stat(f"{split}{stem}.{kind}{part}{codec and '.' + codec}")
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise

@@ -28,7 +28,7 @@ DATA = Path(__file__).parent.parent / "data"
 GOLDEN = Path(__file__).parent.parent / "golden"
 SQUIRREL = sorted(path.parent.name for path in (DATA / "squirrel").glob("*/manifest.json"))
 MLTRAQ = sorted(path.parent.name for path in (DATA / "mltraq").glob("*/manifest.json"))
-STREAMING = sorted(path.parent.name for path in (DATA / "streaming").glob("mds_*/manifest.json"))
+STREAMING = sorted(path.parent.name for path in (DATA / "streaming").glob("*/manifest.json"))
 
 
 def case_paths(system: str, case: str) -> tuple[Path, Path | str]:

@@ -12,13 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shardfs import index, open_store
 from shardfs.converting import convert_all
 from shardfs.drivers.base import Value
+from shardfs.drivers.hashes import HASHES
+from shardfs.drivers.streaming_settings import LEVELS
 from shardfs.model import Key
 from shardfs.sealing import Base, Changed, Source, Stored, seal
+from shardfs.streaming import readers
+from shardfs.streaming_readers import FileReader
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -72,7 +77,10 @@ def test_squirrel_core_finds_its_keys_beside_our_zstd_shards(tmp_path: Path, for
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("compression", "hashes"),
-    [("none", "sha1,xxh64"), ("zstd", "none"), ("zstd:7", "xxh3_64"), ("gz", "md5"), ("gz:1", "none")],
+    [
+        *(("none", "sha1,xxh64"), ("zstd", "none"), ("zstd:7", "xxh3_64"), ("gz", "md5"), ("gz:1", "none")),
+        *(("bz2", "blake2b"), ("br", "xxh128"), ("snappy", "sha3_256,xxh32")),
+    ],
 )
 def test_what_mosaicml_streaming_writes_we_read_equal(tmp_path: Path, compression: str, hashes: str) -> None:
     theirs = library("streaming", tmp_path, str(tmp_path / "set"), compression, hashes)
@@ -105,7 +113,7 @@ def test_squirrel_core_reads_shards_of_many_members(tmp_path: Path, level: int |
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("compression", ["none", "zstd", "gz", "gz:1", "zstd:9"])
+@pytest.mark.parametrize("compression", ["none", "zstd", "gz", "gz:1", "zstd:9", "bz2", "br:1", "snappy"])
 def test_mosaicml_streaming_reads_what_was_converted(tmp_path: Path, compression: str) -> None:
     source = open_store(tmp_path / "s", driver="squirrel")
     source.set(large_samples(), "train/a")
@@ -152,7 +160,13 @@ def written_again(base: Base, files: Files) -> Files:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("compression", "hashes"), [("none", "sha1,xxh64"), ("zstd:7", "xxh3_64"), ("gz", "none")])
+@pytest.mark.parametrize(
+    ("compression", "hashes"),
+    [
+        *(("none", "sha1,xxh64"), ("zstd:7", "xxh3_64"), ("gz", "none")),
+        *(("bz2:1", "sha512"), ("br:3", "xxh64"), ("snappy", "md5,sha1")),
+    ],
+)
 def test_mosaicml_streaming_reads_the_shards_that_we_add_and_change(
     tmp_path: Path, compression: str, hashes: str
 ) -> None:
@@ -184,6 +198,195 @@ def test_mosaicml_streaming_reads_the_shards_that_we_add_and_change(
     expected = {**theirs, "train": [*theirs["train"], *theirs["train"][:first]]}
     expected["new"] = [{"a": describe(1), "b": describe(b"x"), "c": describe([1, "é"])}]
     assert now == through_json(expected)
+
+
+ROWS = [
+    *(("json", "none", "sha1,xxh64"), ("json", "br", "none"), ("csv", "gz", "md5"), ("csv", "snappy", "xxh3_128")),
+    *(("tsv", "bz2:3", "none"), ("tsv", "zstd:9", "sha256"), ("xsv", "none", "none"), ("xsv", "zstd", "blake2s")),
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("form", "compression", "hashes"), ROWS)
+def test_mosaicml_streaming_and_we_read_each_others_rows(
+    tmp_path: Path, form: str, compression: str, hashes: str
+) -> None:
+    theirs = library("streaming", tmp_path, "rows", str(tmp_path / "set"), form, compression, hashes)
+    demanded = None if hashes == "none" else hashes.split(",")[0]
+    store = open_store(tmp_path / "set", validate_hash=demanded)
+    assert len(store) > 3, "the set should have several shards"
+    mine: dict[str, list[Any]] = {"train": [], "val": []}
+    for key in store:
+        mine[key.partition("/")[0]] += store.get(key)
+    described = {split: [described_row(sample) for sample in samples] for split, samples in mine.items()}
+    assert described == theirs
+    # a key behind the last one, and a changed one with the rows in another order
+    store.set(mine["train"], "train/new")
+    first = list(store.get(store.keys()[0]))
+    store.set(first[::-1], store.keys()[0])
+    now = library("streaming", tmp_path, "dump", str(tmp_path / "set"), demanded or "none")
+    count = len(first)
+    train = [*theirs["train"][:count][::-1], *theirs["train"][count:], *theirs["train"]]
+    assert now == {**theirs, "train": train}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("form", "compression"), [("json", "none"), ("csv", "zstd:3"), ("tsv", "snappy")])
+def test_mosaicml_streaming_reads_rows_of_a_data_set_that_we_made(tmp_path: Path, form: str, compression: str) -> None:
+    samples = [{"a": at, "b": f"täxt {at}", "c": at / 3} for at in range(50)]
+    store = open_store(tmp_path / "set", driver="streaming", format=form, compression=compression, size_limit="1kb")
+    store.set(samples, "train/shard.00000")
+    assert len(store) > 1
+    theirs = library("streaming", tmp_path, "dump", str(tmp_path / "set"), "none")
+    assert theirs == {"train": [described_row(sample) for sample in samples]}
+
+
+def described_row(sample: dict[str, Any]) -> Any:
+    return {name: through_json(describe(value)) for name, value in sample.items()}
+
+
+CASES = sorted(str(path / "data") for path in (HERE.parent / "data" / "streaming").iterdir())
+
+
+def all_readers(folder: str) -> dict[str, FileReader]:
+    """By split and number."""
+    found = {}
+    for index_file in sorted(Path(folder).rglob("index.json")):
+        split = str(index_file.parent.relative_to(folder)).removeprefix(".")
+        found |= {f"{split}:{at}": reader for at, reader in enumerate(readers(folder, split))}
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_hashes_and_compressions_are_the_librarys(tmp_path: Path) -> None:
+    levelled = {f"{name}:{level}" for name, levels in LEVELS.items() for level in levels}
+    theirs = library("streaming", tmp_path, "words")
+    assert theirs == {"hashes": sorted(HASHES), "compressions": sorted({*LEVELS, *levelled})}
+
+
+@pytest.mark.timeout(300)
+def test_readers_have_the_librarys_sizes(tmp_path: Path) -> None:
+    for folder, theirs in library("streaming", tmp_path, "sizes", *CASES).items():
+        mine = {
+            name: {
+                "size": reader.size,
+                "len": len(reader),
+                "raw": reader.get_raw_size(),
+                "zip": reader.get_zip_size(),
+                "max": reader.get_max_size(),
+                "persistent": [reader.get_persistent_size(keep) for keep in (False, True)],
+                "size_limit": reader.size_limit,
+            }
+            for name, reader in all_readers(folder).items()
+        }
+        assert mine == theirs
+
+
+@pytest.mark.timeout(300)
+def test_readers_say_what_the_library_says_is_present_and_delete_nothing(tmp_path: Path) -> None:
+    """In each state that files can be in. Where the library deletes what it cannot do without (a raw shard whose
+    compressed form is missing), or does not count what could be read, the bytes that are there are told."""
+    states = 0
+    for folder, answers in library("streaming", tmp_path, "present", *CASES).items():
+        mine = all_readers(folder)
+        before = {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+        for state, theirs in answers.items():
+            split, at, chosen, keep = json.loads(state)
+            reader = mine[f"{split}:{at}"]
+            size = reader.set_up_local({os.path.join(folder, split, name) for name in chosen}, keep)
+            raw = [pair[0].basename in chosen for pair in reader.file_pairs]
+            zipped = [pair[1] is not None and pair[1].basename in chosen for pair in reader.file_pairs]
+            if theirs == 0 and all(one or other for one, other in zip(raw, zipped, strict=True)):
+                assert all(raw) or not all(zipped), state
+                assert size > 0, state
+            else:
+                assert size == theirs, state
+            states += 1
+        assert {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()} == before
+    assert states > 100
+
+
+def shardfs(*words: str | Path, home: Path) -> str:
+    """Run the real program; what it says on standard error."""
+    environment = {**os.environ, "XDG_STATE_HOME": str(home), "XDG_RUNTIME_DIR": str(home)}
+    command = [sys.executable, "-m", "shardfs", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=HERE.parents[1])
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def tool(*words: str | Path) -> None:
+    subprocess.run([*map(str, words)], check=True, timeout=60)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.environ.get("SHARDFS_NO_FUSE") == "1", reason="SHARDFS_NO_FUSE=1")
+@pytest.mark.parametrize(("compression", "hashes"), [("none", "sha1,xxh64"), ("zstd:7", "xxh3_64")])
+def test_mosaicml_streaming_reads_what_a_mount_has_stored(tmp_path: Path, compression: str, hashes: str) -> None:
+    """What it opens then, and what it had open before: the old versions, whose files gc takes only later."""
+    folder, path, chosen = tmp_path / "set", tmp_path / "mnt", hashes.split(",")[0]
+    theirs = library("streaming", tmp_path, str(folder), compression, hashes)["train"]
+    keys = [key for key in open_store(folder) if key.startswith("train/")]
+    sizes = [len(open_store(folder).get(key)) for key in keys]
+    command = [os.environ["SHARDFS_INTEROP_STREAMING"], str(HERE / "streaming_side.py"), "hold", str(folder), chosen]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TMPDIR": str(tmp_path)}
+    held = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert held.stdout is not None
+        assert held.stdout.readline() == "opened\n"
+        shardfs("mount", "--rw", "--size-limit", "100kb", folder, path, home=tmp_path / "home")
+        second, last, new = path / keys[1], path / keys[-1], path / "train/zz"
+        tool("sed", "-i", "s/sample/changed/", *second.glob("*.json"))
+        for file in list((path / keys[0]).glob("000000.*")):  # one more sample in the last key
+            tool("cp", file, last / file.name.replace("000000", f"{sum(sizes):06d}"))
+        tool("cp", "-r", path / keys[0], path / "train/zz.tmp")
+        tool("mv", "-T", path / "train/zz.tmp", new)
+        assert len(list(new.glob("*.json"))) > 0
+        said = shardfs("umount", path, home=tmp_path / "home")
+        assert said == ""
+        output, _ = held.communicate("go on\n", timeout=120)
+    finally:
+        held.kill()
+        held.wait()
+        if os.path.ismount(path):
+            subprocess.run(["fusermount3", "-u", str(path)], check=False)
+    texts = [sample["text"] for sample in theirs]
+    for seen in json.loads(output[output.index("{") :])["texts"]:
+        assert [describe(text) for text in seen] == texts, "who had it open sees what was there"
+    expected = [dict(sample) for sample in theirs]
+    for at in range(sizes[0], sizes[0] + sizes[1]):
+        expected[at]["text"] = describe(f"changed {at} ✓")
+    expected += [theirs[0], *theirs[: sizes[0]]]
+    assert library("streaming", tmp_path, "dump", str(folder), chosen)["train"] == through_json(expected)
+    before = len(list(folder.rglob("shard.*")))
+    shardfs("gc", folder, "--older-than", "0", "--yes", home=tmp_path / "home")
+    assert len(list(folder.rglob("shard.*"))) < before
+    assert library("streaming", tmp_path, "dump", str(folder), chosen)["train"] == through_json(expected)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(os.environ.get("SHARDFS_NO_FUSE") == "1", reason="SHARDFS_NO_FUSE=1")
+def test_mosaicml_streaming_reads_a_data_set_that_was_made_through_a_mount(tmp_path: Path) -> None:
+    folder, path, home = tmp_path / "set", tmp_path / "mnt", tmp_path / "home"
+    folder.mkdir()
+    shardfs("mount", "--rw", "--driver", "streaming", "-o", "size_limit=2kb", folder, path, home=home)
+    try:
+        for split in ("train", "val"):
+            (path / split / "shard.00000").mkdir(parents=True)
+            for number in range(20):
+                document = {"n": number, "text": f"é{number}", "parts": [number, None], "ratio": number / 4}
+                (path / split / f"shard.00000/{number:06d}.json").write_text(json.dumps(document))
+                (path / split / f"shard.00000/{number:06d}.raw.bin").write_bytes(bytes([number]) * 200)
+    finally:
+        shardfs("umount", path, home=home)
+    expected = [
+        {"n": n, "text": f"é{n}", "parts": [n, None], "ratio": np.float64(n / 4), "raw": bytes([n]) * 200}
+        for n in range(20)
+    ]
+    described = [{name: describe(value) for name, value in sample.items()} for sample in expected]
+    found = library("streaming", tmp_path, "dump", str(folder), "none")
+    assert found == through_json({"train": described, "val": described})
+    assert len(list((folder / "train").glob("shard.*.mds"))) > 1
 
 
 @pytest.mark.timeout(300)

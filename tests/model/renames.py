@@ -71,7 +71,8 @@ def _directory(model: Model, node: Directory, target: Directory | None, new_name
     if target is not None and target.stored is None and target.children:
         raise Fails(errno.ENOTEMPTY)
     if target is not None and stored and (target.dirty or (target.overlaid and model.happened == errno.EBUSY)):
-        raise Fails(errno.EBUSY)
+        # an empty directory is refused for what it is, too
+        raise Fails(errno.EBUSY, *([] if node.children else [errno.EEXIST]))
     plain = is_plain(new_name)
     if node.kind in ("key", "plain") and (plain or node.children):
         _called(model, node, target, plain)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from shardfs import config, daemon, open_store
-from shardfs.staging import ROOT, recovery
+from shardfs.staging import ROOT
 from shardfs.writable import open_area
 from tests.conformance.trees import wait_for
 from tests.mount.conftest import REPOSITORY, mount_point, mounting
@@ -375,7 +375,7 @@ class TestWhatIsDurableWhen:
         self, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(recovery, "boot_id", lambda: "an earlier run of the machine")
+            patch.setattr(config, "boot_id", lambda: "an earlier run of the machine")
             with (
                 contextlib.closing(open_area(open_store(alone))) as area,
                 area.create("torn").create(ROOT, b"000000.json") as file,

@@ -449,17 +449,16 @@ def test_without_rw_every_change_is_refused(store: Path, mounted: Mounted) -> No
         ):
             with refused(errno.EROFS):
                 change()
-    for option in ("--allow-delete", "--allow-overwrite", "--write-back=3"):
+    for option in ("--allow-delete", "--allow-overwrite", "--write-back=3", "--size-limit=1mb"):
         done = shardfs("mount", store, path, option)
         assert (done.returncode, "--rw" in done.stderr) == (2, True), done.stderr
 
 
-def test_a_data_set_that_cannot_be_written_is_not_mounted_for_writing(tmp_path: Path) -> None:
-    from tests.conformance.tree_suite import case_paths
-
-    store = case_paths("streaming", "mds_zstd_hash_splits")[0]
-    done = shardfs("mount", "--rw", store, tmp_path / "mnt", XDG_STATE_HOME=str(tmp_path))
-    assert (done.returncode, "--rw" in done.stderr) == (2, True), done.stderr
+def test_an_option_of_another_systems_stores_is_refused(store: Path, tmp_path: Path) -> None:
+    for words in (("--size-limit", "64mb"), ("-o", "size_limit=64mb")):
+        done = shardfs("mount", "--rw", *words, store, tmp_path / "mnt", XDG_STATE_HOME=str(tmp_path))
+        assert (done.returncode, "--size-limit" in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "mnt").exists()
 
 

@@ -1,20 +1,25 @@
-"""gzip and zstd streams: whole ones come out, all others are refused, bombs early."""
+"""Compressed streams: whole ones come out, all others are refused, bombs early."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
 import random
+import re
+import sys
 import tracemalloc
 import zlib
 from typing import Any
 
+import brotli
+import cramjam
 import pytest
 import zstandard
 
-from shardfs import compression, config
-from shardfs.errors import BadSettingError, DamagedShardError
+from shardfs import compression, config, other_codecs
+from shardfs.errors import BadSettingError, DamagedShardError, MissingExtraError
 
 NOISE = random.Random(1).randbytes(5000)
 DATA = [b"", b"x", NOISE[:500], b"y" * 3_000_000, NOISE * 3, bytes(range(256)) * 20, NOISE + b"z" * 200_000 + NOISE]
@@ -333,3 +338,107 @@ def test_a_beginning_that_is_cut_off_is_damage(codec: str) -> None:
     stored = {"gz": gz(NOISE), "zstd": zstd(NOISE)}[codec]
     with pytest.raises(DamagedShardError):
         compression.beginning(codec, io.BytesIO(stored[: len(stored) // 2]), 6_000)
+
+
+# --- the rare ones ----------------------------------------------------------------------------------------------
+
+RARE: dict[str, Any] = {
+    "bz2": bz2.compress,
+    "br": lambda data: brotli.compress(data, quality=5),
+    "snappy": lambda data: bytes(cramjam.snappy.compress_raw(data)),
+}
+
+
+@pytest.mark.parametrize("data", [*DATA, NOISE * 300 + bytes(30 * config.MIB)], ids=len)
+@pytest.mark.parametrize("codec", RARE)
+def test_the_rare_ones_come_out_whole(codec: str, data: bytes) -> None:
+    assert decompressed(codec, RARE[codec](data)) == data
+
+
+@pytest.mark.parametrize("codec", RARE)
+@pytest.mark.parametrize("level", [None, 1, 9])
+@pytest.mark.parametrize("data", DATA, ids=len)
+def test_what_the_rare_ones_write_others_read(codec: str, level: int | None, data: bytes) -> None:
+    file = io.BytesIO()
+    with compression.compressing(codec, file, level, len(data)) as put:
+        for at in range(0, len(data), 100_001):
+            put(data[at : at + 100_001])
+    read: dict[str, Any] = {
+        "bz2": bz2.decompress,
+        "br": brotli.decompress,
+        "snappy": lambda stored: bytes(cramjam.snappy.decompress_raw(stored)),
+    }
+    assert read[codec](file.getvalue()) == data
+    assert decompressed(codec, file.getvalue()) == data
+
+
+def test_a_snappy_block_that_becomes_another_length_than_was_said_is_no_block() -> None:
+    for size in (None, 4, 6):
+        with (
+            pytest.raises(ValueError, match="snappy block"),
+            compression.compressing("snappy", io.BytesIO(), None, size) as put,
+        ):
+            put(b"12345")
+
+
+def test_streams_behind_one_another_are_part_of_bzip2() -> None:
+    one, two = bz2.compress(b"one"), bz2.compress(NOISE * 300)
+    assert decompressed("bz2", one + two + one) == b"one" + NOISE * 300 + b"one"
+    assert decompressed("bz2", b"") == b""
+    assert decompressed("bz2", bz2.compress(b"") * 50_000) == b""
+
+
+@pytest.mark.parametrize("data", [b"", b"x" * 400, NOISE[:300], NOISE[:200] + b"z" * 1000], ids=len)
+@pytest.mark.parametrize("codec", RARE)
+def test_every_truncation_of_the_rare_ones_is_noticed(codec: str, data: bytes) -> None:
+    stored = RARE[codec](data)
+    for length in range(codec == "bz2", len(stored)):
+        with pytest.raises(DamagedShardError):
+            decompressed(codec, stored[:length])
+
+
+@pytest.mark.parametrize("codec", RARE)
+def test_what_stands_behind_the_rare_ones_is_damage(codec: str) -> None:
+    for behind in (b"x", b"garbage" * 300_000):
+        with pytest.raises(DamagedShardError):
+            decompressed(codec, RARE[codec](NOISE) + behind)
+
+
+@pytest.mark.parametrize("codec", RARE)
+def test_a_bomb_of_the_rare_ones_ends_at_the_limit(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "BOMB_FLOOR", 2 * config.MIB)
+    stored = RARE[codec](bytes(20 * config.MIB))
+    seen: list[int] = [0]
+    with pytest.raises(DamagedShardError, match="bomb"):
+        compression.decompress(codec, io.BytesIO(stored), 100, seen.append)
+    assert seen[-1] <= 2 * config.MIB
+
+
+def test_a_snappy_block_that_claims_gigabytes_takes_no_memory_for_them() -> None:
+    for claim in (b"\xff\xff\xff\xff\x0f", b"\xff\xff\xff\xff\x7f", b"\xff\xff\xff\xff\xff\x01"):
+        tracemalloc.start()
+        with pytest.raises(DamagedShardError):
+            decompressed("snappy", claim + b"\x00x")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 10 * config.MIB
+
+
+@pytest.mark.parametrize(("codec", "package"), [("br", "brotli"), ("snappy", "cramjam")])
+def test_a_missing_package_is_told_with_what_to_install(
+    codec: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = RARE[codec](b"x")
+    assert other_codecs.missing(codec) is None
+    monkeypatch.setitem(sys.modules, package, None)
+    text = f"{codec} needs the package {package}: pip install 'shardfs[codecs]'"
+    assert other_codecs.missing(codec) == text
+    with pytest.raises(MissingExtraError, match=re.escape(text)):
+        decompressed(codec, stored)
+    with (
+        pytest.raises(MissingExtraError, match=re.escape(text)),
+        compression.compressing(codec, io.BytesIO(), None, 1) as put,
+    ):
+        put(b"x")
+    assert other_codecs.missing("bz2") is None
+    assert other_codecs.missing(None) is None

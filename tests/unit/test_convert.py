@@ -80,7 +80,7 @@ def squirrel(tmp_path: Path) -> Store:
 # --- what comes out -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compression", [None, "none", "zstd", "gz:1"])
+@pytest.mark.parametrize("compression", [None, "none", "zstd", "gz:1", "bz2", "br:3", "snappy"])
 def test_squirrel_to_mds_and_back_shows_the_same_files(
     squirrel: Store, tmp_path: Path, compression: str | None
 ) -> None:
@@ -112,6 +112,19 @@ def test_fixtures_of_mds_become_squirrel_and_mds_again(case: str, tmp_path: Path
         assert shown(mds, key) == expected
 
 
+@pytest.mark.parametrize("case", ["csv_none", "json_none", "tsv_zstd"])
+def test_rows_of_text_become_mds_and_squirrel(case: str, tmp_path: Path) -> None:
+    source = open_store(DATA / "streaming" / case / "data")
+    for driver in ("streaming", "squirrel", "squirrel-jsonl"):
+        report, target = convert(source, tmp_path / driver, driver)
+        assert (report.failed, report.samples, report.changes) == ({}, 25, Counter())
+        assert target.keys() == source.keys()
+        if driver == "streaming":  # where samples are numbered through
+            assert [shown(target, key) for key in target] == [shown(source, key) for key in source]
+        else:
+            assert [list(target.get(key)) for key in target] == [list(source.get(key)) for key in source]
+
+
 def test_all_encodings_of_mds_but_the_one_that_msgpack_lacks(tmp_path: Path) -> None:
     case = DATA / "streaming/mds_all_encodings/data"
     source = open_store(case)
@@ -121,7 +134,7 @@ def test_all_encodings_of_mds_but_the_one_that_msgpack_lacks(tmp_path: Path) -> 
     assert not (tmp_path / "squirrel").exists() or not list((tmp_path / "squirrel").iterdir())
 
 
-@pytest.mark.parametrize("case", sorted(path.name for path in (DATA / "streaming").iterdir()))
+@pytest.mark.parametrize("case", sorted(path.name for path in (DATA / "streaming").glob("mds_*")))
 def test_mds_to_mds_keeps_columns_and_bytes(case: str, tmp_path: Path) -> None:
     source = open_store(DATA / "streaming" / case / "data")
     report, target = convert(source, tmp_path / "mds", "streaming", compression="zstd")
@@ -490,7 +503,7 @@ def test_store_set_makes_a_data_set_and_replaces_keys_in_it(tmp_path: Path) -> N
         store.set([{"n": 7}], "a")
     with pytest.raises(ValueError, match="column n is int"):
         store.set([{"n": "text"}], key)
-    with pytest.raises(PermissionError, match="nothing is ever deleted"):
+    with pytest.raises(PermissionError, match="other numbers"):
         store.delete("a")
     assert [sample["n"] for sample in store.get("a")] == [5, 6]
 

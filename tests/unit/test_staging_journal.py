@@ -211,7 +211,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         nonlocal runs
         runs += 1
 
-    monkeypatch.setattr(recovery, "boot_id", lambda: f"run {runs}")
+    monkeypatch.setattr(config, "boot_id", lambda: f"run {runs}")
     return restart
 
 

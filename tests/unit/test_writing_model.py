@@ -43,8 +43,10 @@ NAMES = [f"{stem:06d}.{field}.bin" for stem in range(4) for field in "fg"]
 class Mount:
     """A file system in a thread of its own."""
 
-    def __init__(self, store: Path, state: Path, quiet: float | None = None, **allowed: bool) -> None:
-        self._given = store, state, quiet, allowed
+    def __init__(
+        self, store: Path, state: Path, quiet: float | None = None, system: str = "squirrel", **allowed: bool
+    ) -> None:
+        self._given = store, state, quiet, system, allowed
         self.store = store
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -62,8 +64,8 @@ class Mount:
             self._ready.set()
 
     async def _serve(self) -> None:
-        store, state, quiet, allowed = self._given
-        driver = open_store(store, driver="squirrel").driver
+        store, state, quiet, system, allowed = self._given
+        driver = open_store(store, driver=system).driver
         with contextlib.closing(StagingArea.open(store.as_uri(), store_path=store, root=state)) as area:
             cache = ShardCache(driver, 1 << 20, "png")
             self.vfs: WritableVfs = build_writable(
