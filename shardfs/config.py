@@ -410,6 +410,10 @@ JOURNAL_SLACK = 10_000
 JOURNAL_RATIO = 4
 """A journal is written anew when it has this many records more than this many times the entries it describes."""
 
+SHUTDOWN_WAIT = 30.0
+"""Seconds that the end of a mount waits for what was written to be stored: as long as a store that answers again after
+a restart may need, and a third of what systemd gives a service. What is not stored by then stays staged."""
+
 SEALS = 2
 """Keys sealed at once: one per core. Each holds the shard that it is made of, and one sample of the new one."""
 

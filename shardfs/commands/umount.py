@@ -72,7 +72,7 @@ def _store(mountpoint: str, force: bool, told: set[str]) -> int:
     to stay mounted because of that."""
     kept = "it stays on disk, for the next mount"
     try:
-        outcome = storing.commit(mountpoint, [])
+        outcome = storing.commit(mountpoint, [], config.SHUTDOWN_WAIT if force else None)
     except UnknownCommandError:  # of a release that has nothing to store
         return OK
     except ShardfsError as error:

@@ -264,6 +264,13 @@ class Tree:
         places = {n.id: Place(n.parent, n.name, n.data, n.base, n.size) for n in self.nodes.values()}
         self.seal = SealState(key, token, places, frozenset(self.hidden), keepsake)
 
+    def _on_sealing(
+        self, key: str, token: str, places: list[list[Any]], hidden: list[int], keepsake: bytes | None
+    ) -> None:
+        """A seal runs, of what was there when it began."""
+        known = {number: Place(*place) for number, *place in places}
+        self.seal = SealState(key, token, known, frozenset(hidden), keepsake)
+
     def _on_token(self, token: str) -> None:
         assert self.seal is not None
         self.seal.token = token
@@ -295,8 +302,7 @@ class Tree:
     # --- as records ---------------------------------------------------------------------------------------------
 
     def records(self) -> Iterator[bytes]:
-        """The shortest journal that gives this state. Not while a seal runs."""
-        assert self.seal is None
+        """The shortest journal that gives this state."""
         yield pack(["head", FORMAT, {name: getattr(self, name) for name in _HEAD}])
         # parents before children, which a rename may have turned round
         pending = [self.root]
@@ -311,6 +317,10 @@ class Tree:
             yield pack(["hide", base])
         root = self.root
         yield pack(["attributes", ROOT, root.mode, root.uid, root.gid, root.mtime_ns, root.atime_ns])
+        seal = self.seal
+        if seal is not None:
+            places = [[n, p.parent, p.name, p.data, p.base, p.size] for n, p in seal.places.items()]
+            yield pack(["sealing", seal.key, seal.token, places, sorted(seal.hidden), seal.keepsake])
         # at the end, for the records above have made these more than they are
         if self.clean:
             yield pack(["clean"])

@@ -37,10 +37,8 @@ STORING = ("rename", "renameat", "renameat2", "link", "linkat", "fsync", "fdatas
 
 
 ONE_WORKER = """
-import sys
 import trio
 from shardfs import config, workers
-from shardfs.cli import main
 
 config.WORKERS_LENT = 1
 plain, shared = workers.Workers.__init__, []
@@ -51,23 +49,27 @@ def made(self):
     self._io = self._small = self._large = shared[0]
 
 workers.Workers.__init__ = made
-sys.exit(main(sys.argv[1:]))
 """
 """The program with all its work in one thread: strace counts the calls of each thread by itself."""
 
 
-class Victim:
-    """A writable mount of `store` at `path`, with a staging area and a log of its own in `folder`. With `countable` all
-    that may wait for a disk is done in one thread."""
+MAIN = """
+import sys
+from shardfs.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
-    def __init__(
-        self, store: Path, folder: Path, *words: str, state: Path | None = None, countable: bool = False
-    ) -> None:
+
+class Victim:
+    """A writable mount of `store` at `path`, with a staging area and a log of its own in `folder`. `script` is run
+    in its process before the program."""
+
+    def __init__(self, store: Path, folder: Path, *words: str, state: Path | None = None, script: str = "") -> None:
         self.store = store
         self.path = folder / "mnt"
         self.state = folder / "state" if state is None else state
         self.words = words
-        self.countable = countable
+        self.script = script
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -83,8 +85,8 @@ class Victim:
     def start(self, *words: str) -> None:
         """Mount, also over what a killed one has left; returns when it serves."""
         command = shardfs("mount", "-f", "-v", "--rw", self.store, self.path, *(words or self.words))
-        if self.countable:
-            command[1:3] = ["-c", ONE_WORKER]
+        if self.script:
+            command[1:3] = ["-c", self.script + MAIN]
         environment = {**os.environ, "XDG_STATE_HOME": str(self.state)}
         before = self.log.stat().st_size if self.log.exists() else 0
         with open(self.log, "ab") as log:
@@ -113,6 +115,11 @@ class Victim:
     def dead(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
+    def gone(self) -> bool:
+        """Whether it has ended, but for threads that no signal reaches as long as they hang in somebody's file system.
+        It cannot be waited for as long as there are any."""
+        return self.dead or Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def end(self, status: int = 0) -> None:
         """End it in order, with everything stored (or the exit status that says that it is not)."""
         os.kill(self.pid, signal.SIGTERM)
@@ -132,9 +139,7 @@ class Victim:
 
     def staged(self) -> dict[str, str]:
         """Key or name -> state, of all that is staged and holds anything."""
-        area = StagingArea.open(
-            self.store.resolve().as_uri(), read_only=True, root=self.state / "shardfs" / "staging"
-        )
+        area = StagingArea.open(self.store.resolve().as_uri(), read_only=True, root=self.state / "shardfs" / "staging")
         try:
             return {report.key: report.state for report in area.reports() if report.files or report.state != "staged"}
         finally:
@@ -144,9 +149,7 @@ class Victim:
         """No temporary files in the store, and nothing in the staging area that no journal speaks of."""
         assert temporaries(self.store) == []
         assert [path for path in self.area().rglob("*") if path.name.endswith((".new", ".gone"))] == []
-        area = StagingArea.open(
-            self.store.resolve().as_uri(), read_only=True, root=self.state / "shardfs" / "staging"
-        )
+        area = StagingArea.open(self.store.resolve().as_uri(), read_only=True, root=self.state / "shardfs" / "staging")
         try:
             for staged in area.directories():
                 data = {int(path.name) for path in (self.area() / staged.id / "data").iterdir()}
@@ -156,11 +159,9 @@ class Victim:
 
 
 @contextlib.contextmanager
-def victim(
-    store: Path, folder: Path, *words: str, state: Path | None = None, countable: bool = False
-) -> Iterator[Victim]:
+def victim(store: Path, folder: Path, *words: str, state: Path | None = None, script: str = "") -> Iterator[Victim]:
     """One that has not been started, with nothing of it left at the end."""
-    made = Victim(store, folder, *words, state=state, countable=countable)
+    made = Victim(store, folder, *words, state=state, script=script)
     try:
         yield made
     finally:

@@ -6,17 +6,23 @@ once the cause is gone everything is stored.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
-from collections.abc import Callable
+import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shardfs import open_store
+from tests.conformance.trees import wait_for
+from tests.mount.conftest import SlowStore, is_mounted
 from tests.mount.crashing import (
     GONE,
+    ONE_WORKER,
     Victim,
     Work,
     assert_shown,
@@ -26,6 +32,7 @@ from tests.mount.crashing import (
     need_strace,
     samples_of,
     stored,
+    temporaries,
     victim,
 )
 
@@ -62,8 +69,8 @@ class Scene:
         self.works = [self.new, self.edited, self.over]
         self.mnt = folder / "mnt"
 
-    def play(self, failed: Callable[[OSError], None]) -> None:
-        """All of it. `failed` is told of each error, and the step done once more unless it raises."""
+    def play(self, heard: list[int | None] | None = None) -> None:
+        """All of it. With `heard` a step that fails is done again, and the error is noted there."""
         for work in self.works:
             steps = [lambda work=work: (self.mnt / work.place).mkdir(exist_ok=True)] if work.place != "a" else []
             steps += [lambda work=work, name=name: self._write(work, name) for name in sorted(work.after)]
@@ -74,7 +81,9 @@ class Scene:
                         step()
                         break
                     except OSError as error:
-                        failed(error)
+                        if heard is None:
+                            raise
+                        heard.append(error.errno)
                         assert attempt < 2, "it fails although the cause is gone"
 
     def _write(self, work: Work, name: str) -> None:
@@ -114,14 +123,11 @@ def test_a_kill_at_each_call_that_makes_anything_durable(tmp_path: Path, call: s
         folder = tmp_path / f"{number}"
         folder.mkdir()
         scene = Scene(folder)
-        with victim(scene.store, folder, *QUIET, countable=True) as mount:
+        with victim(scene.store, folder, *QUIET, script=ONE_WORKER) as mount:
             mount.start()
-            with injecting(mount.pid, folder / "trace", f"{call}:signal=KILL:when={number}") as injection:
-                try:
-                    scene.play(lambda error: None if error.errno not in GONE else fail(error))
-                except OSError as error:
-                    assert error.errno in GONE, error
-                    mount.wait()
+            trace = folder / "trace"
+            with injecting(mount.pid, trace, f"{call}:signal=KILL:when={number}") as injection, dying(mount):
+                scene.play()
             reached = mount.dead
             seen |= {one for one in injection.calls() if one.startswith(f"{call} ")}
             if reached:
@@ -132,8 +138,15 @@ def test_a_kill_at_each_call_that_makes_anything_durable(tmp_path: Path, call: s
         assert met == {one for one in seen if "index" not in one}, "a call that nobody was killed at"
 
 
-def fail(error: OSError) -> None:
-    raise error
+@contextlib.contextmanager
+def dying(mount: Victim) -> Iterator[None]:
+    """Where the mount may die."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        mount.wait()
 
 
 def assert_after_a_kill(mount: Victim, works: list[Work]) -> None:
@@ -185,11 +198,11 @@ def test_an_error_of_each_call_that_makes_anything_durable(tmp_path: Path, call:
         folder.mkdir()
         scene = Scene(folder)
         heard: list[int | None] = []
-        with victim(scene.store, folder, *QUIET, countable=True) as mount:
+        with victim(scene.store, folder, *QUIET, script=ONE_WORKER) as mount:
             mount.start()
             name = errno.errorcode[code]
             with injecting(mount.pid, folder / "trace", f"{call}:error={name}:when={number}") as injection:
-                scene.play(lambda error: heard.append(error.errno))
+                scene.play(heard)
             reached = bool(injection.injected())
             print(number, injection.injected(), heard)
             assert set(heard) <= {code}, f"{injection.injected()}: {mount.said}"
@@ -204,3 +217,73 @@ def test_an_error_of_each_call_that_makes_anything_durable(tmp_path: Path, call:
             mount.assert_tidy()
             mount.end()
         number += STRIDE if reached else 0
+
+
+# --- a store that hangs at the end ------------------------------------------------------------------------------------
+
+HURRIED = """
+from shardfs import config
+config.SHUTDOWN_WAIT = 1.0
+"""
+PATIENT = """
+from shardfs import config
+config.SHUTDOWN_WAIT = 600.0
+"""
+
+
+@contextlib.contextmanager
+def hanging_seal(slow_store: SlowStore, folder: Path, script: str) -> Iterator[Victim]:
+    """A mount with a key whose seal waits for the store's disk, and is asked for by the signal that ends it."""
+    open_store(slow_store.source, driver="squirrel").set([{"label": 1}], "a")
+    with victim(slow_store.path, folder, *QUIET, script=script) as mount:
+        mount.start("--driver", "squirrel", *QUIET)
+        (mount.path / "new").mkdir()
+        (mount.path / "new/000000.json").write_text('{"label": 7}')
+        slow_store.hold("fsync")
+        os.kill(mount.pid, signal.SIGTERM)
+        wait_for(lambda: slow_store.syncs() > 0)
+        yield mount
+        wait_for(mount.gone)
+        assert not is_mounted(mount.path)
+        assert mount.staged() == {"new": "sealing"}
+        slow_store.go_on("fsync")
+        assert mount.wait() == 1
+        assert stored(slow_store.source, "new") is None, "what hung did not go on"
+        assert "is kept for the next mount" in mount.said
+        mount.start("--driver", "squirrel", *QUIET)
+        assert (mount.path / "new/000000.json").read_text() == '{"label": 7}'
+        assert temporaries(slow_store.source) == []
+        mount.end()
+    assert stored(slow_store.source, "new") == [{"label": 7}]
+
+
+def test_a_seal_that_hangs_holds_the_end_up_only_so_long(slow_store: SlowStore, tmp_path: Path) -> None:
+    with hanging_seal(slow_store, tmp_path, HURRIED) as mount:
+        wait_for(mount.gone, 15)
+        assert "new is not stored, and stays staged: not stored within 1.0 s" in mount.said
+
+
+def test_a_second_signal_leaves_at_once(slow_store: SlowStore, tmp_path: Path) -> None:
+    with hanging_seal(slow_store, tmp_path, PATIENT) as mount:
+        assert not mount.gone()
+        os.kill(mount.pid, signal.SIGTERM)
+        wait_for(mount.gone, 5)
+
+
+def test_a_signal_after_an_unmount_waits_for_what_is_being_stored(slow_store: SlowStore, tmp_path: Path) -> None:
+    """It was taken for the second one, and what waited for its turn was not stored."""
+    open_store(slow_store.source, driver="squirrel").set([{"label": 1}], "a")
+    with victim(slow_store.path, tmp_path, *QUIET, script=PATIENT) as mount:
+        mount.start("--driver", "squirrel", *QUIET)
+        for number in range(5):
+            (mount.path / f"new{number}").mkdir()
+            (mount.path / f"new{number}/000000.json").write_text('{"label": 7}')
+        slow_store.hold("fsync")
+        subprocess.run(["fusermount3", "-u", mount.path], check=True, timeout=60)
+        wait_for(lambda: slow_store.syncs() > 0)
+        os.kill(mount.pid, signal.SIGTERM)
+        wait_for(lambda: "ending on SIGTERM" in mount.said)
+        slow_store.go_on("fsync")
+        assert mount.wait() == 0
+        assert mount.staged() == {}
+    assert len(open_store(slow_store.source).keys()) == 6
