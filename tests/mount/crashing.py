@@ -226,6 +226,15 @@ def same_bytes(name: str, one: bytes, two: bytes) -> bool:
         return False
 
 
+def sync_directory(path: Path) -> None:
+    """What `sync PATH` does."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 # --- strace -----------------------------------------------------------------------------------------------------------
 
 

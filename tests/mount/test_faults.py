@@ -32,6 +32,7 @@ from tests.mount.crashing import (
     need_strace,
     samples_of,
     stored,
+    sync_directory,
     temporaries,
     victim,
 )
@@ -41,7 +42,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
 ALL = os.environ.get("SHARDFS_FAULTS") == "all"
 """Every single call, in place of one in STRIDE of them: some minutes."""
 
-STRIDE = 1 if ALL else 5
+STRIDE = 1 if ALL else 7
 MOST = 60
 """Calls of one name that the scene makes in one thread, at most."""
 
@@ -103,14 +104,6 @@ class Scene:
         else:
             sync_directory(self.mnt / work.key)
         work.sealed = True
-
-
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @pytest.mark.timeout(600)

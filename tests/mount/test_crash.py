@@ -1,0 +1,224 @@
+"""A writable mount is killed, at any moment: nothing that was acknowledged is lost, nothing is torn, nothing is left.
+
+SHARDFS_KILLS says how often (200 take some minutes), SHARDFS_KILLS_SEED where the dice begin.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from shardfs import open_store
+from tests.conformance.trees import wait_for
+from tests.mount.conftest import SECONDS, shardfs
+from tests.mount.crashing import (
+    GONE,
+    Files,
+    Victim,
+    Work,
+    assert_shown,
+    assert_store_whole,
+    files_of,
+    samples_of,
+    stored,
+    sync_directory,
+    victim,
+    write_files,
+)
+
+KILLS = int(os.environ.get("SHARDFS_KILLS", "8"))
+SEED = int(os.environ.get("SHARDFS_KILLS_SEED", "20"))
+
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(60 + 10 * KILLS)]
+
+WAYS = ("sync", "rename", "quiet", "commit")
+"""How a seal is asked for: fsync of the directory, `mv -T`, by some quiet, `shardfs commit`."""
+
+FORMS = {"gz": {}, "zst": {"compression": "zst"}, "jsonl": {"driver": "squirrel-jsonl"}}
+"""How the shards of a store are written."""
+
+QUIET = 0.3
+"""Seconds after which a key is stored by itself, in rounds of that kind."""
+
+LATEST = 0.9
+"""Seconds after the beginning of a round until the kill, at most: a round has some three seals in that time."""
+
+
+class Writer:
+    """Copies directories into one mount and has them sealed, one after the other, until the mount dies; and knows what
+    it was told."""
+
+    def __init__(self, mount: Victim, folder: Path, form: str, dice: random.Random) -> None:
+        self.mount = mount
+        self.form = form
+        self.works: dict[str, Work] = {}
+        self.seals = 0
+        self._folder = folder
+        self._dice = dice
+        self._count = 0
+        for key in ("a", "b"):
+            self.works[key] = Work(key, None, self._files(), key, whole=True, sealed=True)
+            opened = open_store(mount.store, driver="squirrel-jsonl" if form == "jsonl" else "squirrel")
+            opened.set(samples_of(self.works[key].after), key)
+
+    def _files(self) -> Files:
+        self._count += 1
+        return files_of(
+            self._dice.randrange(3, 7), f"{self.form} {self._count}", self._dice, light=self.form == "jsonl"
+        )
+
+    def begin(self, way: str) -> Work:
+        """What the next round of that kind wants to have made."""
+        self._count += 1
+        key = self._dice.choice(["a", "b", f"new{self._count}"])
+        done = self.works.get(key)
+        before = None if done is None else done.result
+        after = self._files()
+        whole = way == "rename" or before is None
+        work = Work(key, before, after, f"{key}.tmp" if way == "rename" else key, whole=whole)
+        self.works[key] = work
+        return work
+
+    def write(self, work: Work) -> None:
+        """`cp -r`, and a file with an fsync. OSError of GONE once the mount is dead."""
+        source = self._folder / f"source{self._count}"
+        first, *others = sorted(work.after)
+        write_files(source, {name: work.after[name] for name in others})
+        place = self.mount.path / work.place
+        place.mkdir(exist_ok=True)
+        with open(place / first, "wb") as file:
+            file.write(work.after[first])
+            file.flush()
+            os.fsync(file.fileno())
+            work.synced.add(first)
+        work.written.add(first)
+        done = subprocess.run(["cp", "-rT", source, place], capture_output=True, text=True, timeout=SECONDS)
+        if done.returncode == 0:
+            work.written.update(others)
+        else:
+            self._dead(done.stderr)
+
+    def seal(self, work: Work, way: str) -> None:
+        """Have it sealed in that way, and note that it was."""
+        if way == "sync":
+            sync_directory(self.mount.path / work.key)
+        elif way == "rename":
+            command = ["mv", "-T", self.mount.path / work.place, self.mount.path / work.key]
+            self._run(*map(str, command))
+        elif way == "commit":
+            self._run(*shardfs("commit", self.mount.path, work.key))
+        else:
+            wait_for(lambda: self.mount.dead or stored(self.mount.store, work.key) == samples_of(work.result))
+            if self.mount.dead:
+                return
+        work.sealed = True
+        self.seals += 1
+
+    def _run(self, *command: str) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        if done.returncode:
+            self._dead(done.stderr)
+
+    def _dead(self, said: str) -> None:
+        """What failed did so because the mount has died, or else this test fails."""
+        wait_for(lambda: self.mount.dead, 5)
+        raise OSError(min(GONE), said)
+
+    def until_killed(self, way: str) -> None:
+        """Write and seal until the mount is dead."""
+        try:
+            while not self.mount.dead:
+                work = self.begin(way)
+                self.write(work)
+                self.seal(work, way)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            self.mount.wait()
+
+    def finish(self) -> None:
+        """Do again what was cut off."""
+        for work in self.works.values():
+            if not work.sealed:
+                again(self.mount, work)
+
+
+def again(mount: Victim, work: Work) -> None:
+    """Do once more what a kill has cut off, after whatever became of it, as who had asked for it would."""
+    place = mount.path / work.place
+    if work.place != work.key and not place.exists() and (mount.path / work.key).exists() and work.written:
+        place = mount.path / work.key  # it had been renamed already
+    place.mkdir(exist_ok=True)
+    write_files(place, work.after)
+    if place.name != work.key:
+        os.rename(place, mount.path / work.key)
+    else:
+        sync_directory(place)
+    work.sealed = True
+
+
+def test_nothing_is_lost_by_kills_at_random_moments(tmp_path: Path) -> None:
+    dice = random.Random(SEED)
+    counted: Counter[str] = Counter()
+    writers = []
+    for form in FORMS:
+        folder = tmp_path / form
+        folder.mkdir()
+        store = folder / "store"
+        open_store(store, **FORMS[form], **({} if "driver" in FORMS[form] else {"driver": "squirrel"}))
+        writers.append((form, store, folder))
+    for number, (form, store, folder) in enumerate(writers):
+        words = ("--driver", "squirrel-jsonl" if form == "jsonl" else "squirrel", "--allow-overwrite")
+        with victim(store, folder, *words) as mount:
+            writer = Writer(mount, folder, form, dice)
+            mount.start(*words, "--write-back", "off")
+            for kill in range(number, KILLS, len(writers)):
+                way = WAYS[(kill // len(writers) + number) % len(WAYS)]
+                one_kill(mount, writer, way, dice, counted, words)
+            mount.end()
+            assert mount.staged() == {}
+            assert_store_whole(store, writer.works.values())
+            counted["seals acknowledged"] += writer.seals
+    print(f"{KILLS} kills: " + ", ".join(f"{count} {what}" for what, count in sorted(counted.items())))
+
+
+def one_kill(
+    mount: Victim, writer: Writer, way: str, dice: random.Random, counted: Counter[str], words: tuple[str, ...]
+) -> None:
+    """Write, kill, and look at what is there: in the store, and in the next mount."""
+    mount.end()
+    mount.start(*words, "--write-back", str(QUIET) if way == "quiet" else "off")
+    failures: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            writer.until_killed(way)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    threading.Event().wait(dice.uniform(0.02, LATEST))
+    mount.kill()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+    assert failures == [], f"{way}: {failures}: {mount.said}"
+    counted[f"while {way}"] += 1
+    counted["left unfinished writes in the store"] += bool(list(mount.store.rglob(".shardfs-tmp-*")))
+    for key, state in mount.staged().items():
+        counted[f"left {state}"] += bool(key)
+    assert_store_whole(mount.store, writer.works.values())
+    mount.start(*words, "--write-back", "off")
+    for work in writer.works.values():
+        assert_shown(mount, work)
+    mount.assert_tidy()
+    assert_store_whole(mount.store, writer.works.values())
+    writer.finish()
+    for work in writer.works.values():
+        assert stored(mount.store, work.key) == samples_of(work.result), work.key
