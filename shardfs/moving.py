@@ -13,7 +13,7 @@ from shardfs.errors import KeyExistsError, ShardfsError, StaleShardError, Storag
 from shardfs.overlaid import Place
 from shardfs.overlay import Overlay, overlay_of
 from shardfs.sealing import is_temporary
-from shardfs.staging import Kind, StagedEntry
+from shardfs.staging import Kind, Over, StagedEntry
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
 from shardfs.writing import WritableVfs, is_plain, refuse
 
@@ -141,12 +141,11 @@ class _Directories:
         if isinstance(target, NewDirectory):
             await self._make_way(target)
             target = None
-        await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind))
+        over = await self._over(target) if kind == "key" and isinstance(target, KeyDirectory) else None
+        await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind, over=over))
         self._tree.call(source, key, kind == "key")
         if kind == "key" and (before_kind == "plain" or isinstance(target, KeyDirectory)):
             try:
-                if isinstance(target, KeyDirectory):
-                    await self._lay_over(overlay, target)
                 await vfs.sealer.seal(staged)
             except ShardfsError as error:
                 await self._undo(overlay, before, before_kind)
@@ -163,23 +162,17 @@ class _Directories:
         self._tree.move(now, self._to, self._new_name)
         vfs.touched(staged)
 
-    async def _lay_over(self, overlay: Overlay, target: KeyDirectory) -> None:
-        """Have a new key replace a stored one: nothing of that is to be seen."""
-        table, entry, staged = await self._vfs.table(target), target.entry, overlay.staged
-        await self._vfs.calls.patient(
-            staged, lambda: staged.lay_over(entry.version, entry.stored_bytes, range(table.files))
-        )
+    async def _over(self, target: KeyDirectory) -> Over:
+        """What a new key replaces: nothing of that is to be seen."""
+        table, entry = await self._vfs.table(target), target.entry
+        return Over(entry.version, entry.stored_bytes, range(table.files))
 
     async def _undo(self, overlay: Overlay, key: str, kind: Kind) -> None:
         """All is as before, also where the seal has set the directory aside meanwhile."""
         staged = overlay.staged
 
-        def undo() -> None:
-            if staged.base_version is not None:
-                staged.lay_over(None, 0, ())
-            self._vfs.area.rename(staged, key, kind)
-
-        await self._vfs.calls.long(undo)
+        over = None if staged.base_version is None else Over(None)
+        await self._vfs.calls.long(lambda: self._vfs.area.rename(staged, key, kind, over=over))
         now = overlay.directory
         assert isinstance(now, NewDirectory)
         self._tree.call(now, key, kind == "key")

@@ -256,6 +256,20 @@ class Tree:
     def _on_key(self, key: str, kind: Kind, replaces: str | None) -> None:
         self.key, self.kind, self.replaces, self.parked = key, kind, replaces, None
 
+    def _on_call(
+        self,
+        key: str,
+        kind: Kind,
+        replaces: str | None,
+        version: str | None,
+        base_bytes: int,
+        entries: list[list[Any]],
+        hidden: list[int],
+    ) -> None:
+        """Another key, and another version of the store below it."""
+        self._on_key(key, kind, replaces)
+        self._on_sealed(version, base_bytes, entries, hidden)
+
     def _on_park(self, key: str, reason: str) -> None:
         self.key, self.parked = key, reason
 
@@ -278,7 +292,7 @@ class Tree:
     def _on_unseal(self) -> None:
         self.seal = None
 
-    def _on_sealed(self, version: str, base_bytes: int, entries: list[list[Any]], hidden: list[int]) -> None:
+    def _on_sealed(self, version: str | None, base_bytes: int, entries: list[list[Any]], hidden: list[int]) -> None:
         """A seal is done: this is what is left, over the new version."""
         self.base_version, self.base_bytes, self.seal = version, base_bytes, None
         self.nodes, self.hidden, self.root.children = {}, set(hidden), {}

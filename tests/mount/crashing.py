@@ -378,4 +378,4 @@ def assert_shown(victim: Victim, work: Work) -> None:
             right = old is None or work.whole
         else:
             right = (new is not None and new.startswith(data)) or (old is not None and same_bytes(name, data, old))
-        assert right, f"{folder.name}/{name} is {data!r:.80}"
+        assert right, f"{folder.name}/{name} is {data!r:.60}, not {new!r:.60} or {old!r:.60}: {work.written}"
