@@ -141,10 +141,13 @@ class _Directories:
         if isinstance(target, NewDirectory):
             await self._make_way(target)
             target = None
-        over = await self._over(target) if kind == "key" and isinstance(target, KeyDirectory) else None
-        await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind, over=over))
-        self._tree.call(source, key, kind == "key")
-        if kind == "key" and (before_kind == "plain" or isinstance(target, KeyDirectory)):
+        # an earlier try may have left it open whether the store has it: then it has that key, and is asked for again
+        again = staged.seal.snapshot is not None and (before, before_kind) == (key, kind)
+        if not again:
+            over = await self._over(target) if kind == "key" and isinstance(target, KeyDirectory) else None
+            await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind, over=over))
+            self._tree.call(source, key, kind == "key")
+        if kind == "key" and (again or before_kind == "plain" or isinstance(target, KeyDirectory)):
             try:
                 await vfs.sealer.seal(staged)
             except ShardfsError as error:
@@ -168,9 +171,11 @@ class _Directories:
         return Over(entry.version, entry.stored_bytes, range(table.files))
 
     async def _undo(self, overlay: Overlay, key: str, kind: Kind) -> None:
-        """All is as before, also where the seal has set the directory aside meanwhile."""
+        """All is as before, also where the seal has set the directory aside meanwhile. Where it cannot be told now
+        whether the store has it, it stays that key, under the name it had: the next try asks again."""
         staged = overlay.staged
-
+        if staged.seal.snapshot is not None:
+            return
         over = None if staged.base_version is None else Over(None)
         await self._vfs.calls.long(lambda: self._vfs.area.rename(staged, key, kind, over=over))
         now = overlay.directory

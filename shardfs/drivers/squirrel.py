@@ -174,6 +174,9 @@ class SquirrelDriver:
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the key has the content that was about to be given its name, whoever did."""
         told = json.loads(noted)
+        if "mark" not in told:  # it never came to the rename: that is known without asking the store
+            self._storage.forget_temporary(told["file"], told["temporary"])
+            return None
         self._storage.remove_temporary(told["file"], told["temporary"])
         try:
             entry = self.entry(key)
@@ -237,6 +240,9 @@ class SquirrelDriver:
                 raise
             return
         self._storage.remove(name)
+
+    def tidy(self) -> None:
+        self._storage.remove_dead()
 
     def remove(self, key: Key) -> None:
         self.entry(key)

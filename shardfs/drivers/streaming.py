@@ -146,6 +146,9 @@ class StreamingDriver:
         """True for a directory without any index, which the first key makes a data set."""
         return not splits(self._storage)
 
+    def tidy(self) -> None:
+        self._storage.remove_dead()
+
     def remove(self, key: Key) -> None:
         raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
 

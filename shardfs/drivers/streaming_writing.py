@@ -232,6 +232,9 @@ def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]]) -> 
     shards that none names are removed if they are what was written. StorageError."""
     told = json.loads(noted)
     split, marks = told["split"], told["files"]
+    if not marks:  # it never came to a rename: that is known without asking the store
+        storage.forget_temporary(f"{split}{INDEX}", told["temporary"])
+        return set()
     storage.remove_temporary(f"{split}{INDEX}", told["temporary"])
     published: set[str] = set()
     for name, mark in marks.items():

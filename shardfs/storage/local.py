@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -22,11 +22,11 @@ from typing import BinaryIO
 from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
-from shardfs.storage import renaming
+from shardfs.storage import renaming, temporaries
 from shardfs.storage.local_reader import LocalReader, reason
+from shardfs.storage.temporaries import TEMPORARY, temporary_name
 
-TEMPORARY = ".shardfs-tmp-"
-"""Names that begin so are unfinished writes; no listing shows them."""
+log = logging.getLogger("shardfs")
 
 _PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM))
 """What opening a directory below the root may say without failing the whole listing."""
@@ -78,12 +78,14 @@ class LocalStorage:
         if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise BadStoreError(f"{self.root} is no directory")
         self._seen: dict[str, int] = {}
+        self._unfinished: list[str] = []
         self._root: tuple[int, int] | None = None
 
     def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
         """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name. StorageError."""
         found: list[Listed] = []
         seen: dict[str, int] = {}
+        unfinished: list[str] = []
         pending = [""]
         while pending:
             prefix = pending.pop()
@@ -100,7 +102,9 @@ class LocalStorage:
                         name = prefix + entry.name
                         if entry.is_dir(follow_symlinks=False):
                             pending.append(name + "/")
-                        elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
+                        elif entry.name.startswith(TEMPORARY):
+                            unfinished.append(name)
+                        elif name.endswith(suffixes):
                             status = self._status(descriptor, entry.name)
                             if status is not None:
                                 found.append(Listed(name, status.st_size, status.st_mtime_ns, _version(status)))
@@ -108,7 +112,7 @@ class LocalStorage:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
-        self._seen = seen
+        self._seen, self._unfinished = seen, unfinished
         return sorted(found, key=lambda listed: listed.name)
 
     def changed(self) -> bool:
@@ -208,13 +212,17 @@ class LocalStorage:
         with self._parent(name, make=True) as (directory, last):
             temporary = temporary or temporary_name()
             try:
-                written = self._write_durably(directory, temporary, write)
-                if marked is not None:
-                    marked(self._mark_of(directory, temporary))
-                with renaming.locked(directory):
-                    check()
-                    renaming.rename(directory, temporary, last, replace)
-                    status = os.stat(last, dir_fd=directory, follow_symlinks=False)
+                with open(temporaries.create(directory, temporary), "w+b") as file:  # held until it has its name
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    written = os.fstat(file.fileno())
+                    if marked is not None:
+                        marked(self._mark_of(directory, temporary))
+                    with renaming.locked(directory):
+                        check()
+                        renaming.rename(directory, temporary, last, replace)
+                        status = os.stat(last, dir_fd=directory, follow_symlinks=False)
                 os.fsync(directory)
                 if status.st_ino != written.st_ino and (status.st_size, status.st_mtime_ns) != (
                     written.st_size,
@@ -229,19 +237,22 @@ class LocalStorage:
                     raise self._error(f"writing {name}", error) from error
                 raise
 
-    @staticmethod
-    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> os.stat_result:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o666, dir_fd=directory), "w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            return os.fstat(file.fileno())
-
     def _mark_of(self, directory: int, name: str) -> str:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
         with LocalReader(descriptor, str(self.root / name), os.fstat(descriptor)) as reader:
             return _mark(reader)
+
+    def remove_dead(self) -> None:
+        """Remove the unfinished writes that the last `list` came across, those of which it is known that they are this
+        user's and that nobody goes on with them."""
+        unfinished, self._unfinished = self._unfinished, []
+        for name in unfinished:
+            try:
+                with self._parent(name) as (directory, last):
+                    if temporaries.remove_dead(directory, last):
+                        log.info("removed %s, which a writer that died had left in %s", name, self.root)
+            except (OSError, StorageError) as error:
+                log.info("%s in %s stays: %s", name, self.root, error)
 
     def remove_temporary(self, beside: str, temporary: str) -> None:
         """Remove what a `put` of the file `beside` left under its temporary name, if anything. StorageError."""
@@ -252,6 +263,13 @@ class LocalStorage:
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
+
+    def forget_temporary(self, beside: str, temporary: str) -> None:
+        """The same, if it can be done now: else it is left to `remove_dead`."""
+        try:
+            self.remove_temporary(beside, temporary)
+        except StorageError as error:
+            log.info("%s may be left: %s", temporary, error)
 
     def sync(self, name: str) -> None:
         """Make a file that is there durable, and its name. StorageError."""
@@ -345,11 +363,6 @@ class LocalStorage:
             os.close(descriptor)
 
 
-def temporary_name() -> str:
-    """A name for a file that is still being written."""
-    return TEMPORARY + secrets.token_hex(8)
-
-
 def _mark(reader: LocalReader) -> str:
     made = hashlib.blake2b(digest_size=16)
     while piece := reader.read(config.READ_SLICE):
@@ -371,3 +384,6 @@ def _make_directory(name: str, above: int) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=above)
         os.fsync(above)
+
+
+__all__ = ["TEMPORARY", "Listed", "LocalStorage", "temporary_name"]

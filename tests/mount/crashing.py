@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -379,3 +381,56 @@ def assert_shown(victim: Victim, work: Work) -> None:
         else:
             right = (new is not None and new.startswith(data)) or (old is not None and same_bytes(name, data, old))
         assert right, f"{folder.name}/{name} is {data!r:.60}, not {new!r:.60} or {old!r:.60}: {work.written}"
+
+
+class Scene:
+    """A small session that has every kind of seal: of a new key, of a stored one, of a directory that is renamed over
+    a stored key. Each step can be done again after it failed."""
+
+    def __init__(self, folder: Path) -> None:
+        dice = random.Random(1)
+        self.store = folder / "store"
+        opened = open_store(self.store, driver="squirrel")
+        old = {key: files_of(2, f"old {key}", dice, size=200) for key in ("a", "b")}
+        for key, files in old.items():
+            opened.set(samples_of(files), key)
+        self.new = Work("new", None, files_of(1, "new", dice, size=200), "new", whole=True)
+        edit = {"000001.json": b'{"label": 1, "mark": "edited"}\n'}
+        self.edited = Work("a", old["a"], edit, "a", whole=False)
+        self.over = Work("b", old["b"], files_of(1, "over", dice, size=200), "b.tmp", whole=True)
+        self.works = [self.new, self.edited, self.over]
+        self.mnt = folder / "mnt"
+
+    def play(self, heard: list[tuple[str, int | None]] | None = None) -> None:
+        """All of it. With `heard` a step that fails is done again, and it and its errno are noted there."""
+        for work in self.works:
+            steps = [("mkdir", partial((self.mnt / work.place).mkdir, exist_ok=True))] if work.place != "a" else []
+            steps += [("write", partial(self._write, work, name)) for name in sorted(work.after)]
+            for what, step in [*steps, ("seal", partial(self._seal, work))]:
+                for attempt in range(3):
+                    try:
+                        step()
+                        break
+                    except OSError as error:
+                        if heard is None:
+                            raise
+                        heard.append((what, error.errno))
+                        assert attempt < 2, "it fails although the cause is gone"
+
+    def _write(self, work: Work, name: str) -> None:
+        if name in work.synced:
+            return
+        work.written.discard(name)
+        with open(self.mnt / work.place / name, "wb") as file:
+            file.write(work.after[name])
+            file.flush()
+            os.fsync(file.fileno())
+            work.synced.add(name)
+        work.written.add(name)
+
+    def _seal(self, work: Work) -> None:
+        if work.place != work.key:
+            os.rename(self.mnt / work.place, self.mnt / work.key)
+        else:
+            sync_directory(self.mnt / work.key)
+        work.sealed = True

@@ -1,33 +1,42 @@
 """A writable mount is killed, at any moment: nothing that was acknowledged is lost, nothing is torn, nothing is left.
 
-SHARDFS_KILLS says how often (200 take some minutes), SHARDFS_KILLS_SEED where the dice begin.
+SHARDFS_KILLS says how often at random moments (200 take some minutes), SHARDFS_KILLS_SEED where the dice begin;
+SHARDFS_FAULTS=all has a mount killed at every call that makes anything durable, and not at one in STRIDE of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shardfs import open_store
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import SECONDS, shardfs
+from tests.mount.conftest import SECONDS, SlowStore, is_mounted, shardfs
 from tests.mount.crashing import (
     GONE,
+    ONE_WORKER,
     Files,
+    Scene,
     Victim,
     Work,
     assert_shown,
     assert_store_whole,
     files_of,
+    injecting,
+    need_strace,
     samples_of,
     stored,
     sync_directory,
+    temporaries,
     victim,
     write_files,
 )
@@ -46,8 +55,20 @@ FORMS = {"gz": {}, "zst": {"compression": "zst"}, "jsonl": {"driver": "squirrel-
 QUIET = 0.3
 """Seconds after which a key is stored by itself, in rounds of that kind."""
 
+STRIDE = 1 if os.environ.get("SHARDFS_FAULTS") == "all" else 7
+"""Of the calls that make anything durable, one in so many is where a mount is killed; SHARDFS_FAULTS=all: each."""
+
+CALLS = ("fsync", "rename", "renameat", "linkat")
+MOST = 60
+"""Calls of one name in a scene, at most."""
+
+OFF = ("--write-back", "off", "--allow-overwrite")
+
 LATEST = 0.9
 """Seconds after the beginning of a round until the kill, at most: a round has some three seals in that time."""
+
+
+# --- at random moments ------------------------------------------------------------------------------------------------
 
 
 class Writer:
@@ -222,3 +243,128 @@ def one_kill(
     writer.finish()
     for work in writer.works.values():
         assert stored(mount.store, work.key) == samples_of(work.result), work.key
+
+
+# --- at each call -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_at_each_call_that_makes_anything_durable(tmp_path: Path, call: str) -> None:
+    need_strace()
+    number, reached, met, seen = 1, True, set(), set()
+    while reached:
+        assert number < MOST
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        scene = Scene(folder)
+        with victim(scene.store, folder, *OFF, script=ONE_WORKER) as mount:
+            mount.start()
+            trace = folder / "trace"
+            with injecting(mount.pid, trace, f"{call}:signal=KILL:when={number}") as injection, dying(mount):
+                scene.play()
+            reached = mount.dead
+            seen |= {one for one in injection.calls() if one.startswith(f"{call} ")}
+            if reached:
+                met |= {injection.calls()[-1]}
+                assert_after_a_kill(mount, scene.works)
+        number += STRIDE if reached else 0
+    if STRIDE == 1:
+        assert met == {one for one in seen if "index" not in one}, "a call that nobody was killed at"
+
+
+@contextlib.contextmanager
+def dying(mount: Victim) -> Iterator[None]:
+    """Where the mount may die."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        mount.wait()
+
+
+def assert_after_a_kill(mount: Victim, works: list[Work]) -> None:
+    """Nothing is lost, nothing is torn, and once it is done again all is stored."""
+    assert_store_whole(mount.store, works)
+    mount.start()
+    for work in works:
+        assert_shown(mount, work)
+    mount.assert_tidy()
+    for work in works:
+        if not work.sealed:
+            again(mount, work)
+    mount.end()
+    for work in works:
+        assert stored(mount.store, work.key) == samples_of(work.result)
+    assert mount.staged() == {}
+
+
+# --- a store that hangs at the end ------------------------------------------------------------------------------------
+
+HURRIED = """
+from shardfs import config
+config.SHUTDOWN_WAIT = 1.0
+"""
+PATIENT = """
+from shardfs import config
+config.SHUTDOWN_WAIT = 600.0
+"""
+
+
+@contextlib.contextmanager
+def hanging_seal(slow_store: SlowStore, folder: Path, script: str) -> Iterator[Victim]:
+    """A mount with a key whose seal waits for the store's disk, and is asked for by the signal that ends it."""
+    open_store(slow_store.source, driver="squirrel").set([{"label": 1}], "a")
+    with victim(slow_store.path, folder, *OFF, script=script) as mount:
+        mount.start("--driver", "squirrel", *OFF)
+        (mount.path / "new").mkdir()
+        (mount.path / "new/000000.json").write_text('{"label": 7}')
+        slow_store.hold("fsync")
+        os.kill(mount.pid, signal.SIGTERM)
+        wait_for(lambda: slow_store.syncs() > 0)
+        yield mount
+        wait_for(mount.gone)
+        assert not is_mounted(mount.path)
+        assert mount.staged() == {"new": "sealing"}
+        slow_store.go_on("fsync")
+        assert mount.wait() == 1
+        assert stored(slow_store.source, "new") is None, "what hung did not go on"
+        assert "is kept for the next mount" in mount.said
+        mount.start("--driver", "squirrel", *OFF)
+        assert (mount.path / "new/000000.json").read_text() == '{"label": 7}'
+        assert temporaries(slow_store.source) == []
+        mount.end()
+    assert stored(slow_store.source, "new") == [{"label": 7}]
+
+
+def test_a_seal_that_hangs_holds_the_end_up_only_so_long(slow_store: SlowStore, tmp_path: Path) -> None:
+    with hanging_seal(slow_store, tmp_path, HURRIED) as mount:
+        wait_for(mount.gone, 15)
+        assert "new is not stored, and stays staged: not stored within 1.0 s" in mount.said
+
+
+def test_a_second_signal_leaves_at_once(slow_store: SlowStore, tmp_path: Path) -> None:
+    with hanging_seal(slow_store, tmp_path, PATIENT) as mount:
+        assert not mount.gone()
+        os.kill(mount.pid, signal.SIGTERM)
+        wait_for(mount.gone, 5)
+
+
+def test_a_signal_after_an_unmount_waits_for_what_is_being_stored(slow_store: SlowStore, tmp_path: Path) -> None:
+    """It was taken for the second one, and what waited for its turn was not stored."""
+    open_store(slow_store.source, driver="squirrel").set([{"label": 1}], "a")
+    with victim(slow_store.path, tmp_path, *OFF, script=PATIENT) as mount:
+        mount.start("--driver", "squirrel", *OFF)
+        for number in range(5):
+            (mount.path / f"new{number}").mkdir()
+            (mount.path / f"new{number}/000000.json").write_text('{"label": 7}')
+        slow_store.hold("fsync")
+        subprocess.run(["fusermount3", "-u", mount.path], check=True, timeout=60)
+        wait_for(lambda: slow_store.syncs() > 0)
+        os.kill(mount.pid, signal.SIGTERM)
+        wait_for(lambda: "ending on SIGTERM" in mount.said)
+        slow_store.go_on("fsync")
+        assert mount.wait() == 0
+        assert mount.staged() == {}
+    assert len(open_store(slow_store.source).keys()) == 6
