@@ -84,11 +84,13 @@ class Victim:
     def said(self) -> str:
         return self.log.read_text()
 
-    def start(self, *words: str) -> None:
-        """Mount, also over what a killed one has left; returns when it serves."""
+    def start(self, *words: str, under: Iterable[str | Path] = ()) -> None:
+        """Mount, also over what a killed one has left; returns when it serves. `under` is a command that starts it, and
+        may end it: then this returns, too."""
         command = shardfs("mount", "-f", "-v", "--rw", self.store, self.path, *(words or self.words))
         if self.script:
             command[1:3] = ["-c", self.script + MAIN]
+        command = [*map(str, under), *command]
         environment = {**os.environ, "XDG_STATE_HOME": str(self.state)}
         before = self.log.stat().st_size if self.log.exists() else 0
         with open(self.log, "ab") as log:
@@ -100,7 +102,7 @@ class Victim:
             return process.poll() is not None or b"shardfs: mounted " in self.log.read_bytes()[before:]
 
         wait_for(serves, SECONDS)
-        assert process.poll() is None, self.said
+        assert under or process.poll() is None, self.said
 
     def kill(self) -> None:
         """As the kernel does when memory is short; the mount point stays, and is dead."""
@@ -288,11 +290,11 @@ def _site(arguments: str) -> str:
 
 
 @contextlib.contextmanager
-def injecting(pid: int, log: Path, *expressions: str) -> Iterator[Injection]:
+def injecting(pid: int, log: Path, *expressions: str, traced: str = ",".join(STORING)) -> Iterator[Injection]:
     """strace on a process and all its threads while inside, counting from here on. `expressions` as `-e inject=` has
-    them; without any it only looks."""
+    them; without any it only looks, at `traced`."""
     words = [word for expression in expressions for word in ("-e", f"inject={expression}")]
-    command = ["strace", "-f", "-q", "-y", "-o", str(log), "-e", f"trace={','.join(STORING)}", *words, "-p", str(pid)]
+    command = ["strace", "-f", "-q", "-y", "-o", str(log), "-e", f"trace={traced}", *words, "-p", str(pid)]
     tracer = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         wait_for(lambda: tracer.poll() is not None or _all_traced(pid, tracer.pid))

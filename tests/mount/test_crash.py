@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import pytest
 
 from shardfs import open_store
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import SECONDS, SlowStore, is_mounted, shardfs
+from tests.mount.conftest import SECONDS, SlowStore, is_mounted, mounting, shardfs
 from tests.mount.crashing import (
     GONE,
     ONE_WORKER,
@@ -271,6 +272,63 @@ def test_a_kill_at_each_call_that_makes_anything_durable(tmp_path: Path, call: s
         number += STRIDE if reached else 0
     if STRIDE == 1:
         assert met == {one for one in seen if "index" not in one}, "a call that nobody was killed at"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("call", ["fsync", "rename", "unlinkat", "pwrite64"])
+def test_a_kill_while_it_cleans_up_after_a_kill(tmp_path: Path, call: str) -> None:
+    """The first kill comes when the store has a key under both its names, temporary and own; the second while the next
+    mount finds that out."""
+    need_strace()
+    number, reached = 1, True
+    while reached:
+        assert number < MOST
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        open_store(folder / "store", driver="squirrel").set([{"label": 1}], "a")
+        with victim(folder / "store", folder, *OFF, script=ONE_WORKER) as mount:
+            mount.start()
+            (mount.path / "new").mkdir()
+            (mount.path / "new/000000.json").write_text('{"label": 7}')
+            with injecting(mount.pid, folder / "trace", "unlinkat:signal=KILL", traced="unlinkat"), dying(mount):
+                sync_directory(mount.path / "new")
+            assert mount.dead
+            assert len(temporaries(mount.store)) == 1
+            assert mount.staged() == {"new": "sealing"}
+            strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
+            mount.start(under=[*strace, "-e", f"inject={call}:signal=KILL:when={number}", "--"])
+            reached = mount.dead
+            if reached:
+                assert stored(mount.store, "new") == [{"label": 7}]
+                mount.start()
+                assert (mount.path / "new/000000.json").read_text() == '{"label": 7}\n'
+                mount.assert_tidy()
+                mount.end()
+                assert mount.staged() == {}
+        number += STRIDE if reached else 0
+
+
+def test_a_writable_mount_cleans_up_behind_writers_that_died(tmp_path: Path) -> None:
+    """Who writes into a store without a mount notes nowhere what it is about."""
+    store = tmp_path / "store"
+    script = """
+import os, signal, sys
+from shardfs import open_store
+def samples():
+    yield {"label": 1}
+    os.kill(os.getpid(), signal.SIGKILL)
+open_store(sys.argv[1], driver="squirrel").set(samples(), "deep/new")
+"""
+    open_store(store, driver="squirrel").set([{"label": 1}], "deep/a")
+    assert subprocess.run([sys.executable, "-c", script, store]).returncode == -signal.SIGKILL
+    assert len(temporaries(store)) == 1
+    with mounting(store) as path:
+        assert os.listdir(path / "deep") == ["a"]
+    assert len(temporaries(store)) == 1, "reading removes nothing"
+    with victim(store, tmp_path, *OFF) as mount:
+        mount.start()
+        assert temporaries(store) == []
+        mount.end()
 
 
 @contextlib.contextmanager
