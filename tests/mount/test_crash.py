@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from tests.conformance.trees import wait_for
 from tests.mount.conftest import SECONDS, SlowStore, is_mounted, mounting, shardfs
 from tests.mount.crashing import (
     GONE,
+    MAIN,
     ONE_WORKER,
     Files,
     Scene,
@@ -249,7 +250,7 @@ def one_kill(
 # --- at each call -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(120 if STRIDE > 1 else 3000)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_kill_at_each_call_that_makes_anything_durable(tmp_path: Path, call: str) -> None:
     need_strace()
@@ -274,7 +275,7 @@ def test_a_kill_at_each_call_that_makes_anything_durable(tmp_path: Path, call: s
         assert met == {one for one in seen if "index" not in one}, "a call that nobody was killed at"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(120 if STRIDE > 1 else 3000)
 @pytest.mark.parametrize("call", ["fsync", "rename", "unlinkat", "pwrite64"])
 def test_a_kill_while_it_cleans_up_after_a_kill(tmp_path: Path, call: str) -> None:
     """The first kill comes when the store has a key under both its names, temporary and own; the second while the next
@@ -362,7 +363,7 @@ def assert_after_a_kill(mount: Victim, works: list[Work]) -> None:
 
 HURRIED = """
 from shardfs import config
-config.SHUTDOWN_WAIT = 1.0
+config.SHUTDOWN_WAIT = config.MOUNT_GONE = 1.0
 """
 PATIENT = """
 from shardfs import config
@@ -371,15 +372,16 @@ config.SHUTDOWN_WAIT = 600.0
 
 
 @contextlib.contextmanager
-def hanging_seal(slow_store: SlowStore, folder: Path, script: str) -> Iterator[Victim]:
-    """A mount with a key whose seal waits for the store's disk, and is asked for by the signal that ends it."""
+def hanging_seal(slow_store: SlowStore, folder: Path, script: str, end: Callable[[Victim], object]) -> Iterator[Victim]:
+    """A mount with a key whose seal waits for the store's disk, once `end` has had the mount ended. Behind the block it
+    must have gone, and the next mount has all."""
     open_store(slow_store.source, driver="squirrel").set([{"label": 1}], "a")
     with victim(slow_store.path, folder, *OFF, script=script) as mount:
         mount.start("--driver", "squirrel", *OFF)
         (mount.path / "new").mkdir()
         (mount.path / "new/000000.json").write_text('{"label": 7}')
         slow_store.hold("fsync")
-        os.kill(mount.pid, signal.SIGTERM)
+        end(mount)
         wait_for(lambda: slow_store.syncs() > 0)
         yield mount
         wait_for(mount.gone)
@@ -388,7 +390,7 @@ def hanging_seal(slow_store: SlowStore, folder: Path, script: str) -> Iterator[V
         slow_store.go_on("fsync")
         assert mount.wait() == 1
         assert stored(slow_store.source, "new") is None, "what hung did not go on"
-        assert "is kept for the next mount" in mount.said
+        assert "is kept for the next mount" in mount.said, mount.said
         mount.start("--driver", "squirrel", *OFF)
         assert (mount.path / "new/000000.json").read_text() == '{"label": 7}'
         assert temporaries(slow_store.source) == []
@@ -396,17 +398,42 @@ def hanging_seal(slow_store: SlowStore, folder: Path, script: str) -> Iterator[V
     assert stored(slow_store.source, "new") == [{"label": 7}]
 
 
-def test_a_seal_that_hangs_holds_the_end_up_only_so_long(slow_store: SlowStore, tmp_path: Path) -> None:
-    with hanging_seal(slow_store, tmp_path, HURRIED) as mount:
+def terminate(mount: Victim) -> None:
+    os.kill(mount.pid, signal.SIGTERM)
+
+
+def unmount(mount: Victim) -> None:
+    subprocess.run(["fusermount3", "-u", mount.path], check=True, timeout=SECONDS)
+
+
+@pytest.mark.parametrize("end", [terminate, unmount])
+def test_a_seal_that_hangs_holds_the_end_up_only_so_long(
+    slow_store: SlowStore, tmp_path: Path, end: Callable[[Victim], object]
+) -> None:
+    with hanging_seal(slow_store, tmp_path, HURRIED, end) as mount:
         wait_for(mount.gone, 15)
         assert "new is not stored, and stays staged: not stored within 1.0 s" in mount.said
 
 
 def test_a_second_signal_leaves_at_once(slow_store: SlowStore, tmp_path: Path) -> None:
-    with hanging_seal(slow_store, tmp_path, PATIENT) as mount:
+    with hanging_seal(slow_store, tmp_path, PATIENT, terminate) as mount:
         assert not mount.gone()
         os.kill(mount.pid, signal.SIGTERM)
         wait_for(mount.gone, 5)
+
+
+def test_umount_with_force_does_not_wait_for_a_store_that_hangs(slow_store: SlowStore, tmp_path: Path) -> None:
+    said: list[subprocess.CompletedProcess[str]] = []
+
+    def umount(mount: Victim) -> None:
+        command = [sys.executable, "-c", HURRIED + MAIN, "umount", "--force", mount.path]
+        said.append(subprocess.run(command, capture_output=True, text=True, timeout=SECONDS))
+
+    with hanging_seal(slow_store, tmp_path, HURRIED, umount):
+        (done,) = said
+        assert done.returncode in (1, 4), done.stderr
+        assert "not stored, it stays on disk, for the next mount" in done.stderr
+        assert "stays staged: new: not stored within 1.0 s" in done.stderr
 
 
 def test_a_signal_after_an_unmount_waits_for_what_is_being_stored(slow_store: SlowStore, tmp_path: Path) -> None:

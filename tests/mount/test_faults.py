@@ -47,7 +47,7 @@ OFF = ("--write-back", "off", "--allow-overwrite")
 # --- one system call at a time ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(120 if STRIDE > 1 else 3000)
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", ["fsync", "rename", "renameat", "linkat"])
 def test_an_error_of_each_call_that_makes_anything_durable(tmp_path: Path, call: str, code: int) -> None:
