@@ -178,7 +178,7 @@ class Sealer:
         waiting = {staged.id: staged.key for staged in keys}
         with trio.move_on_after(float("inf") if seconds is None else seconds):
             await self._each(keys, one)
-        late = {key: StorageError(f"not stored within {seconds} s", errno.ETIMEDOUT) for key in waiting.values()}
+        late = {key: StorageError(f"not stored within {seconds:g} s", errno.ETIMEDOUT) for key in waiting.values()}
         return errors | late
 
     @property

@@ -266,7 +266,7 @@ class Injection:
         found = []
         for line in self._log.read_text(errors="replace").splitlines():
             called = re.match(r"\d+ +(\w+)\((.*)", line)
-            if called is not None and called[1] in STORING:
+            if called is not None:
                 found.append(f"{called[1]} {_site(called[2])}")
         return found
 
@@ -282,7 +282,7 @@ class Injection:
 
 
 def _site(arguments: str) -> str:
-    arguments = arguments.replace("<unfinished ...>", "")
+    arguments = re.sub(r'"(\\.|[^"\\])*"\.\.\.', "", arguments).replace("<unfinished ...>", "")
     paths = re.findall(r'<([^>]*)>|"([^"]*)"', arguments)
     names = ["/".join((a or b).split("/")[-2:]) for a, b in paths]
     names = [re.sub(r"^\d+/", "", name) for name in names]

@@ -85,6 +85,38 @@ def test_an_error_of_each_call_that_makes_anything_durable(tmp_path: Path, call:
         number += STRIDE if reached else 0
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+def test_an_error_of_each_write(tmp_path: Path, code: int) -> None:
+    """Of the bytes, and of the journal: nothing is taken for written that is not."""
+    need_strace()
+    number, reached, name = 1, True, errno.errorcode[code]
+    while reached:
+        assert number < MOST
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        scene = Scene(folder)
+        heard: list[tuple[str, int | None]] = []
+        with victim(scene.store, folder, *OFF, script=ONE_WORKER) as mount:
+            mount.start()
+            expression = f"pwrite64:error={name}:when={number}"
+            with injecting(mount.pid, folder / "trace", expression, traced="pwrite64") as injection:
+                scene.play(heard)
+            sites = injection.injected()
+            reached = bool(sites)
+            assert {error for _, error in heard} <= {code}, sites
+            ours = [site for site in sites if "index" not in site]
+            assert len(heard) <= len(ours), f"{sites}: {heard}"
+            assert_store_whole(mount.store, scene.works)
+            mount.end()
+            assert mount.staged() == {}
+            for work in scene.works:
+                assert stored(mount.store, work.key) == samples_of(work.result)
+            mount.start()
+            mount.assert_tidy()
+            mount.end()
+        number += STRIDE if reached else 0
+
+
 def hearing(site: str) -> tuple[str | None, ...]:
     """Which step may hear of the failure of a call, None where nobody need: where the store has the key nevertheless,
     and where what is stored is removed from the staging area, which the next mount does again."""

@@ -112,6 +112,66 @@ def test_a_change_in_place_is_noted_durably_also_after_an_error(place: Place, fa
     assert get(directory, b"f") == b"z"
 
 
+def data_number(place: Place, directory: StagedDirectory) -> str:
+    (name,) = os.listdir(place.area.path / directory.id / "data")
+    return name
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["the file", "the directory"])
+def test_bytes_that_the_disk_failed_to_take_are_written_anew(
+    place: Place, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """The second fsync of a file always succeeds on Linux, with or without the pages that the first one lost."""
+    directory = place.area.create("k")
+    number = put(directory, b"f", b"x" * 3_000_000)
+    real = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if "/data/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "the disk")
+        real(descriptor)
+
+    with directory.open(number, True) as file:
+        sync = directory.sync if whole else file.fsync
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fails)
+            for _ in range(2):
+                with refused(errno.EIO):
+                    sync()
+        before = data_number(place, directory)
+        sync()
+        after = data_number(place, directory)
+        assert before != after
+        file.pwrite(b"y", 0)
+        sync()
+        assert data_number(place, directory) == after, "once is enough"
+    place.again()
+    assert get(place["k"], b"f") == b"y" + b"x" * 2_999_999
+
+
+def test_a_file_that_was_removed_is_written_anew_for_who_has_it_open(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = place.area.create("k")
+    put(directory, b"kept", b"x")
+    real = os.fsync
+
+    def fails(descriptor: int) -> None:
+        if "/data/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "the disk")
+        real(descriptor)
+
+    with directory.open(put(directory, b"f", b"bytes"), True) as file:
+        directory.unlink(ROOT, b"f")
+        with monkeypatch.context() as patch, refused(errno.EIO):
+            patch.setattr(os, "fsync", fails)
+            file.fsync()
+        file.fsync()
+        assert file.pread(10, 0) == b"bytes"
+    directory.sync()
+    assert len(os.listdir(place.area.path / directory.id / "data")) == 1
+
+
 def test_a_directory_is_called_and_laid_over_a_shard_in_one_record(place: Place) -> None:
     """A death between two records left a new key where the store had one: the next mount set it aside as a conflict."""
     directory = place.area.create("k.tmp", "plain")
