@@ -92,7 +92,7 @@ class _Directories:
         if isinstance(source, NewDirectory):
             overlay = overlay_of(source)
             assert overlay is not None
-            if overlay.staged.base_version is not None:
+            if overlay.staged.base_version is not None and not self._is_open(overlay, key):
                 raise StorageError("stored bytes would have to be copied", errno.EXDEV)
             if plain or len(overlay.staged):
                 await self._call(source, overlay, key, "plain" if plain else "key", target)
@@ -141,9 +141,10 @@ class _Directories:
         if isinstance(target, NewDirectory):
             await self._make_way(target)
             target = None
-        # an earlier try may have left it open whether the store has it: then it has that key, and is asked for again
-        again = staged.seal.snapshot is not None and (before, before_kind) == (key, kind)
-        if not again:
+        again = kind == "key" and self._is_open(overlay, key)
+        if again:
+            before, before_kind = "/".join((*self._above.path, os.fsdecode(self._name))), "plain"
+        else:
             over = await self._over(target) if kind == "key" and isinstance(target, KeyDirectory) else None
             await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind, over=over))
             self._tree.call(source, key, kind == "key")
@@ -164,6 +165,12 @@ class _Directories:
         assert now is not None
         self._tree.move(now, self._to, self._new_name)
         vfs.touched(staged)
+
+    def _is_open(self, overlay: Overlay, key: str) -> bool:
+        """Whether an earlier try has left it open if the store has the directory: then it has that key already, though
+        not in the mount, and the store is asked again."""
+        staged = overlay.staged
+        return staged.seal.snapshot is not None and staged.key == key and is_plain(self._name)
 
     async def _over(self, target: KeyDirectory) -> Over:
         """What a new key replaces: nothing of that is to be seen."""

@@ -1,9 +1,9 @@
 """A directory shown through FUSE, in which chosen files can be made to wait or to fail: a store that is slow or broken.
 
 Run as a program: SOURCE MOUNTPOINT CONTROL. While `CONTROL/hold/NAME` exists every READ of NAME waits if it is for more
-bytes than that file says; while `CONTROL/fail/NAME` exists it fails with EIO. The same holds of all FSYNCs for the
-NAME `fsync`. `CONTROL/log` gets a line `open NAME`, `read NAME OFFSET SIZE` or `fsync` for each. Nothing is cached by
-the kernel. Flat: files of one directory only. Knows nothing of shards.
+bytes than that file says; while `CONTROL/fail/NAME` exists it fails with EIO. The same holds of all FSYNCs for the NAME
+`fsync`, and of those of the directory for `fail/fsyncdir`. `CONTROL/log` gets a line `open NAME`, `read NAME OFFSET
+SIZE` or `fsync` for each. Nothing is cached by the kernel. Flat: files of one directory only. Knows nothing of shards.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ class SlowDirectory(pyfuse3.Operations):
 
     async def fsyncdir(self, fh, datasync):  # type: ignore[no-untyped-def]
         await self.fsync(fh, datasync)
+        if (self._fail / "fsyncdir").exists():
+            raise pyfuse3.FUSEError(errno.EIO)
 
     async def link(self, inode, new_parent, new_name, ctx):  # type: ignore[no-untyped-def]
         text = os.fsdecode(new_name)

@@ -17,7 +17,7 @@ import pytest
 
 from shardfs import open_store
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import SECONDS, mount_point, run
+from tests.mount.conftest import SECONDS, SlowStore, mount_point, run
 from tests.mount.crashing import (
     ONE_WORKER,
     Scene,
@@ -258,6 +258,38 @@ def seal_fails(mount: Victim, way: str, code: int) -> None:
     else:
         with fails(code):
             seal(mount, way)
+
+
+@pytest.mark.parametrize("new", ["new", "b"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_rename_of_which_it_cannot_be_told_whether_it_was_stored(
+    slow_store: SlowStore, tmp_path: Path, new: str, kept: bool
+) -> None:
+    """The store has the key, and cannot say whether it will keep it. Asked again it can, or has lost it by then; both
+    where the key is a new one and where it replaces another."""
+    make_store(slow_store.source)
+    before = (slow_store.source / f"{new}.gz").read_bytes() if new == "b" else None
+    words = ("--driver", "squirrel", *OFF)
+    with victim(slow_store.path, tmp_path) as mount:
+        mount.start(*words)
+        write_key(mount.path / "x.tmp")
+        slow_store.fail("fsyncdir")
+        for _ in range(2):
+            with fails(errno.EIO):
+                os.rename(mount.path / "x.tmp", mount.path / new)
+            assert (mount.path / "x.tmp/000000.json").read_text() == '{"label": 7}'
+        slow_store.recover("fsyncdir")
+        if not kept:
+            (slow_store.source / f"{new}.gz").unlink()
+            if before is not None:
+                (slow_store.source / f"{new}.gz").write_bytes(before)
+        os.rename(mount.path / "x.tmp", mount.path / new)
+        wait_for(lambda: sorted(os.listdir(mount.path)) == sorted({"a", "b", new}))
+        assert (mount.path / new / "000000.json").read_text() == '{"label": 7}\n'
+        mount.end()
+        assert mount.staged() == {}
+        assert stored(slow_store.source, new) == [{"label": 7}]
+        assert temporaries(slow_store.source) == []
 
 
 @pytest.mark.parametrize("way", ["sync", "rename", "commit"])
