@@ -300,9 +300,9 @@ def renamed(old: Path, new: Path) -> bool:
     try:
         os.rename(old, new)
     except OSError as error:
-        assert error.errno == errno.ESTALE, error
-        assert (old / "000000.json").read_text() == '{"label": 7}'
-        return False
+        if error.errno != errno.ESTALE:
+            raise
+        return (old / "000000.json").read_text() != '{"label": 7}'
     return True
 
 
