@@ -314,7 +314,8 @@ class StagingArea:
         path = self.path / directory.id
         gone = path.with_name(directory.id + recovery.GONE)
         try:
-            os.rename(path, gone)
+            if path.exists() or not gone.exists():  # else an earlier try came so far
+                os.rename(path, gone)
             sync_directory(self.path)
         except OSError as error:
             raise failed(f"removing {path}", error) from error

@@ -351,6 +351,7 @@ def assert_after_a_kill(mount: Victim, works: list[Work]) -> None:
     for work in works:
         assert_shown(mount, work)
     mount.assert_tidy()
+    assert set(os.listdir(mount.path)) <= {"a", "b", "new", "b.tmp"}
     for work in works:
         if not work.sealed:
             again(mount, work)

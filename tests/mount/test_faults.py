@@ -80,6 +80,7 @@ def test_an_error_of_each_call_that_makes_anything_durable(tmp_path: Path, call:
             for work in scene.works:
                 assert stored(mount.store, work.key) == samples_of(work.result)
             mount.start()
+            assert sorted(os.listdir(mount.path)) == ["a", "b", "new"]
             mount.assert_tidy()
             mount.end()
         number += STRIDE if reached else 0
@@ -112,6 +113,7 @@ def test_an_error_of_each_write(tmp_path: Path, code: int) -> None:
             for work in scene.works:
                 assert stored(mount.store, work.key) == samples_of(work.result)
             mount.start()
+            assert sorted(os.listdir(mount.path)) == ["a", "b", "new"]
             mount.assert_tidy()
             mount.end()
         number += STRIDE if reached else 0

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from shardfs import config
 from shardfs.staging import ROOT, Over, StagedDirectory
 from tests.unit.test_staging import Place, get, names, place, put, refused
 
@@ -110,6 +112,70 @@ def test_a_change_in_place_is_noted_durably_also_after_an_error(place: Place, fa
         file.pwrite(b"z", 0)
         assert journal_number(place, directory) != journal
     assert get(directory, b"f") == b"z"
+
+
+@pytest.fixture
+def fail_directory(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Called, it lets the next fsync of that directory end with EIO: once."""
+    real, waiting = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path in waiting:
+            waiting.remove(path)
+            raise OSError(errno.EIO, "the disk")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return lambda path: waiting.append(str(path))
+
+
+def test_a_directory_that_could_not_be_made_durably_is_not_there(
+    place: Place, fail_directory: Callable[[Path], None]
+) -> None:
+    """It was left on disk, and the next start had two of that key."""
+    fail_directory(place.area.path)
+    with refused(errno.EIO):
+        place.area.create("k")
+    put(place.area.create("k"), b"f", b"x")
+    place.again()
+    assert [one.key for one in place.area.directories()] == ["k"]
+    assert get(place["k"], b"f") == b"x"
+
+
+def test_a_directory_that_could_not_be_removed_durably_is_removed_at_the_next_try(
+    place: Place, fail_directory: Callable[[Path], None]
+) -> None:
+    directory = place.area.create("k")
+    put(directory, b"f", b"x")
+    fail_directory(place.area.path)
+    with refused(errno.EIO):
+        place.area.discard(directory)
+    place.area.discard(directory)
+    assert place.area.directories() == []
+    place.again()
+    assert place.area.directories() == []
+
+
+def test_a_journal_whose_new_name_could_not_be_synced_is_written_anew(
+    place: Place, fail_directory: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss the old one could be back: what was synced since in the new one would be lost."""
+    monkeypatch.setattr(config, "JOURNAL_SLACK", 20)
+    directory = place.area.create("k")
+    fail_directory(place.area.path / directory.id)
+    before = journal_number(place, directory)
+    for _ in range(60):
+        put(directory, b"f", b"")
+        directory.unlink(ROOT, b"f")
+        if journal_number(place, directory) != before:
+            break
+    after = journal_number(place, directory)
+    assert after != before
+    put(directory, b"kept", b"x")
+    assert journal_number(place, directory) not in (before, after)
+    place.again()
+    assert names(place["k"]) == [b"kept"]
 
 
 def data_number(place: Place, directory: StagedDirectory) -> str:
