@@ -126,7 +126,7 @@ def hearing(site: str) -> tuple[str | None, ...]:
         return ("seal",)
     if "data/N" in site:
         return ("write",)
-    if site.endswith("ID/ID.gone") or site.endswith("/store"):
+    if site.endswith("ID/ID.gone") or site.endswith(("/store", " store")):
         return (None,)
     if site.endswith("staging/ID"):
         return (None, "mkdir", "write")
