@@ -468,6 +468,14 @@ JOURNAL_SLACK = 10_000
 JOURNAL_RATIO = 4
 """A journal is written anew when it has this many records more than this many times the entries it describes."""
 
+TEMPORARY_AGE = 86_400.0
+"""Seconds after which an unfinished write that nobody holds is a dead one's whatever machine it was begun on: a writer
+touches its file every few seconds, and then reads it through once."""
+
+SHUTDOWN_WAIT = 30.0
+"""Seconds that the end of a mount waits for what was written to be stored: as long as a store that answers again after
+a restart may need, and a third of what systemd gives a service. What is not stored by then stays staged."""
+
 SEALS = 2
 """Keys sealed at once: one per core. Each holds the shard that it is made of, and one sample of the new one."""
 

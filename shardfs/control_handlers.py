@@ -43,7 +43,7 @@ class Sealer(Protocol):
     async def seal(self, staged: StagedDirectory) -> Sealed | None:
         """Store what is staged of a key; None if there was nothing to store. ShardfsError: it stays staged."""
 
-    async def seal_all(self) -> dict[str, ShardfsError]:
+    async def seal_all(self, seconds: float | None = None) -> dict[str, ShardfsError]:
         """Store all that is to be stored by itself; the errors of those keys that stay staged."""
 
 

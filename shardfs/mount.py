@@ -303,10 +303,11 @@ async def _serve(
         try:
             with (
                 daemon.recorded(path, source_name(url), writable is not None),
-                _hanging_ends(path, device) as ending,
+                _hanging_ends(path, device) as (ending, give_up),
                 notices.running(),
             ):
                 async with vfs.running(), served(path, handlers), trio.open_nursery() as nursery:
+                    stored = trio.Event()
 
                     def terminate() -> None:
                         ending()
@@ -315,8 +316,8 @@ async def _serve(
                             loop.end()  # pyfuse3 wakes only one of the tasks that wait
 
                     async def finish() -> None:
-                        if writable is not None and not writable.ending:
-                            _tell_left(path, *await writable.finish())
+                        if writable is not None:
+                            await _stored(writable, path, stored, give_up)
 
                     nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, finish, terminate)
                     ready()
@@ -343,6 +344,24 @@ def _device(path: str) -> str | None:
     """The device of what is mounted at `path`: no two mounts have the same at a time."""
     mounted = daemon.mounted_at(path)
     return None if mounted is None else mounted.device
+
+
+async def _stored(writable: WritableVfs, path: str, stored: trio.Event, give_up: Callable[[str], None]) -> None:
+    """Have what was written stored before the mount ends, once for whoever ends it; not for longer than SHUTDOWN_WAIT,
+    nor after a second signal, which cancels this. Staging is made for the death of the process: so where a seal hangs
+    it ends right here, as the thread in which that hangs cannot be ended."""
+    if writable.ending:
+        await stored.wait()
+        return
+    until, in_time = trio.current_time() + config.SHUTDOWN_WAIT, False
+    try:
+        with trio.move_on_at(until + DRAIN_SECONDS):  # the disk of the staging area may hang, too
+            _tell_left(path, *await writable.finish())
+            in_time = trio.current_time() < until
+    finally:
+        stored.set()
+        if not in_time and writable.sealer.at_work:
+            give_up("what was written is not all stored, and is kept for the next mount: the store takes too long")
 
 
 def _tell_left(path: str, failed: dict[str, str], kept: dict[str, str]) -> None:
@@ -382,21 +401,25 @@ def prefills() -> bool:
 
 
 @contextlib.contextmanager
-def _hanging_ends(path: str, device: str | None) -> Iterator[Callable[[], None]]:
-    """Bounds the end: from the call of what this gives, the block may take END_SECONDS before the process is ended.
+def _hanging_ends(path: str, device: str | None) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
+    """Bounds the end: from the call of the first function of what this gives, the block may take END_SECONDS before the
+    process is ended. The second one ends it at once, with exit status 1, and says why.
 
     Threads cannot be cancelled, and one may hang in a dead network mount for ever.
     """
 
-    def give_up() -> None:
-        log.error("a request to the store still hangs %.0f s after the end was asked for: giving it up", END_SECONDS)
+    def give_up(reason: str) -> None:
+        log.error("%s", reason)
         with contextlib.suppress(MountError):
             if _device(path) == device is not None:
                 daemon.unmount(path, lazy=True)
         logging.shutdown()
+        for number in _fuse_descriptors():
+            os.close(number)  # a thread that hangs in the kernel keeps all others open: nobody is to wait for those
         os._exit(1)
 
-    timer = threading.Timer(END_SECONDS, give_up)
+    late = f"a request to the store still hangs {END_SECONDS:.0f} s after the end was asked for: giving it up"
+    timer = threading.Timer(END_SECONDS, give_up, [late])
     timer.daemon = True
 
     def begin() -> None:
@@ -404,7 +427,7 @@ def _hanging_ends(path: str, device: str | None) -> Iterator[Callable[[], None]]
             timer.start()
 
     try:
-        yield begin
+        yield begin, give_up
     finally:
         timer.cancel()
 

@@ -14,7 +14,7 @@ from shardfs.numbering import refuse
 from shardfs.overlaid import Place
 from shardfs.overlay import Overlay, overlay_of
 from shardfs.sealing import is_temporary
-from shardfs.staging import Kind, StagedEntry
+from shardfs.staging import Kind, Over, StagedEntry
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
 from shardfs.writing import WritableVfs, is_plain
 
@@ -128,7 +128,7 @@ class _Directories:
             overlay = overlay_of(source)
             assert overlay is not None
             staged = overlay.staged
-            if staged.base_version is not None:
+            if staged.base_version is not None and not self._is_open(overlay, key):
                 raise StorageError("stored bytes would have to be copied", errno.EXDEV)
             if plain or len(staged):
                 await self._call(source, overlay, key, "plain" if plain else "key", target)
@@ -188,12 +188,15 @@ class _Directories:
         if isinstance(target, NewDirectory):
             await self._make_way(target)
             target = None
-        await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind))
-        self._tree.call(source, key, kind == "key")
-        if kind == "key" and (before_kind == "plain" or isinstance(target, KeyDirectory)):
+        again = kind == "key" and self._is_open(overlay, key)
+        if again:
+            before, before_kind = "/".join((*self._above.path, os.fsdecode(self._name))), "plain"
+        else:
+            over = await self._over(target) if kind == "key" and isinstance(target, KeyDirectory) else None
+            await vfs.calls.patient(staged, lambda: vfs.area.rename(staged, key, kind, over=over))
+            self._tree.call(source, key, kind == "key")
+        if kind == "key" and (again or before_kind == "plain" or isinstance(target, KeyDirectory)):
             try:
-                if isinstance(target, KeyDirectory):
-                    await self._lay_over(overlay, target)
                 if await vfs.sealer.seal(staged) is None and isinstance(target, KeyDirectory):
                     refuse(f"{key} is stored, and nothing in the directory is part of a sample", errno.EEXIST)
             except ShardfsError as error:
@@ -211,23 +214,25 @@ class _Directories:
         self._tree.move(now, self._to, self._new_name)
         vfs.touched(staged)
 
-    async def _lay_over(self, overlay: Overlay, target: KeyDirectory) -> None:
-        """Have a new key replace a stored one: nothing of that is to be seen."""
-        table, entry, staged = await self._vfs.table(target), target.entry, overlay.staged
-        await self._vfs.calls.patient(
-            staged, lambda: staged.lay_over(entry.version, entry.stored_bytes, range(table.files))
-        )
+    def _is_open(self, overlay: Overlay, key: str) -> bool:
+        """Whether an earlier try has left it open if the store has the directory: then it has that key already, though
+        not in the mount, and the store is asked again."""
+        staged = overlay.staged
+        return staged.seal.snapshot is not None and staged.key == key and is_plain(self._name)
+
+    async def _over(self, target: KeyDirectory) -> Over:
+        """What a new key replaces: nothing of that is to be seen."""
+        table, entry = await self._vfs.table(target), target.entry
+        return Over(entry.version, entry.stored_bytes, range(table.files))
 
     async def _undo(self, overlay: Overlay, key: str, kind: Kind) -> None:
-        """All is as before, also where the seal has set the directory aside meanwhile."""
+        """All is as before, also where the seal has set the directory aside meanwhile. Where it cannot be told now
+        whether the store has it, it stays that key, under the name it had: the next try asks again."""
         staged = overlay.staged
-
-        def undo() -> None:
-            if staged.base_version is not None:
-                staged.lay_over(None, 0, ())
-            self._vfs.area.rename(staged, key, kind)
-
-        await self._vfs.calls.long(undo)
+        if staged.seal.snapshot is not None:
+            return
+        over = None if staged.base_version is None else Over(None)
+        await self._vfs.calls.long(lambda: self._vfs.area.rename(staged, key, kind, over=over))
         now = overlay.directory
         assert isinstance(now, NewDirectory)
         self._tree.call(now, key, kind == "key")

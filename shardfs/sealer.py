@@ -174,20 +174,30 @@ class Sealer:
             if not late or (work.sealed is not None and work.sealed.left is None):
                 return sealed
 
-    async def seal_all(self) -> dict[str, ShardfsError]:
-        """Seal all keys; the errors of those that failed, by key. Plain directories and those set aside stay."""
+    async def seal_all(self, seconds: float | None = None) -> dict[str, ShardfsError]:
+        """Seal all keys; the errors of those that failed, by key. Plain directories and those set aside stay. Keys that
+        are not sealed within so many seconds have an error, ETIMEDOUT, too: their seals go on, or wait."""
         errors: dict[str, ShardfsError] = {}
 
         async def one(staged: StagedDirectory) -> None:
-            key = staged.key
+            key = waiting[staged.id]
             try:
                 await self.seal(staged)
             except ShardfsError as error:
                 errors[key] = error
+            del waiting[staged.id]
 
         keys = [staged for staged in self._area.directories() if staged.kind == "key" and staged.parked is None]
-        await self._each(keys, one)
-        return errors
+        waiting = {staged.id: staged.key for staged in keys}
+        with trio.move_on_after(float("inf") if seconds is None else seconds):
+            await self._each(keys, one)
+        late = {key: StorageError(f"not stored within {seconds:g} s", errno.ETIMEDOUT) for key in waiting.values()}
+        return errors | late
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a seal is under way, or waits for its turn."""
+        return bool(self._works)
 
     def problems(self) -> dict[str, str]:
         """Keys whose last seal failed, and why."""

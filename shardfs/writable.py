@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from shardfs.drivers.base import Driver
+from shardfs.drivers.base import Driver, Tidying
 from shardfs.drivers.numbered import NumberedThrough
 from shardfs.errors import BadSettingError
 from shardfs.sealer import Sealer
@@ -20,9 +21,19 @@ def open_area(store: Store) -> StagingArea:
     if not store.driver.writable:
         raise BadSettingError(f"{store.url} ({store.driver.name}) can only be read here: mount it without --rw")
     path = None if store.place is None else Path(os.path.realpath(store.place))
+    if path is not None:
+        _check_writable(store.url, path)
     # the same store must have the same area, however it is called
     url = Path(store.identity).as_uri() if "://" not in store.identity else store.identity
     return StagingArea.open(url, store_path=path)
+
+
+def _check_writable(url: str, path: Path) -> None:
+    """BadSettingError where nothing can be written, so that it is said before anything is."""
+    there = next(above for above in (path, *path.parents) if above.exists())
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        code = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+        raise BadSettingError(f"{url} cannot be written to ({os.strerror(code)}): mount it without --rw")
 
 
 def build_writable(
@@ -43,6 +54,8 @@ def build_writable(
         driver.reserved = lambda: {staged.key for staged in area.directories() if staged.kind == "key"}
     sealer = Sealer(driver, cache, area, cache.arrays, quiet)
     vfs = WritableVfs(driver, cache, uid, gid, area, sealer, allowed, read_ahead)
+    if isinstance(driver, Tidying):
+        driver.tidy()
     sealer.on_sealed = vfs.sealed
     sealer.on_parked = vfs.parked
     sealer.on_nothing = vfs.nothing_left

@@ -9,7 +9,7 @@ root=${root:?set by the script that sources this}
 
 BASE_PACKAGES="fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv"
 # For ./run test only: each a command that tests run, and the package that has it.
-TEST_COMMANDS="jq:jq rsync:rsync file:file tar:tar systemd-analyze:systemd fio:fio stress-ng:stress-ng"
+TEST_COMMANDS="jq:jq rsync:rsync file:file tar:tar strace:strace systemd-analyze:systemd fio:fio stress-ng:stress-ng"
 
 say() { printf 'run: %s\n' "$*" >&2; }
 die() {
@@ -119,13 +119,13 @@ apt_install() {
 tell_other_systems() {
     say "$1, and there is no apt-get here to install it. One of these does, then run this again:"
     if have dnf || ! { have pacman || have apk; }; then
-        printf '    dnf install fuse3 fuse3-devel pkgconf-pkg-config gcc python3-devel jq rsync file tar systemd fio stress-ng\n' >&2
+        printf '    dnf install fuse3 fuse3-devel pkgconf-pkg-config gcc python3-devel jq rsync file tar strace systemd fio stress-ng\n' >&2
     fi
     if have pacman || ! { have dnf || have apk; }; then
-        printf '    pacman -S --needed fuse3 pkgconf gcc python jq rsync file tar systemd fio stress-ng\n' >&2
+        printf '    pacman -S --needed fuse3 pkgconf gcc python jq rsync file tar strace systemd fio stress-ng\n' >&2
     fi
     if have apk || ! { have dnf || have pacman; }; then
-        printf '    apk add fuse3 fuse3-dev pkgconf gcc musl-dev linux-headers python3-dev jq rsync file tar fio stress-ng\n' >&2
+        printf '    apk add fuse3 fuse3-dev pkgconf gcc musl-dev linux-headers python3-dev jq rsync file tar strace fio stress-ng\n' >&2
     fi
     exit 1
 }

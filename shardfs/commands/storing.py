@@ -44,17 +44,17 @@ class Outcome:
         self.staged = said.get("staged", [])
 
 
-def commit(mountpoint: str, keys: list[str]) -> Outcome:
+def commit(mountpoint: str, keys: list[str], seconds: float | None = None) -> Outcome:
     """Have the mount store these keys, or without any all that is staged. A key that fails stops no other.
 
-    Waits as long as that takes, once the mount has answered at all. MountError.
+    Waits as long as that takes, once the mount has answered at all; with `seconds` no longer than those. MountError.
     """
     control.ask(mountpoint, "ping", seconds=config.CONTROL_ANSWER)
     outcome = Outcome()
     wanted: list[str | None] = [*keys] or [None]
     for key in wanted:
         try:
-            outcome.add(control.ask(mountpoint, "commit", {} if key is None else {"key": key}, seconds=None))
+            outcome.add(control.ask(mountpoint, "commit", {} if key is None else {"key": key}, seconds=seconds))
         except ShardfsError as error:
             if key is None:
                 raise

@@ -43,12 +43,15 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
     daemon.unmount(path, lazy)
     if record is None:
         return status
-    if _gone(record, lazy, mountpoint):
+    gone = _gone(record, lazy, force, mountpoint)
+    if gone or force:
         failed, kept = daemon.hear_word(path, mounted.owner)  # of what came between
         for key, reason in (*failed.items(), *kept.items()):
             if key not in told:
                 tell(one_line(f"stays staged: {key}: {reason}"))
-        return status or (FAILED if failed else OK)
+        status = status or (FAILED if failed else OK)
+    if gone:
+        return status
     if lazy:
         tell(f"{mountpoint} is detached; its process {record.pid} ends when nobody uses it any more")
         return status
@@ -57,14 +60,15 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
     )
 
 
-def _gone(record: daemon.Record, lazy: bool, mountpoint: str) -> bool:
-    """Whether a daemon has ended. One that may have something to store is waited for."""
+def _gone(record: daemon.Record, lazy: bool, force: bool, mountpoint: str) -> bool:
+    """Whether a daemon has ended. One that may have something to store is waited for; with `force` only as long as it
+    may take when its store hangs."""
     if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else config.MOUNT_GONE):
         return True
     if lazy or not record.writable:
         return False
     tell(f"{mountpoint} is unmounted; its process {record.pid} is storing what was written")
-    return daemon.wait_until_gone(record, config.STORING_GONE)
+    return daemon.wait_until_gone(record, config.SHUTDOWN_WAIT if force else config.STORING_GONE)
 
 
 def _store(mountpoint: str, force: bool, told: set[str]) -> int:
@@ -72,7 +76,7 @@ def _store(mountpoint: str, force: bool, told: set[str]) -> int:
     to stay mounted because of that."""
     kept = "it stays on disk, for the next mount"
     try:
-        outcome = storing.commit(mountpoint, [])
+        outcome = storing.commit(mountpoint, [], config.SHUTDOWN_WAIT if force else None)
     except UnknownCommandError:  # of a release that has nothing to store
         return OK
     except ShardfsError as error:

@@ -231,6 +231,15 @@ class InMemory:
         return None
 
 
+@runtime_checkable
+class Tidying(Protocol):
+    """A Driver that can clean up behind writers that died, where nobody has noted what they were about."""
+
+    def tidy(self) -> None:
+        """Remove unfinished writes that the last `entries` came across and of which it is known that nobody goes on
+        with them. What cannot be removed stays."""
+
+
 class Driver(Protocol):
     """One system's store, opened."""
 

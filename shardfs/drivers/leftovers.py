@@ -9,7 +9,7 @@ from shardfs.errors import StaleShardError
 from shardfs.storage.base import Storage
 from shardfs.storage.local import TEMPORARY, LocalStorage, touched_ns
 
-_OURS = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{16}")
+_OURS = re.compile(re.escape(TEMPORARY) + "([0-9a-f]{8}-)?[0-9a-f]{16}")
 
 
 def leftovers(storage: Storage) -> list[Garbage]:

@@ -182,6 +182,9 @@ class SquirrelDriver:
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the key has the content that was about to be given its name, whoever did."""
         told = json.loads(noted)
+        if "mark" not in told:  # it never came to the rename: that is known without asking the store
+            self.storage.forget_temporary(told["file"], told["temporary"])
+            return None
         self.storage.remove_temporary(told["file"], told["temporary"])
         try:
             entry = self.entry(key)
@@ -245,6 +248,9 @@ class SquirrelDriver:
                 raise
             return
         self.storage.remove(name)
+
+    def tidy(self) -> None:
+        self.storage.remove_dead()
 
     def remove(self, key: Key) -> None:
         self.entry(key)

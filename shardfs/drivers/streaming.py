@@ -143,6 +143,9 @@ class StreamingDriver:
         """True for a directory without any index, which the first key makes a data set."""
         return not splits(self._storage)
 
+    def tidy(self) -> None:
+        self._storage.remove_dead()
+
     def remove(self, key: Key) -> None:
         """See Driver. Takes the last key of a split out of the index: its files stay, for those who still read them.
         RenumberingError for any other that has samples."""

@@ -86,6 +86,10 @@ def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]], lim
     told = json.loads(noted)
     split, marks = told["split"], told["files"]
     twins, replaces = told.get("twins", []), told.get("replaces")
+    if not marks:  # it never came to a rename: that is known without asking the store
+        for index in (split, *twins):
+            storage.forget_temporary(f"{index}{INDEX}", told["temporary"])
+        return set()
     for index in (split, *twins):
         storage.remove_temporary(f"{index}{INDEX}", told["temporary"])
     found: set[str] = set()

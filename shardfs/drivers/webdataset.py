@@ -257,6 +257,9 @@ class WebDatasetDriver:
             return
         self.storage.remove(name)
 
+    def tidy(self) -> None:
+        self.storage.remove_dead()
+
     def remove(self, key: Key) -> None:
         self._check_writable(key)
         self.entry(key)

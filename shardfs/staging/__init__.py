@@ -11,7 +11,7 @@ from __future__ import annotations
 from shardfs.staging.area import Report, StagingArea, staged_stores
 from shardfs.staging.contents import StagedFile
 from shardfs.staging.copying import Copied, copy_out
-from shardfs.staging.directory import StagedDirectory, State
+from shardfs.staging.directory import Over, StagedDirectory, State
 from shardfs.staging.sealing import Seal, Snapshot, SnapshotEntry
 from shardfs.staging.tree import ROOT, Kind, StagedEntry
 
@@ -19,6 +19,7 @@ __all__ = [
     "ROOT",
     "Copied",
     "Kind",
+    "Over",
     "Report",
     "Seal",
     "Snapshot",

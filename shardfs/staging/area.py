@@ -26,7 +26,7 @@ from pathlib import Path
 from shardfs import config
 from shardfs.errors import StagingError, StagingLockedError
 from shardfs.staging import recovery
-from shardfs.staging.directory import StagedDirectory, State
+from shardfs.staging.directory import Over, StagedDirectory, State
 from shardfs.staging.journal import sync_directory
 from shardfs.staging.ledger import failed
 from shardfs.staging.tree import Kind
@@ -249,10 +249,17 @@ class StagingArea:
                 raise
             return directory
 
-    def rename(self, directory: StagedDirectory, key: str, kind: Kind, replaces: StagedDirectory | None = None) -> None:
+    def rename(
+        self,
+        directory: StagedDirectory,
+        key: str,
+        kind: Kind,
+        replaces: StagedDirectory | None = None,
+        over: Over | None = None,
+    ) -> None:
         """Give a staged directory another key or name, and another kind; `replaces`, which has that key now, is
-        discarded with it, both or neither. EEXIST, EBUSY while a seal of either runs, EINVAL for directories in a
-        key."""
+        discarded with it, both or neither. With `over` it lies over another version of the store then. EEXIST, EBUSY
+        while a seal of either runs, EINVAL for directories in a key."""
         self._check()
         with self._lock:
             there = self.find(key)
@@ -260,7 +267,7 @@ class StagingArea:
                 raise StagingError(f"{key} is staged already", errno.EEXIST)
             if replaces is not None and replaces.seal.snapshot is not None:
                 raise StagingError(f"{key} is being sealed", errno.EBUSY)
-            directory.set_key(key, kind, None if replaces is None else replaces.id)
+            directory.set_key(key, kind, None if replaces is None else replaces.id, over)
             self._publish(self._directories)
             if replaces is not None:
                 self.discard(replaces)
@@ -315,7 +322,8 @@ class StagingArea:
         path = self.path / directory.id
         gone = path.with_name(directory.id + recovery.GONE)
         try:
-            os.rename(path, gone)
+            if path.exists() or not gone.exists():  # else an earlier try came so far
+                os.rename(path, gone)
             sync_directory(self.path)
         except OSError as error:
             raise failed(f"removing {path}", error) from error

@@ -119,6 +119,8 @@ class Contents:
         self._open: dict[int, _Open] = {}
         self.pinned: frozenset[int] = frozenset()
         """Data files that a running seal reads."""
+        self._refused: set[int] = set()
+        """Data files whose bytes the disk once failed to take."""
 
     @property
     def writers(self) -> int:
@@ -388,9 +390,29 @@ class Contents:
 
     # --- durability ---------------------------------------------------------------------------------------------
 
+    def _renew(self, opened: _Open) -> None:
+        """Write the bytes of a file anew that the disk has failed to take: the kernel tells of that once, and another
+        fsync would succeed without them. Memory has them still, or reading them fails, too."""
+        number = opened.number
+        self._copy(opened)
+        self._refused.discard(number)
+        if number not in self.pinned:
+            self._ledger.doom(number, 0)
+
+    def _renew_all(self) -> None:
+        self._refused &= self._ledger.data_numbers() | {opened.number for opened in self._open.values()}
+        for node in [node for node in self._ledger.tree.nodes.values() if node.data in self._refused]:
+            file = self.open(node, False)
+            try:
+                self._renew(self._open[node.id])
+            finally:
+                file.close()
+
     def fsync(self, opened: _Open) -> None:
         with self._lock:
             self._check(opened)
+            if opened.number in self._refused:
+                self._renew(opened)
             number, descriptor = opened.number, os.dup(opened.descriptor)
             waiting = number in self._ledger.unsynced
             # taken out before: a write that comes meanwhile puts it in again
@@ -399,6 +421,7 @@ class Contents:
             os.fsync(descriptor)
         except OSError as error:
             with self._lock:
+                self._refused.add(number)
                 if waiting:
                     self._ledger.unsynced.add(number)
             raise failed(f"the disk of {self._ledger.path}", error) from error
@@ -411,14 +434,19 @@ class Contents:
         """Make all bytes and all records durable. StagingError."""
         with self._lock:
             self._ledger.check()
+            if self._refused:
+                self._renew_all()
             waiting, self._ledger.unsynced = self._ledger.unsynced, set()
         done = set()
+        number = 0
         try:
             for number in sorted(waiting):
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                     self._ledger.sync_data(number)
                 done.add(number)
         except OSError as error:
+            with self._lock:
+                self._refused.add(number)
             raise failed(f"the disk of {self._ledger.path}", error) from error
         finally:
             with self._lock:

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 from shardfs import config
@@ -29,6 +30,18 @@ def _check_name(name: bytes) -> None:
         raise refuse(errno.ENAMETOOLONG, name)
     if name in _FIXED or b"/" in name or b"\0" in name:
         raise refuse(errno.EINVAL, name)
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A stored shard that a staged directory is put over, as if it had been made over it."""
+
+    version: str | None
+    """None: over none."""
+    base_bytes: int = 0
+    """As in StagingArea.create."""
+    hidden: Iterable[int] = ()
+    """Files of it that are not to be seen."""
 
 
 class StagedDirectory(DirectoryView):
@@ -250,27 +263,25 @@ class StagedDirectory(DirectoryView):
         with self._lock:
             self._contents.reserve.grow(0)
 
-    def set_key(self, key: str, kind: Kind, replaces: str | None) -> None:
-        """Call it otherwise. EBUSY while a seal runs; EINVAL for a key with directories in it."""
-        with self._lock:
-            self._check_still()
-            if kind == "key" and any(node.children is not None for node in self._tree.nodes.values()):
-                raise StagingError(f"{self.key}: a key has no directories in it", errno.EINVAL)
-            self._ledger.record("key", key, kind, replaces, relief=True)
-
-    def lay_over(self, version: str | None, base_bytes: int, hidden: Iterable[int]) -> None:
-        """Put it over a stored shard of which nothing is to be seen, as if it had been made over it: all its files are
-        `hidden`. None and nothing: over none again. EBUSY while a seal runs, EINVAL if it lies over one."""
+    def set_key(self, key: str, kind: Kind, replaces: str | None, over: Over | None = None) -> None:
+        """Call it otherwise; with `over` put it over another version with the same record, so that no death can come in
+        between. EBUSY while a seal runs; EINVAL for a key with directories in it, and for `over` where entries have
+        their bytes in a stored shard."""
         with self._lock:
             self._check_still()
             nodes = list(self._tree.nodes.values())
+            if kind == "key" and any(node.children is not None for node in nodes):
+                raise StagingError(f"{self.key}: a key has no directories in it", errno.EINVAL)
+            if over is None:
+                self._ledger.record("key", key, kind, replaces, relief=True)
+                return
             if any(node.base is not None or node.children is not None for node in nodes):
                 raise refuse(errno.EINVAL, self.key)
             for node in nodes:
                 self._contents.refresh(node)
-            before = self._ledger.data_numbers()
-            entries = [node.fields() for node in nodes]
-            self._ledger.record("sealed", version, base_bytes, entries, sorted(hidden), relief=True)
+            before, entries = self._ledger.data_numbers(), [node.fields() for node in nodes]
+            laid = [over.version, over.base_bytes, entries, sorted(over.hidden)]
+            self._ledger.record("call", key, kind, replaces, *laid, relief=True)
             self._contents.reattach(before)
 
     def park(self, key: str, reason: str) -> None:

@@ -156,12 +156,14 @@ class Journal:
         os.fsync(self.descriptor())
 
     def rewrite(self, payloads: Iterable[bytes]) -> None:
-        """Replace all records, atomically and durably. OSError: then the old ones still stand."""
+        """Replace all records, atomically and durably. OSError: then the old ones still stand, or it is not known which
+        ones the disk has: `untrusted`."""
         new = Journal.create(self.path.with_name(self.path.name + NEW), payloads)
         os.rename(new.path, self.path)
         self.close()
-        self.records, self.size, self.untrusted = new.records, new.size, False
+        self.records, self.size, self.untrusted = new.records, new.size, True
         sync_directory(self.path.parent)
+        self.untrusted = False
 
 
 def sync_directory(path: Path) -> None:

@@ -82,6 +82,8 @@ class Ledger:
     def record(self, *fields: Any, relief: bool = False) -> None:
         """Write a record and do what it says, or neither. With `relief` the room set aside is used on a full disk.
         StagingError."""
+        if self.journal.untrusted:
+            self.compact(must=True)  # so that one error of the disk is not the end of a seal, or of all removing
         record = list(fields)
         payload = pack(record)
         try:
@@ -145,6 +147,9 @@ class Ledger:
         self._unlink(doomed)
 
     def _sync_journal(self) -> None:
+        if self.journal.untrusted:
+            self.compact(must=True)  # durable by itself; the fsync of a file that failed before would seem to succeed
+            return
         try:
             os.fsync(self.journal.descriptor())
         except OSError as error:
@@ -251,10 +256,8 @@ class Ledger:
 
     def compact(self, must: bool = False) -> None:
         """Write the journal anew, as short as it can be. Put off while a seal runs, and where the disk does not allow
-        it; with `must`, StagingError."""
-        if self.tree.seal is not None:
-            if must:
-                raise StagingError(f"{self.path} could not be written to its disk", errno.EIO)
+        it; with `must` done even then, or StagingError."""
+        if self.tree.seal is not None and not must:
             return
         try:
             self.journal.rewrite(self.tree.records())

@@ -49,7 +49,8 @@ def make(area: Path, name: str, key: str, kind: Kind, base_version: str | None, 
             os.rename(new, path)
             journal.sync_directory(area)
         except OSError:
-            shutil.rmtree(new, ignore_errors=True)
+            for made_so_far in (new, path):  # the last step fails when it has its name
+                shutil.rmtree(made_so_far, ignore_errors=True)
             raise
     except OSError as error:
         raise failed(f"making {path}", error) from error

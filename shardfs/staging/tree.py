@@ -258,6 +258,20 @@ class Tree:
     def _on_key(self, key: str, kind: Kind, replaces: str | None) -> None:
         self.key, self.kind, self.replaces, self.parked = key, kind, replaces, None
 
+    def _on_call(
+        self,
+        key: str,
+        kind: Kind,
+        replaces: str | None,
+        version: str | None,
+        base_bytes: int,
+        entries: list[list[Any]],
+        hidden: list[int],
+    ) -> None:
+        """Another key, and another version of the store below it."""
+        self._on_key(key, kind, replaces)
+        self._on_sealed(version, base_bytes, entries, hidden)
+
     def _on_park(self, key: str, reason: str) -> None:
         self.key, self.parked = key, reason
 
@@ -266,6 +280,13 @@ class Tree:
         places = {n.id: Place(n.parent, n.name, n.data, n.base, n.size) for n in self.nodes.values()}
         self.seal = SealState(key, token, places, frozenset(self.hidden), keepsake)
 
+    def _on_sealing(
+        self, key: str, token: str, places: list[list[Any]], hidden: list[int], keepsake: bytes | None
+    ) -> None:
+        """A seal runs, of what was there when it began."""
+        known = {number: Place(*place) for number, *place in places}
+        self.seal = SealState(key, token, known, frozenset(hidden), keepsake)
+
     def _on_token(self, token: str) -> None:
         assert self.seal is not None
         self.seal.token = token
@@ -273,7 +294,7 @@ class Tree:
     def _on_unseal(self) -> None:
         self.seal = None
 
-    def _on_sealed(self, version: str, base_bytes: int, entries: list[list[Any]], hidden: list[int]) -> None:
+    def _on_sealed(self, version: str | None, base_bytes: int, entries: list[list[Any]], hidden: list[int]) -> None:
         """A seal is done: this is what is left, over the new version."""
         self.base_version, self.base_bytes, self.seal = version, base_bytes, None
         self.nodes, self.hidden, self.root.children = {}, set(hidden), {}
@@ -297,8 +318,7 @@ class Tree:
     # --- as records ---------------------------------------------------------------------------------------------
 
     def records(self) -> Iterator[bytes]:
-        """The shortest journal that gives this state. Not while a seal runs."""
-        assert self.seal is None
+        """The shortest journal that gives this state."""
         yield pack(["head", FORMAT, {name: getattr(self, name) for name in _HEAD}])
         # parents before children, which a rename may have turned round
         pending = [self.root]
@@ -313,6 +333,10 @@ class Tree:
             yield pack(["hide", base])
         root = self.root
         yield pack(["attributes", ROOT, root.mode, root.uid, root.gid, root.mtime_ns, root.atime_ns])
+        seal = self.seal
+        if seal is not None:
+            places = [[n, p.parent, p.name, p.data, p.base, p.size] for n, p in seal.places.items()]
+            yield pack(["sealing", seal.key, seal.token, places, sorted(seal.hidden), seal.keepsake])
         # at the end, for the records above have made these more than they are
         if self.clean:
             yield pack(["clean"])

@@ -115,6 +115,13 @@ class Storage(Protocol):
     def remove_temporary(self, beside: str, temporary: str) -> None:
         """Remove what a `put` of the object `beside` left under its temporary name, if anything. StorageError."""
 
+    def forget_temporary(self, beside: str, temporary: str) -> None:
+        """The same, if it can be done now: else it is left to `remove_dead`."""
+
+    def remove_dead(self) -> None:
+        """Remove unfinished writes that the last `list` came across and of which it is known that nobody goes on with
+        them. What cannot be removed stays."""
+
     def sync(self, name: str) -> None:
         """Make an object that is there durable, and its name. StorageError."""
 

@@ -166,6 +166,12 @@ class DiskCache:
     def remove_temporary(self, beside: str, temporary: str) -> None:
         self.inner.remove_temporary(beside, temporary)
 
+    def forget_temporary(self, beside: str, temporary: str) -> None:
+        self.inner.forget_temporary(beside, temporary)
+
+    def remove_dead(self) -> None:
+        self.inner.remove_dead()
+
     def sync(self, name: str) -> None:
         self.inner.sync(name)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ from typing import BinaryIO
 from shardfs import config
 from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
-from shardfs.storage import renaming
+from shardfs.storage import renaming, temporaries
 from shardfs.storage.base import Listed as Listed
 from shardfs.storage.local_reader import LocalReader, reason
+from shardfs.storage.temporaries import TEMPORARY, temporary_name
 
-TEMPORARY = ".shardfs-tmp-"
-"""Names that begin so are unfinished writes; no listing shows them."""
+log = logging.getLogger("shardfs")
 
 _PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM))
 """What opening a directory below the root may say without failing the whole listing."""
@@ -36,6 +36,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 Listing = list[Listed]
+Names = list[str]
 
 
 def _version(status: os.stat_result) -> Version:
@@ -71,6 +72,7 @@ class LocalStorage:
         if os.path.exists(self.root) and not os.path.isdir(self.root):
             raise BadStoreError(f"{self.root} is no directory")
         self._seen: dict[str, int] = {}
+        self._unfinished: list[str] = []
         self._root: tuple[int, int] | None = None
 
     def list(self, suffixes: tuple[str, ...], *, temporary: bool = False, aside: bool = False) -> list[Listed]:
@@ -78,6 +80,7 @@ class LocalStorage:
         unfinished writes. A listing made `aside` is none that `changed` compares with. StorageError."""
         found: list[Listed] = []
         seen: dict[str, int] = {}
+        unfinished: list[str] = []
         pending = [""]
         while pending:
             prefix = pending.pop()
@@ -89,13 +92,14 @@ class LocalStorage:
                 raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))
-                pending.extend(self._scan(descriptor, prefix, suffixes, found, temporary))
+                pending.extend(self._scan(descriptor, prefix, suffixes, found, unfinished, temporary))
             except OSError as error:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
         if not (temporary or aside):
             self._seen = seen
+        self._unfinished = unfinished
         return sorted(found, key=lambda listed: listed.name)
 
     def files_in(self, directory: str) -> Listing:
@@ -103,7 +107,7 @@ class LocalStorage:
         found: Listing = []
         descriptor = self._open_directory(directory)
         try:
-            for _ in self._scan(descriptor, f"{directory}/" if directory else "", ("",), found):
+            for _ in self._scan(descriptor, f"{directory}/" if directory else "", ("",), found, []):
                 pass
         except OSError as error:
             raise self._error(f"listing {directory}", error) from error
@@ -112,7 +116,13 @@ class LocalStorage:
         return sorted(found, key=lambda listed: listed.name)
 
     def _scan(
-        self, descriptor: int, prefix: str, suffixes: tuple[str, ...], found: Listing, temporary: bool = False
+        self,
+        descriptor: int,
+        prefix: str,
+        suffixes: tuple[str, ...],
+        found: Listing,
+        unfinished: Names,
+        temporary: bool = False,
     ) -> Iterator[str]:
         """Adds the files of one directory, and gives the directories in it. OSError."""
         with os.scandir(descriptor) as entries:
@@ -120,7 +130,11 @@ class LocalStorage:
                 name = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     yield name + "/"
-                elif name.endswith(suffixes) and entry.name.startswith(TEMPORARY) == temporary:
+                    continue
+                ours = entry.name.startswith(TEMPORARY)
+                if ours:
+                    unfinished.append(name)
+                if ours == temporary and name.endswith(suffixes):
                     status = self._status(descriptor, entry.name)
                     if status is not None:
                         found.append(Listed(name, status.st_size, status.st_mtime_ns, _version(status)))
@@ -253,12 +267,16 @@ class LocalStorage:
         with self._parent(name, make=True) as (directory, last):
             temporary = temporary or temporary_name()
             try:
-                written = self._write_durably(directory, temporary, write, marked, held)
-                with renaming.locked(directory):
-                    check()
-                    self._check_expected(directory, last, name, expected)
-                    renaming.rename(directory, temporary, last, replace)
-                    status = os.stat(last, dir_fd=directory, follow_symlinks=False)
+                descriptor = temporaries.create(directory, temporary)  # held until it has its name
+                with open(descriptor, "w+b") as file:
+                    if held is not None:
+                        held.callback(os.close, os.dup(descriptor))
+                    written = self._written(file, directory, temporary, write, marked)
+                    with renaming.locked(directory):
+                        check()
+                        self._check_expected(directory, last, name, expected)
+                        renaming.rename(directory, temporary, last, replace)
+                        status = os.stat(last, dir_fd=directory, follow_symlinks=False)
                 os.fsync(directory)
                 if status.st_ino != written.st_ino and (status.st_size, status.st_mtime_ns) != (
                     written.st_size,
@@ -273,32 +291,27 @@ class LocalStorage:
                     raise self._error(f"writing {name}", error) from error
                 raise
 
-    def _write_durably(
+    def _written(
         self,
+        file: BinaryIO,
         directory: int,
         temporary: str,
         write: Callable[[BinaryIO], None],
         marked: Callable[[str], None] | None,
-        held: ExitStack | None,
     ) -> os.stat_result:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o666, dir_fd=directory), "w+b") as file:
-            renaming.hold(file.fileno())
-            if held is not None:
-                held.callback(os.close, os.dup(file.fileno()))
-            write(file)
-            file.flush()
-            if marked is None:
-                os.fsync(file.fileno())
-            else:
-                from concurrent.futures import ThreadPoolExecutor  # here: who only reads never needs it
+        write(file)
+        file.flush()
+        if marked is None:
+            os.fsync(file.fileno())
+        else:
+            from concurrent.futures import ThreadPoolExecutor  # here: who only reads never needs it
 
-                with ThreadPoolExecutor(1, "shardfs-fsync") as pool:  # the disk takes about as long as the mark
-                    synced = pool.submit(os.fsync, file.fileno())
-                    mark = self._mark_of(directory, temporary)
-                    synced.result()
-                marked(mark)
-            return os.fstat(file.fileno())
+            with ThreadPoolExecutor(1, "shardfs-fsync") as pool:  # the disk takes about as long as the mark
+                synced = pool.submit(os.fsync, file.fileno())
+                mark = self._mark_of(directory, temporary)
+                synced.result()
+            marked(mark)
+        return os.fstat(file.fileno())
 
     def _check_expected(self, directory: int, last: str, name: str, expected: Version | None) -> None:
         if expected is not None:
@@ -311,6 +324,18 @@ class LocalStorage:
         with LocalReader(descriptor, str(self.root / name), os.fstat(descriptor)) as reader:
             return _mark(reader)
 
+    def remove_dead(self) -> None:
+        """Remove the unfinished writes that the last `list` came across, those of which it is known that they are this
+        user's and that nobody goes on with them."""
+        unfinished, self._unfinished = self._unfinished, []
+        for name in unfinished:
+            try:
+                with self._parent(name) as (directory, last):
+                    if temporaries.remove_dead(directory, last):
+                        log.info("removed %s, which a writer that died had left in %s", name, self.root)
+            except (OSError, StorageError) as error:
+                log.info("%s in %s stays: %s", name, self.root, error)
+
     def remove_temporary(self, beside: str, temporary: str) -> None:
         """Remove what a `put` of the file `beside` left under its temporary name, if anything. StorageError."""
         if not temporary.startswith(TEMPORARY) or "/" in temporary:
@@ -320,6 +345,13 @@ class LocalStorage:
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
+
+    def forget_temporary(self, beside: str, temporary: str) -> None:
+        """The same, if it can be done now: else it is left to `remove_dead`."""
+        try:
+            self.remove_temporary(beside, temporary)
+        except StorageError as error:
+            log.info("%s may be left: %s", temporary, error)
 
     def sync(self, name: str) -> None:
         """Make a file that is there durable, and its name. StorageError."""
@@ -433,11 +465,6 @@ def touched_ns(listed: Listed) -> int:
     return max(int(part, 16) for part in listed.version.split("-")[2:])
 
 
-def temporary_name() -> str:
-    """A name for a file that is still being written."""
-    return TEMPORARY + secrets.token_hex(8)
-
-
 def _mark(reader: LocalReader) -> str:
     made = hashlib.blake2b(digest_size=16)
     while piece := reader.read(config.READ_SLICE):
@@ -459,3 +486,6 @@ def _make_directory(name: str, above: int) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, dir_fd=above)
         os.fsync(above)
+
+
+__all__ = ["TEMPORARY", "Listed", "LocalStorage", "temporary_name"]

@@ -247,6 +247,12 @@ class RemoteStorage:
     def remove_temporary(self, beside: str, temporary: str) -> None:
         """Nothing has a name before all of it is there."""
 
+    def forget_temporary(self, beside: str, temporary: str) -> None:
+        """See `remove_temporary`."""
+
+    def remove_dead(self) -> None:
+        """See `remove_temporary`."""
+
     def sync(self, name: str) -> None:
         """A store that has answered has it."""
 

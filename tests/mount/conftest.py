@@ -178,6 +178,10 @@ class SlowStore:
         for name in names:
             (self._control / "fail" / name).unlink()
 
+    def syncs(self) -> int:
+        """FSYNCs so far, answered or not."""
+        return sum(line == "fsync" for line in self._lines())
+
     def asked(self, name: str) -> int:
         """READs of a file so far, answered or not."""
         return sum(line.startswith(f"read {name} ") for line in self._lines())

@@ -1,9 +1,9 @@
 """A directory shown through FUSE, in which chosen files can be made to wait or to fail: a store that is slow or broken.
 
 Run as a program: SOURCE MOUNTPOINT CONTROL. While `CONTROL/hold/NAME` exists every READ of NAME waits if it is for more
-bytes than that file says; while `CONTROL/fail/NAME` exists it fails with EIO. `CONTROL/log` gets a line `open NAME` or
-`read NAME OFFSET SIZE` for each. Nothing is cached by the kernel. Flat: files of one directory only. Knows nothing of
-shards.
+bytes than that file says; while `CONTROL/fail/NAME` exists it fails with EIO. The same holds of all FSYNCs for the NAME
+`fsync`, and of those of the directory for `fail/fsyncdir`. `CONTROL/log` gets a line `open NAME`, `read NAME OFFSET
+SIZE` or `fsync` for each. Nothing is cached by the kernel. Flat: files of one directory only. Knows nothing of shards.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SlowDirectory(pyfuse3.Operations):
 
     async def open(self, inode, flags, ctx):  # type: ignore[no-untyped-def]
         name = self._names[inode]
-        descriptor = os.open(self._source / name, os.O_RDONLY)
+        descriptor = os.open(self._source / name, flags & os.O_ACCMODE)
         self._opened[descriptor] = name
         self._log.write(f"open {name}\n")
         return pyfuse3.FileInfo(fh=descriptor, direct_io=True)
@@ -84,6 +84,44 @@ class SlowDirectory(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EIO)
         return os.pread(fh, size, offset)
 
+    async def create(self, parent, name, mode, flags, ctx):  # type: ignore[no-untyped-def]
+        text = os.fsdecode(name)
+        descriptor = os.open(self._source / text, flags & ~os.O_DIRECTORY | os.O_CREAT, mode)
+        self._opened[descriptor] = text
+        return pyfuse3.FileInfo(fh=descriptor, direct_io=True), self._attributes(text)
+
+    async def write(self, fh, offset, data):  # type: ignore[no-untyped-def]
+        return os.pwrite(fh, data, offset)
+
+    async def fsync(self, fh, datasync):  # type: ignore[no-untyped-def]
+        self._log.write("fsync\n")
+        while self._held("fsync", 1):
+            await trio.sleep(LOOK_AGAIN)
+        if (self._fail / "fsync").exists():
+            raise pyfuse3.FUSEError(errno.EIO)
+
+    async def fsyncdir(self, fh, datasync):  # type: ignore[no-untyped-def]
+        await self.fsync(fh, datasync)
+        if (self._fail / "fsyncdir").exists():
+            raise pyfuse3.FUSEError(errno.EIO)
+
+    async def link(self, inode, new_parent, new_name, ctx):  # type: ignore[no-untyped-def]
+        text = os.fsdecode(new_name)
+        try:
+            os.link(self._source / self._names[inode], self._source / text)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        return self._attributes(text)
+
+    async def rename(self, parent, name, new_parent, new_name, flags, ctx):  # type: ignore[no-untyped-def]
+        os.rename(self._source / os.fsdecode(name), self._source / os.fsdecode(new_name))
+
+    async def unlink(self, parent, name, ctx):  # type: ignore[no-untyped-def]
+        try:
+            os.unlink(self._source / os.fsdecode(name))
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+
     async def release(self, fh):  # type: ignore[no-untyped-def]
         del self._opened[fh]
         os.close(fh)
@@ -91,7 +129,7 @@ class SlowDirectory(pyfuse3.Operations):
 
 def main(source: str, mountpoint: str, control: str) -> None:
     operations = SlowDirectory(Path(source), Path(control))
-    pyfuse3.init(operations, mountpoint, {"fsname=slow-store", "ro", "default_permissions"})
+    pyfuse3.init(operations, mountpoint, {"fsname=slow-store", "default_permissions"})
     try:
         trio.run(pyfuse3.main, 1, 1000)
     finally:
