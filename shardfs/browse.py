@@ -12,7 +12,7 @@ from typing import Any
 from shardfs import config, index
 from shardfs.drivers.base import Shard
 from shardfs.errors import DamagedShardError, MissingKeyError
-from shardfs.index import ShardTable
+from shardfs.index import FolderTable, ShardTable
 from shardfs.store import Store
 from shardfs.tree import KeyDirectory, KeyTree
 
@@ -45,10 +45,26 @@ class Browser:
             return [_listed(name, child) for name, child in directory.children.items()]
         _, table = self._shard(directory)
         mtime = directory.entry.mtime_ns
+        if isinstance(table, FolderTable):
+            return self._list_inside(table, rest, path, mtime)
         if rest:
             file = self._file(table, rest, path)
             return [Listed(rest, "file", table.size(file), mtime)]
         return [Listed(name.decode("utf-8"), "file", size, mtime) for name, size, _ in table.listing(0)]
+
+    def _list_inside(self, table: FolderTable, rest: str, path: str, mtime: int) -> list[Listed]:
+        """The same for a key with directories inside."""
+        number = table.walk(rest.encode("utf-8", "surrogateescape")) if rest else None
+        if rest and number is None:
+            raise MissingKeyError(f"no {path.strip('/')} in {self._store.url}")
+        if number is not None and not table.is_folder(number):
+            return [Listed(rest, "file", table.size(number), mtime)]
+        listed = []
+        for name, child, _ in table.children(number, 0):
+            folder = table.is_folder(child)
+            text = name.decode("utf-8", "surrogateescape")
+            listed.append(Listed(text, "dir" if folder else "file", 0 if folder else table.size(child), mtime))
+        return listed
 
     def read(self, path: str) -> Iterator[bytes]:
         """The content of one file in pieces. Raises at the call: MissingKeyError, DamagedShardError, StorageError."""
@@ -67,7 +83,7 @@ class Browser:
         if prefix:
             yield prefix
         for at in range(start, start + length, config.COPY_SLICE):
-            yield bytes(shard.raw[at : min(at + config.COPY_SLICE, start + length)])
+            yield bytes(shard.fetch(at, min(at + config.COPY_SLICE, start + length)))
 
     def info(self, path: str = "") -> dict[str, Any]:
         """Facts about the store, a directory, a key or a file, as plain values for JSON."""
@@ -124,8 +140,9 @@ class Browser:
         return directory, rest
 
     def _file(self, table: ShardTable, name: str, path: str) -> int:
-        file = table.find(name.encode("utf-8", "surrogateescape"))
-        if file is None:
+        encoded = name.encode("utf-8", "surrogateescape")
+        file = table.walk(encoded) if isinstance(table, FolderTable) else table.find(encoded)
+        if file is None or file >= table.files:
             raise MissingKeyError(f"no {path.strip('/')} in {self._store.url}")
         return file
 

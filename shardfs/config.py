@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
@@ -34,6 +35,17 @@ READERS = 256
 READERS_SHARE = 4
 """...and together no more than one part in this many of what the process may have: the rest is for shards that are
 read while they are pinned, and for storage, of which each of WORKERS_IO threads may hold two."""
+
+LINKED_OPEN = 32
+"""Objects of the storage that one shard holds open besides, where its samples refer to some: readers of a few files at
+once find theirs open, and a hundred such shards stay below DESCRIPTORS."""
+
+LINKED_CHECKED = MIB
+"""Such an object is compared with its hash, where that is known, if it is no larger than this: what reads it whole in
+a request or a few pays for it with a millisecond."""
+
+GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+"""What opening says of an object that was removed, or that something else (a symbolic link) has taken the place of."""
 
 DESCRIPTORS = 4096
 """A process that serves a mount raises its limit of descriptors to this, as far as it may."""

@@ -76,6 +76,24 @@ def file_suffix(field: str, inside: tuple[str, ...], ext: str, room: int) -> str
     return f"{stem}.{ext}"
 
 
+def folder_name(field: str, inside: tuple[str, ...], room: int) -> str:
+    """As `file_suffix`, for a directory, which has no extension."""
+    return shorten(".".join((field, *(escape(part) for part in inside))), room - (config.NAME_MAX - config.NAME_KEEP))
+
+
+def tell_folders_apart(name: str, taken: dict[str, int], room: int) -> str:
+    """As `tell_apart`, for a directory: `~2` comes last. It may be taken as it is by a file's whole suffix, too."""
+    wanted = made = same_name(name)
+    if wanted not in taken:
+        taken[wanted] = 1
+        return name
+    while same_name(made) in taken:
+        taken[wanted] += 1
+        made = f"{name}~{taken[wanted]}"
+    taken[same_name(made)] = 1
+    return made
+
+
 def same_name(name: str) -> str:
     """What two names share that a case-insensitive file system would take for one."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -139,6 +139,8 @@ def _plain_shape(tree: dict[str, Any], text_files: bool) -> Shape | None:
     files: dict[str, str] = {}
     light: list[str] = []
     for key, value in tree.items():
+        if type(value) is values.Folder:
+            return None
         if values.is_file(value) or (text_files and isinstance(value, str)):
             files[key] = names.escape(key)
         elif values.is_heavy(value) or key == layout.FIELDS:

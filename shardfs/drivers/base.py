@@ -25,6 +25,8 @@ class Record:
     start: int
     end: int
     tree: Tree
+    name: str | None = None
+    """The system's own name of the sample, where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ class ShardReader(Protocol):
 
     @property
     def size(self) -> int:
-        """Raw bytes of the whole shard."""
+        """Raw bytes of the whole shard: all positions are below it. Behind a shard's own bytes there may be positions
+        of other objects of the storage (see drivers/linked.py)."""
 
     @property
     def held(self) -> int:

@@ -163,6 +163,7 @@ class _Through:
     """A shard whose samples are numbered through a split, as Streaming's are."""
 
     raw: Buffer = memoryview(b"abc")
+    size = 3
     first_sample = 1_999_999
     samples_through = 2_000_001
 
