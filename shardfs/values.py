@@ -273,6 +273,8 @@ class Folder:
     """
 
     files: tuple[tuple[str, int, int], ...]
+    name: str = ""
+    """Where all of it lies, below the storage's root."""
 
     def value(self, raw: Buffer) -> Any:
         raise DamagedShardError("the bytes of another object are not among the shard's own")

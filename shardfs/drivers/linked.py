@@ -69,7 +69,7 @@ class LinkedObjects:
 
     def part(self, start: int, end: int) -> Buffer | None:
         """Bytes of one object that is open, and whose bytes are in the page cache; None else, and never an error."""
-        number, offset = self._at(start)
+        number, offset = self.number_at(start), start - BASE & SPAN - 1
         with self._lock:
             reader = self._open.get(number)
             if reader is not None:
@@ -81,7 +81,7 @@ class LinkedObjects:
 
     def fetch(self, start: int, end: int) -> Buffer:
         """Bytes of one object. StaleShardError, DamagedShardError, StorageError."""
-        number, offset = self._at(start)
+        number, offset = self.number_at(start), start - BASE & SPAN - 1
         with self._lock:
             reader = self._open.get(number)
         try:
@@ -95,8 +95,9 @@ class LinkedObjects:
             raise
 
     @staticmethod
-    def _at(start: int) -> tuple[int, int]:
-        return (start - BASE) >> BITS, (start - BASE) & (SPAN - 1)
+    def number_at(offset: int) -> int:
+        """The number of the object that a position is in."""
+        return (offset - BASE) >> BITS
 
     def _opened(self, number: int) -> LocalReader:
         thing = self._objects[number]

@@ -45,7 +45,8 @@ class Listed:
     version: Version
 
 
-def _version(status: os.stat_result) -> Version:
+def version_of(status: os.stat_result) -> Version:
+    """What tells one content of a file from another."""
     # ctime too: mtime can be set back, as `cp -p` and `rsync -t` do to what they overwrite in place
     return Version(f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
 
@@ -103,7 +104,7 @@ class LocalStorage:
                         elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
                             status = self._status(descriptor, entry.name)
                             if status is not None:
-                                found.append(Listed(name, status.st_size, status.st_mtime_ns, _version(status)))
+                                found.append(Listed(name, status.st_size, status.st_mtime_ns, version_of(status)))
             except OSError as error:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
@@ -135,13 +136,13 @@ class LocalStorage:
             status = self._status(descriptor, last)
         if status is None:
             raise StorageError(f"no such file: {name}", errno.ENOENT)
-        return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
+        return Listed(name, status.st_size, status.st_mtime_ns, version_of(status))
 
     def open(self, name: str, version: Version | None = None) -> LocalReader:
         """Open one file for reading; with `version`, exactly that content or StaleShardError. StorageError."""
         descriptor = self._open(name)
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or (version is not None and _version(status) != version):
+        if not stat.S_ISREG(status.st_mode) or (version is not None and version_of(status) != version):
             os.close(descriptor)
             if stat.S_ISREG(status.st_mode):
                 raise StaleShardError(f"{self.root / name} was replaced since it was listed")
@@ -221,7 +222,7 @@ class LocalStorage:
                     written.st_mtime_ns,
                 ):
                     raise StaleShardError(f"{name} was replaced as soon as it was written")
-                return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
+                return Listed(name, status.st_size, status.st_mtime_ns, version_of(status))
             except BaseException as error:
                 with contextlib.suppress(OSError):  # what failed is what the caller is told, and not this
                     os.unlink(temporary, dir_fd=directory)

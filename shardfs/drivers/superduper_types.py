@@ -1,0 +1,131 @@
+"""What Superduper's types say of a column's bytes: which file shows them, and what they are in Python.
+
+Nothing of it is run: decoders are pickled functions, so a type is what its name, its shape and its media type say.
+Source: what superduperdb 0.2, superduper-framework 0.3 and 0.10 write, found by running them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from shardfs import values
+
+_ARRAY = re.compile(r"(?:array|vector)\[([A-Za-z0-9_]+):([0-9x]+)\]\Z")  # 0.10
+_NUMPY = re.compile(r"numpy[-.]([A-Za-z0-9_]+)\[([0-9x]+)\]\Z")  # 0.2 to 0.5, superduper.ext.numpy
+
+_LIGHT = frozenset(("str", "int", "float", "bool", "date", "timestamp", "String", "Int64", "Int32", "Float64", "Boolean"))
+"""Types that are plain columns: a text in one is a text, whatever it says."""
+
+_MEDIA = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/gif": "gif",
+    "image/webp": "webp",
+    "image/tiff": "tif",
+    "image/bmp": "bmp",
+    "audio/wav": "wav",
+    "audio/x-wav": "wav",
+    "audio/flac": "flac",
+    "audio/mpeg": "mp3",
+    "audio/ogg": "ogg",
+    "video/mp4": "mp4",
+    "application/pdf": "pdf",
+    "application/json": "json",
+    "application/gzip": "gz",
+    "text/plain": "txt",
+    "text/csv": "csv",
+    "text/html": "html",
+}
+"""Extensions by media type."""
+
+_NAMES = {
+    "pickle": "pkl",
+    "pickleencoder": "pkl",
+    "pickle_encoder": "pkl",
+    "pickle_lazy": "pkl",
+    "pickle_serializer": "pkl",
+    "dill": "pkl",
+    "dillencoder": "pkl",
+    "dill_encoder": "pkl",
+    "dill_lazy": "pkl",
+    "dill_serializer": "pkl",
+    "torch": "pt",
+    "torch_encoder": "pt",
+    "torch_lazy": "pt",
+    "torch_serializer": "pt",
+}
+"""Extensions by name of a type, where that is the library's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """What is known of a column."""
+
+    name: str = ""
+    """As the store says it: `array[float32:4x3]`, `pickle`, the identifier of a DataType."""
+    encodable: str = ""
+    """0.2 to 0.5: `encodable`, `artifact`, `lazy_artifact`, `file`, `native`; else empty."""
+    media: str | None = None
+    text: bool = False
+    """True if bytes in the table may be base64 in a text."""
+
+    @property
+    def light(self) -> bool:
+        """True for a plain column, in which nothing is a reference."""
+        return self.name in _LIGHT and not self.encodable
+
+    @property
+    def json(self) -> bool:
+        """True where a text is JSON."""
+        return self.name in ("json", "filedict", "dict", "list")
+
+    @property
+    def base64(self) -> bool:
+        """True where a text is bytes in base64."""
+        return self.text and not self.light and not self.json and self.name not in ("", "file")
+
+    @property
+    def pickled(self) -> bool:
+        return self.ext == "pkl"
+
+    @property
+    def ext(self) -> str:
+        """The extension of the file that shows its bytes, by type, then by media type; `bin` where neither tells."""
+        known = _NAMES.get(self.name) or _MEDIA.get((self.media or "").partition(";")[0].strip().lower())
+        if known is None and "pil_image" in self.name:
+            known = "png"
+        if known is None and self.encodable:
+            known = "pkl" if self.name.startswith(("pickle", "dill")) else None
+        return known or "bin"
+
+    def array(self, length: int) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
+        """dtype and shape of an array of so many bytes, where the type's name says them and they fit."""
+        match = _ARRAY.match(self.name) or _NUMPY.match(self.name)
+        if match is None:
+            return None
+        try:
+            dtype = values.safe_dtype(match[1])
+            shape = tuple(int(part) for part in match[2].split("x"))
+            if math.prod(shape) * dtype.itemsize != length:
+                return None
+            return dtype, values.checked_shape(shape, dtype, length)
+        except ValueError:
+            return None
+
+
+UNKNOWN = ColumnType()
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """One table of rows."""
+
+    name: str
+    primary_id: str
+    columns: dict[str, ColumnType]
+    """What is known of its columns, by name."""
