@@ -223,6 +223,9 @@ NAME_MAX = 255
 NAME_KEEP = 240
 """A name that must be shortened is cut to this, so that `~2` still fits behind it."""
 
+EXTENSION_MAX = 16
+"""Bytes of what is taken for an extension, and kept, where a system's own name for a file must be shortened."""
+
 TEXT_FILES = "+text"
 """Behind `png` or `npy` in how samples are shown: text fields are files of their own."""
 
@@ -492,3 +495,31 @@ writer wait. At 5 ms, two busy cores kept all calls in workers for nothing."""
 
 STAGED_LISTED = 1_024
 """Names looked up at a time for a listing with staged files: more than one answer to the kernel can hold."""
+
+PICKLE_WINDOW = 64 * 1024
+"""A pickle of plain values is read in pieces of this size; the bytes objects in it are passed over."""
+
+PICKLE_KEY = 1024
+"""Parts that a key of a dict may have, if it is a tuple, in a pickle of plain values; and 16 bytes for each where it is
+bytes. A key is hashed as often as it is used."""
+
+PICKLE_COLLISIONS = 64
+"""Keys of one dict with the same hash: of numbers and tuples any number could be made to have it, and each would be
+compared with all others."""
+
+NPY_HEAD = 64 * 1024
+"""Bytes at the beginning of a `.npy` inside a blob that are looked at for its head; numpy's own limit is 10,000."""
+
+DATABASE_WAIT = 5.0
+"""Seconds to wait for another program that writes into a database of experiments; a commit takes milliseconds."""
+
+DATABASE_COPY = 1 << 30
+"""A database that must be recovered is read in a copy, if it has at most so many bytes."""
+
+DATABASE_TIME = 10.0
+DATABASE_SPEED = 10 * MIB
+"""Seconds, and one more for each so many bytes of a database, after which reading it is given up: SQL can be stored in
+a database that never ends."""
+
+DATASTORE_OPEN = 2
+"""Files of a datastore held open for each experiment that is open: enough for who reads one after the other."""

@@ -14,9 +14,9 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from shardfs import light_json
+from shardfs import light_json, reading_back
 from shardfs.pictures import Picture
-from shardfs.values import Array, Blob, Buffer, Pickle, Tree
+from shardfs.values import Array, Blob, Buffer, Named, Pickle, Tree
 
 _PLAIN = frozenset((type(None), bool, int, float, str))
 _PNG, _TIF = b"\x89PNG\r\n\x1a\n", b"II*\0"
@@ -43,6 +43,8 @@ def copied(tree: Tree, raw: Buffer, whole: bool = True) -> Any:
         return bytes(raw[tree.offset : tree.offset + (tree.length if whole else min(tree.length, _HEAD))])
     if kind is Picture:
         return _file(tree, raw, whole)
+    if kind is Named:
+        return _named(tree, raw)
     if hasattr(tree, "content"):
         return tree.value(raw)
     return _inline(tree, raw, whole)
@@ -67,6 +69,14 @@ def _inline(tree: Tree, raw: Buffer, whole: bool) -> Any:
     if isinstance(tree, np.generic):
         return copied(light_json.plain_number(tree), raw)
     return tree
+
+
+def _named(tree: Named, raw: Buffer) -> Any:
+    """What the file's extension says it is; its bytes where it is not that."""
+    try:
+        return reading_back.file_value(tree.suffix, tree.value(raw))
+    except ValueError:
+        return tree.value(raw)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from shardfs.model import Entry
 
 log = logging.getLogger("shardfs")
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever a row means something else, or a shard is shown as other files or sizes than before."""
 
 PUBLISHED = ".shardfs-index.sqlite"

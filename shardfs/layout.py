@@ -53,7 +53,7 @@ class _Layout:
         self._text_files = arrays.endswith(config.TEXT_FILES)
         self._room = room
         self._files: list[FilePlan] = []
-        self._taken: dict[str, int] = {}
+        self._taken: dict[str, int] = {JSON: 1}
         self._explained: dict[str, Any] = {}
 
     def sample(self, tree: Tree) -> list[FilePlan]:
@@ -94,10 +94,10 @@ class _Layout:
         text = key if isinstance(key, str) else _display(key)
         field = names.escape(text[: config.NAME_MAX])
         suffix = self._add(value, (field,))
-        shown = suffix.partition("/")[0] if isinstance(value, values.Folder) else suffix.rpartition(".")[0]
-        if isinstance(value, values.Folder):
-            suffix = shown
+        folder = isinstance(value, values.Folder)
+        shown = suffix.partition("/")[0] if folder else names.field_part(suffix)
         if not isinstance(key, str) or len(key) > config.NAME_MAX or shown != field:
+            suffix = shown if folder else suffix
             self._explained[suffix] = light_json.to_json(key, light_json.no_lift, ())
 
     def _unnamed_fields(self, fields: list[tuple[Any, Any]], light: dict[str, Any]) -> None:
@@ -117,7 +117,10 @@ class _Layout:
         if isinstance(value, values.Folder):
             return self._add_folder(value, path)
         content = values.content_of(value, self._raw, self._arrays)
-        suffix = names.file_suffix(path[0], path[1:], content.ext, self._room)
+        if isinstance(value, values.Named):
+            suffix = names.own_suffix(value.suffix, self._room)
+        else:
+            suffix = names.file_suffix(path[0], path[1:], content.ext, self._room)
         suffix = names.tell_apart(suffix, self._taken, self._room)
         self._files.append(FilePlan(suffix, content))
         return suffix
@@ -126,7 +129,6 @@ class _Layout:
     def _add_folder(self, folder: values.Folder, path: tuple[str, ...]) -> str:
         """A directory of files that keep their own names. What is shown of it in JSON: the one entry in it, or it."""
         name = names.folder_name(path[0], path[1:], self._room)
-        self._taken.setdefault(names.same_name(JSON), 1)  # which no file of a field can be called
         name = names.tell_folders_apart(name, self._taken, self._room)
         for inner, offset, length in folder.files:
             self._files.append(FilePlan(f"{name}/{inner}", Content("", length, b"", offset)))
@@ -168,7 +170,7 @@ def read_back(files: Mapping[str, bytes]) -> Any:
     for suffix, data in files.items():
         if suffix in used:
             continue
-        stem = suffix.rpartition(".")[0]
+        stem = names.field_part(suffix)
         if stem == VALUE:
             return file_value(suffix, data)
         own = suffix not in explained

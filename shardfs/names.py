@@ -69,7 +69,12 @@ def shorten(name: str, limit: int) -> str:
 
 
 def file_suffix(field: str, inside: tuple[str, ...], ext: str, room: int) -> str:
-    """What follows `<sample>.`: `field` (escaped already), the path inside it, the extension. At most `room` bytes."""
+    """What follows `<sample>.`: `field` (escaped already), the path inside it, the extension. At most `room` bytes.
+
+    A field called as its extension is said once: `jpg`, not `jpg.jpg`.
+    """
+    if field == ext and not inside:
+        return ext
     stem = ".".join((field, *(escape(part) for part in inside)))
     if len(stem.encode("utf-8")) + len(ext) + 1 > room:
         stem = shorten(stem, room - (config.NAME_MAX - config.NAME_KEEP) - len(ext) - 1)
@@ -92,6 +97,27 @@ def tell_folders_apart(name: str, taken: dict[str, int], room: int) -> str:
         made = f"{name}~{taken[wanted]}"
     taken[same_name(made)] = 1
     return made
+
+
+def own_suffix(text: str, room: int) -> str:
+    """What follows `<sample>.` where that is a system's own text: as it stands, what cannot stand in a file name
+    percent-escaped. At most `room` bytes, cut before the extension where that is a short one.
+
+    `unescape` gives the text back where nothing was cut off.
+    """
+    made = _UNSAFE.sub(lambda match: _percent(match[0]), text)
+    made = _percent("$") + made[1:] if made.startswith("$") else made
+    if len(made.encode("utf-8")) <= room:
+        return made
+    stem, dot, ext = made.rpartition(".")
+    if not stem or len(ext.encode("utf-8")) > config.EXTENSION_MAX:
+        stem, dot, ext = made, "", ""
+    return shorten(stem, room - (config.NAME_MAX - config.NAME_KEEP) - len((dot + ext).encode("utf-8"))) + dot + ext
+
+
+def field_part(suffix: str) -> str:
+    """The part of `<field>.<ext>` that names the field; of a lone `<ext>` that is all of it."""
+    return suffix.rpartition(".")[0] or suffix
 
 
 def same_name(name: str) -> str:

@@ -51,7 +51,7 @@ def read(files: Mapping[str, bytes], stem: str, unchanged: frozenset[str] = froz
     """The sample of these files, given as what follows `<stem>.` -> content.
 
     Of two files that claim one field the one that was written wins over one of the `unchanged`: so a folder can be
-    copied again over what a seal made of it, which shows its `cat.jpg` as `cat.jpg.jpg` and its `cat.cls` in the json.
+    copied again over what a seal made of it, which shows its `cat.cls` in the json and a `cat.jpeg` as `cat.jpeg.jpg`.
     BadSampleError, which names the file, for what does not parse and for a field that two written files claim.
     """
     return _Reading(files, stem, unchanged).sample()
@@ -117,13 +117,13 @@ class _Reading:
         for suffix in self._files:
             if suffix in self._used:
                 continue
-            field = suffix.rpartition(".")[0]
+            field = names.field_part(suffix)
             if field == layout.VALUE and not sample:
                 self._used.add(suffix)
                 self._nothing_left()
                 return Sample(self._file(suffix), {layout.VALUE: suffix})
             own = suffix not in explained
-            key = field_name(field or suffix) if own else _key(explained[suffix], self._lifted)
+            key = field_name(field) if own else _key(explained[suffix], self._lifted)
             if key in sample:
                 other = files.get(key, layout.JSON)
                 if (suffix in self._unchanged) == (other in self._unchanged):
@@ -228,6 +228,8 @@ def _fitted_field(new: Any, old: Tree, file: str | None, data: bytes) -> Any:
     if file is None:
         return fitted(new, old)
     ext = file.rpartition(".")[2].lower()
+    if isinstance(old, values.Named):
+        return data
     if isinstance(old, values.Blob | bytes) and ext not in ("npy", "pkl"):
         return data  # bytes can be anything: a text, or a PNG that says it was made of an array
     if isinstance(old, values.Array | np.ndarray) and ext == "png" and isinstance(new, bytes):

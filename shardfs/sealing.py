@@ -128,8 +128,8 @@ class Seal:
     def renamed(self, table: ShardTable) -> list[tuple[bytes, bytes | None]]:
         """Old and new name of each file whose name is another one now that the shard is stored and has `table`.
 
-        None: there is no such file any more, its content is in another file of the sample (`cat.jpg` is shown as
-        `cat.jpg.jpg`, as any field `jpg` is). A name that is gone may be in use for another sample's file.
+        None: there is no such file any more, its content is in another file of the sample (`cat.jpeg` is shown as
+        `cat.jpeg.jpg`, as any field `jpeg` is). A name that is gone may be in use for another sample's file.
         """
         changes: list[tuple[bytes, bytes | None]] = []
         for sample, group in enumerate(self._groups):
@@ -247,7 +247,7 @@ def placed(files: Sequence[tuple[bytes, Source]], before: ShardTable | None, aft
         if sample < after.samples:
             stems[old] = after.stem(sample)
             there = {after.suffix(file): file for file in range(int(starts[sample]), int(starts[sample + 1]))}
-        fields = {suffix.rpartition(b".")[0]: file for suffix, file in there.items()}
+        fields = {suffix.rpartition(b".")[0] or suffix: file for suffix, file in there.items()}
         for text, _ in group.files:
             suffix = text.encode("utf-8")
             field = suffix.rpartition(b".")[0] or suffix

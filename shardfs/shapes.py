@@ -85,7 +85,8 @@ class Shapes:
                 value = tree[key]
                 if type(value) is Blob and value.ext is None and value.note is None:
                     ext = values.extension_at(raw, value.offset, value.length)
-                    made.append((f"{stem}.{ext}", b"", False, value.offset, value.length))
+                    suffix = ext if stem == ext else f"{stem}.{ext}"
+                    made.append((suffix, b"", False, value.offset, value.length))
                 else:
                     made.append(self._file(value, stem, raw))
             if shape.light or not made:
@@ -126,7 +127,7 @@ class Shapes:
         content = values.content_of(value, raw, self._arrays)
         if content.note is not None or len(content.ext) > _EXTENSION:
             raise _Unusual
-        return file_of(f"{stem}.{content.ext}", content)
+        return file_of(stem if stem == content.ext else f"{stem}.{content.ext}", content)
 
 
 @lru_cache(maxsize=8)
@@ -139,8 +140,8 @@ def _plain_shape(tree: dict[str, Any], text_files: bool) -> Shape | None:
     files: dict[str, str] = {}
     light: list[str] = []
     for key, value in tree.items():
-        if type(value) is values.Folder:
-            return None
+        if isinstance(value, values.Folder | values.Named):
+            return None  # its files are not named after the field
         if values.is_file(value) or (text_files and isinstance(value, str)):
             files[key] = names.escape(key)
         elif values.is_heavy(value) or key == layout.FIELDS:
@@ -149,7 +150,7 @@ def _plain_shape(tree: dict[str, Any], text_files: bool) -> Shape | None:
             light.append(key)
     if light_json.looks_tagged(dict.fromkeys(light)):
         return None
-    # names that differ here do so whatever the extensions, which hold no dot
+    # names that differ here do so whatever the extensions, which hold no dot: nor does a name that is its extension
     if len({names.same_name(stem) for stem in files.values()}) != len(files):
         return None
     longest = max((len(stem.encode("utf-8")) for stem in files.values()), default=0)

@@ -193,6 +193,25 @@ class Blob:
         return bytes(raw[self.offset : self.offset + self.length])
 
 
+@dataclass(slots=True)
+class Named:
+    """Bytes as stored, at `offset`, whose file the system names itself: `<sample>.<suffix>`, whatever they begin with.
+
+    For systems that keep a value as a file, or that keep its extension. What cannot stand in a file's name is escaped,
+    and two names in a sample that are alike are told apart, as of any other file.
+    """
+
+    offset: int
+    length: int
+    suffix: str
+
+    def content(self, raw: Buffer, arrays: str) -> Content:
+        return Content(self.suffix.rpartition(".")[2], self.length, b"", self.offset)
+
+    def value(self, raw: Buffer) -> bytes:
+        return bytes(raw[self.offset : self.offset + self.length])
+
+
 @dataclass(frozen=True, slots=True)
 class Pickle:
     """A pickle as stored. It is never run: from Python it stays this object, whose `data` are its bytes."""

@@ -96,21 +96,39 @@ class LocalStorage:
                 raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))
-                with os.scandir(descriptor) as entries:
-                    for entry in entries:
-                        name = prefix + entry.name
-                        if entry.is_dir(follow_symlinks=False):
-                            pending.append(name + "/")
-                        elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
-                            status = self._status(descriptor, entry.name)
-                            if status is not None:
-                                found.append(Listed(name, status.st_size, status.st_mtime_ns, version_of(status)))
+                pending += self._scan(descriptor, prefix, suffixes, found)
             except OSError as error:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
         self._seen = seen
         return sorted(found, key=lambda listed: listed.name)
+
+    def files_in(self, directory: str) -> list[Listed]:
+        """The regular files right in one directory below the root, sorted by name. StorageError."""
+        found: list[Listed] = []
+        descriptor = self._open_directory(directory)
+        try:
+            self._scan(descriptor, f"{directory}/" if directory else "", ("",), found)
+        except OSError as error:
+            raise self._error(f"listing {directory}", error) from error
+        finally:
+            os.close(descriptor)
+        return sorted(found, key=lambda listed: listed.name)
+
+    def _scan(self, descriptor: int, prefix: str, suffixes: tuple[str, ...], found: list[Listed]) -> list[str]:
+        """Adds the files of one directory, and gives the directories in it. OSError."""
+        below = []
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(name + "/")
+                elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
+                    status = self._status(descriptor, entry.name)
+                    if status is not None:
+                        found.append(Listed(name, status.st_size, status.st_mtime_ns, version_of(status)))
+        return below
 
     def changed(self) -> bool:
         """True if a name may have come, gone or been replaced since the last `list`. Costs a stat per directory.

@@ -47,7 +47,22 @@ def test_what_follows_a_sample_is_a_legal_name_that_fits(field: str, inside: lis
     suffix = names.file_suffix(names.escape(field), tuple(inside), ext, room)
     assert is_legal(suffix)
     assert len(suffix.encode("utf-8")) <= room
-    assert suffix.endswith("." + ext)
+    assert suffix.endswith("." + ext) or (suffix == field == ext)
+
+
+@RELAXED
+@given(texts, st.integers(134, 253))
+@example("$value.jpg", 200)
+@example("a" * 300 + ".jpg", 200)
+@example("a." + "b" * 300, 200)
+@example("%41", 200)
+def test_a_systems_own_name_is_legal_fits_and_can_be_told(text: str, room: int) -> None:
+    suffix = names.own_suffix(text, room)
+    assert is_legal(f"000000.{suffix}")
+    assert not suffix.startswith("$")
+    assert len(suffix.encode("utf-8")) <= room
+    if len(text.encode("utf-8", "surrogatepass")) * 3 <= room:
+        assert suffix == "" or names.unescape(suffix) == text
 
 
 @RELAXED

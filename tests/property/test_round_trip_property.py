@@ -37,6 +37,7 @@ hostile_names = st.sampled_from(
         *("", ".", "..", "/", "a/b", "../x", "a.b", "A.B", "json", "a.json", "~", "a~2", "%", "%2F", "\0", "\n"),
         *("$float", "$esc", "$fields", "$value", "$file", "$map", "$", "$x", "__key__", "é", "e\u0301", "x" * 250),
         *("X" * 250, "\udc80", "x" * 300, "a", "A", "0", "a.0", "a.bin", "$value.0.bin"),
+        *("bin", "BIN", "jpg", "JPG", "png", "npy", "npy.npy", "pdf", "bin.0", "txt"),  # what extensions are called
     ]
 )
 # a high surrogate just before a low one is written to JSON as the one character that both mean
@@ -174,6 +175,30 @@ def test_any_sample_comes_back_out_of_its_files(sample: Any, how: str) -> None:
     files = files_of(sample, how)
     assert len({names.same_name(suffix) for suffix in files}) == len(files)
     assert same(layout.read_back(files), sample)
+
+
+suffixes = texts | st.sampled_from(
+    ["jpg", "JPG", "seg.png", "x.npy", "json", "$value.jpg", "txt", "a.cls", ".", "%41.b"]
+)
+
+
+@settings(RELAXED, max_examples=400)
+@given(st.dictionaries(texts | hashable, suffixes.map(lambda suffix: values.Named(0, 3, suffix)) | leaves, max_size=6))
+@example({"a": values.Named(0, 3, "json"), "b": 1, b"json": 2})
+@example({"jpg": values.Named(0, 3, "jpg"), "JPG": b"\xff\xd8\xff", "x": values.Named(0, 3, "JPG")})
+@example({"x": values.Named(0, 3, "$value.bin")})
+def test_fields_whose_files_are_named_by_their_system_come_back(tree: dict[Any, Any]) -> None:
+    raw = b"\x93NU"
+    files = {}
+    for plan in layout.lay_out(tree, memoryview(raw), "png", 6):
+        assert len(f"000000.{plan.suffix}".encode()) <= config.NAME_MAX
+        files[plan.suffix] = raw if plan.content.render is None else plan.content.render()
+    assert len({names.same_name(suffix) for suffix in files}) == len(files)
+    with pytest.MonkeyPatch.context() as patch:
+        read = layout.file_value
+        patch.setattr(layout, "file_value", lambda name, data: data if data == raw else read(name, data))
+        back = layout.read_back(files)
+    assert same(back, values.to_python(tree, memoryview(raw)))
 
 
 @RELAXED

@@ -85,7 +85,8 @@ def of_msgpack(raw: bytes) -> Callable[[], Shard]:
 
 # --- samples of one shape, nearly ---------------------------------------------------------------------------------
 
-field_names = st.text(st.sampled_from("abAB.~é"), max_size=3) | hostile_names | st.text(max_size=40)
+extensions = st.sampled_from(["bin", "jpg", "JPG", "npy", "png", "txt", "pdf", "json", "Bin", "npz", "bin.bin"])
+field_names = extensions | st.text(st.sampled_from("abAB.~é"), max_size=3) | hostile_names | st.text(max_size=40)
 long_texts = st.sampled_from(["x", "\n", "abcdef gh\n", 'a"b\\c\n\r\t\b\f', "é日\x7f", "\x1fabc"]).map(
     lambda part: part * 2100
 )
@@ -146,6 +147,8 @@ def packed(written: list[Any]) -> bytes:
 @example([{"t": "a", "n": float("nan")}, {"t": "a", "n": 1.0}], "png+text")
 @example([{"__key__": "a" * 200, "x" * 100: b"", "n": 1}, {"__key__": "b", "x" * 100: b"", "n": 1}], "png")
 @example([{b"a": 1, "b": 2}, {1: 2}, {}, b"", 5], "png")
+@example([{"jpg": b"\xff\xd8\xff", "JPG": b"\xff\xd8\xff", "bin": b""}, {"jpg": b"", "bin": b"\xff\xd8\xff"}], "png")
+@example([{"npy": np.zeros(3), "txt": "a", "json": 1}, {"npy": b"", "png": np.zeros((2, 2, 3), "u1")}], "png+text")
 def test_a_table_and_its_files_do_not_depend_on_the_way(written: list[Any], how: str) -> None:
     assert_same(of_msgpack(packed(written)), how)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from shardfs import config, layout, names, values
+from shardfs import config, copying, layout, names, reading_back, values
 
 
 def files_of(sample: Any, arrays: str = "png", raw: bytes = b"") -> dict[str, bytes]:
@@ -58,6 +59,61 @@ def test_uint8_pictures_are_png_unless_npy_is_asked_for() -> None:
     image = np.arange(24, dtype="u1").reshape(2, 4, 3)
     assert list(files_of({"a": image})) == ["a.png"]
     assert list(files_of({"a": image}, "npy")) == ["a.npy"]
+
+
+def test_a_field_called_as_its_extension_says_it_once() -> None:
+    """A folder of ordinary files, or WebDataset's names, looks the same when it has been stored."""
+    photo = b"\xff\xd8\xff\xe0"
+    sample = {"jpg": photo, "npy": np.zeros(2, "f4"), "bin": b"x", "pdf": b"x", "png": photo}
+    files = files_of(sample)
+    assert list(files) == ["jpg", "npy", "bin", "pdf.bin", "png.jpg"]
+    assert layout.read_back({name: data for name, data in files.items() if name != "npy"}) == {
+        name: value for name, value in sample.items() if name != "npy"
+    }
+    assert (layout.read_back(files)["npy"] == sample["npy"]).all()
+    assert list(files_of({"JPG": photo})) == ["JPG.jpg"]
+    assert list(files_of({"a": {"jpg": photo}})) == ["a.jpg.jpg", "json"]
+    assert list(files_of({"txt": "a"}, "png+text")) == ["txt"]
+
+
+def test_names_that_a_system_gives_its_files_are_theirs() -> None:
+    named = values.Named
+    assert list(files_of({"image": named(0, 1, "photo.jpg"), "jpg": named(1, 1, "jpg")}, raw=b"ab")) == [
+        *("photo.jpg", "jpg", "json")
+    ]
+    files = files_of({"a": named(1, 2, "x/y.npy"), "n": 3, "b": named(0, 1, "json")}, raw=b"abc")
+    assert files["x%2Fy.npy"] == b"bc", "whatever the bytes are"
+    assert json.loads(files["json"]) == {"n": 3, "$fields": {"x%2Fy.npy": "a", "~2.json": "b"}}
+    assert document({"l": [named(0, 0, "one.jpg"), named(0, 0, "ONE.jpg")]}) == {
+        "l": [{"$file": "one.jpg"}, {"$file": "ONE~2.jpg"}]
+    }
+
+
+def test_what_a_copy_and_an_edit_make_of_a_file_that_its_system_named() -> None:
+    npy = io.BytesIO()
+    np.save(npy, np.arange(3))
+    raw = memoryview(npy.getvalue() + b"text")
+    size = len(npy.getvalue())
+    tree = {
+        "a": values.Named(0, size, "x.npy"),
+        "b": values.Named(0, 3, "y.npy"),
+        "t": values.Named(size, 4, "note.txt"),
+    }
+    copy = copying.copied(tree, raw)
+    assert list(copy["a"]) == [0, 1, 2]
+    assert copy["b"] == b"\x93NU", "no array, whatever its name says"
+    assert copy["t"] == "text"
+    files = files_of(tree, raw=bytes(raw))
+    del tree["b"], files["y.npy"]
+    stored = reading_back.Stored(tree, raw, files, "s", None)
+    edited = files | {"note.txt": b"other"}
+    value, unchanged = stored.restored(reading_back.read(edited, "s"), edited, bytes)
+    assert (value, unchanged) == ({"a": npy.getvalue(), "t": b"other"}, False)
+
+
+def test_regression_a_field_named_json_in_bytes_is_not_taken_for_a_text() -> None:
+    sample = {b"json": 2, "a": b"x"}
+    assert layout.read_back(files_of(sample)) == sample
 
 
 def test_what_lies_inside_is_lifted_out() -> None:

@@ -219,7 +219,7 @@ def test_a_new_key(world: World) -> None:
         assert sealed.entry == world.driver.entry(K)
         assert world.cache.peek(sealed.entry) is not None
         assert world.cache.tables.known(sealed.entry) is sealed.table
-        assert sealed.table.name(sealed.numbers[photo]) == b"cat.jpg.jpg"
+        assert sealed.table.name(sealed.numbers[photo]) == b"cat.jpg"
         assert label not in sealed.numbers, "it is in cat.json, together with what else is light"
         assert world.samples() == [{"__key__": "cat", "jpg": b"\xff\xd8\xffcat", "cls": 7}]
         assert world.area.directories() == []
@@ -519,12 +519,12 @@ def test_what_is_changed_during_a_seal_is_in_the_next(slow: tuple[World, SlowDri
 
 
 def test_a_sample_that_has_another_name_once_stored_is_not_doubled(slow: tuple[World, SlowDriver]) -> None:
-    """`cat.jpg` becomes `cat.jpg.jpg`, `cat.cls` a part of `cat.json`; both are written again while that happens."""
+    """`cat.jpeg` becomes `cat.jpeg.jpg`, `cat.cls` a part of `cat.json`; both are written again while that happens."""
     world, driver = slow
 
     async def test() -> None:
         staged = world.area.create(K)
-        photo, label = put(staged, b"cat.jpg", b"\xff\xd8\xff1"), put(staged, b"cat.cls", b"1")
+        photo, label = put(staged, b"cat.jpeg", b"\xff\xd8\xff1"), put(staged, b"cat.cls", b"1")
         put(staged, b"cat.txt", b"text")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(world.sealer.seal, staged)
@@ -536,11 +536,11 @@ def test_a_sample_that_has_another_name_once_stored_is_not_doubled(slow: tuple[W
             driver.go_on.set()
         (sealed,) = world.sealed
         assert staged.hides(sealed.numbers[photo])
-        assert names(staged) == [b"cat.jpg", b"cat.cls"]
+        assert names(staged) == [b"cat.jpeg", b"cat.cls"]
         await world.sealer.seal(staged)
 
     world.run(test)
-    assert world.samples() == [{"__key__": "cat", "jpg": b"\xff\xd8\xff2", "cls": 2, "txt": "text"}]
+    assert world.samples() == [{"__key__": "cat", "jpeg": b"\xff\xd8\xff2", "cls": 2, "txt": "text"}]
 
 
 def test_two_callers_share_one_seal(slow: tuple[World, SlowDriver]) -> None:

@@ -343,17 +343,21 @@ def test_a_file_moved_between_samples_changes_both() -> None:
     assert second.sample == {"x": b"1", "n": Cell(b"\x02")}
 
 
+def without(files: Files, name: str) -> Files:
+    return [(own, source) for own, source in files if own != name.encode()]
+
+
 def test_a_folder_copied_again_over_what_a_seal_made_of_it(tmp_path: Path) -> None:
-    """Its names are others by then: `cat.jpg` is shown as `cat.jpg.jpg`, and `cat.cls` is a field of the json."""
+    """Some names are others by then: `dog.jpeg` is shown as `dog.jpeg.jpg`, and `cat.cls` is a field of the json."""
     driver = SquirrelDriver(LocalStorage(tmp_path))
-    folder = {"cat.jpg": b"\xff\xd8\xff1", "cat.cls": b"1", "dog.jpg": b"\xff\xd8\xff2", "dog.cls": b"2"}
+    folder = {"cat.jpg": b"\xff\xd8\xff1", "cat.cls": b"1", "dog.jpeg": b"\xff\xd8\xff2", "dog.cls": b"2"}
     driver.write_records(Key("k"), seal(new(**folder)).records(), base=None)
     shown = laid_out(driver.load(driver.entry(Key("k")), quiet))[2]
-    assert [name for name, _ in shown] == [b"cat.jpg.jpg", b"cat.json", b"dog.jpg.jpg", b"dog.json"]
+    assert [name for name, _ in shown] == [b"cat.jpg", b"cat.json", b"dog.jpeg.jpg", b"dog.json"]
     before = contents(driver, "k")
-    sealed(driver, "k", lambda files: [*files, *new(**folder)])
+    sealed(driver, "k", lambda files: [*without(files, "cat.jpg"), *new(**folder)])
     assert contents(driver, "k") == before
-    sealed(driver, "k", lambda files: [*new(**{**folder, "cat.cls": b"7"}), *files])
+    sealed(driver, "k", lambda files: [*new(**{**folder, "cat.cls": b"7"}), *without(files, "cat.jpg")])
     assert [sample["cls"] for sample in contents(driver, "k")] == [7, 2]
 
 
