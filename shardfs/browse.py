@@ -46,25 +46,24 @@ class Browser:
         _, table = self._shard(directory)
         mtime = directory.entry.mtime_ns
         if isinstance(table, FolderTable):
-            return self._list_inside(table, rest, path, mtime)
+            return [*self._inside(table, rest, path, mtime)]
         if rest:
             file = self._file(table, rest, path)
             return [Listed(rest, "file", table.size(file), mtime)]
         return [Listed(name.decode("utf-8"), "file", size, mtime) for name, size, _ in table.listing(0)]
 
-    def _list_inside(self, table: FolderTable, rest: str, path: str, mtime: int) -> list[Listed]:
-        """The same for a key with directories inside."""
+    def _inside(self, table: FolderTable, rest: str, path: str, mtime: int) -> Iterator[Listed]:
+        """`list` of what is in a key with directories inside."""
         number = table.walk(rest.encode("utf-8", "surrogateescape")) if rest else None
         if rest and number is None:
             raise MissingKeyError(f"no {path.strip('/')} in {self._store.url}")
         if number is not None and not table.is_folder(number):
-            return [Listed(rest, "file", table.size(number), mtime)]
-        listed = []
+            yield Listed(rest, "file", table.size(number), mtime)
+            return
         for name, child, _ in table.children(number, 0):
             folder = table.is_folder(child)
             text = name.decode("utf-8", "surrogateescape")
-            listed.append(Listed(text, "dir" if folder else "file", 0 if folder else table.size(child), mtime))
-        return listed
+            yield Listed(text, "dir" if folder else "file", 0 if folder else table.size(child), mtime)
 
     def read(self, path: str) -> Iterator[bytes]:
         """The content of one file in pieces. Raises at the call: MissingKeyError, DamagedShardError, StorageError."""

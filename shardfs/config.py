@@ -44,9 +44,6 @@ LINKED_CHECKED = MIB
 """Such an object is compared with its hash, where that is known, if it is no larger than this: what reads it whole in
 a request or a few pays for it with a millisecond."""
 
-TABLE_WAIT = 120.0
-"""Seconds that reading one table of a database may take: a file may be made to keep its reader busy for ever."""
-
 JSON_TEXT = 64 * MIB
 """A text in a column is looked into for what it says as JSON up to this many characters: a second's work."""
 

@@ -125,7 +125,6 @@ class _Layout:
         self._files.append(FilePlan(suffix, content))
         return suffix
 
-
     def _add_folder(self, folder: values.Folder, path: tuple[str, ...]) -> str:
         """A directory of files that keep their own names. What is shown of it in JSON: the one entry in it, or it."""
         name = names.folder_name(path[0], path[1:], self._room)

@@ -25,6 +25,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel-msgpack": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "msgpack"}),
     "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
+    "superduper": ("shardfs.drivers.superduper", "SuperduperDriver", {}),
 }
 
 
@@ -63,7 +64,7 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
 
 
 def _check_options(driver: str, factory: Any, options: dict[str, Any], first: str) -> None:
-    known = [word for word in inspect.signature(factory).parameters if word != first]
+    known = [word for word in inspect.signature(factory).parameters if word not in (first, "tables")]
     for option in options:
         if option not in known:
             raise BadSettingError(f"driver {driver} has no option {option!r}; it has: {', '.join(known) or 'none'}")

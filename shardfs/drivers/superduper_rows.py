@@ -106,7 +106,7 @@ class Encoder:
     def _files(self, files: tuple[tuple[str, int | None], ...]) -> list[Any]:
         sizes = self._objects.all
         return [
-            (path.encode("utf-8", "surrogateescape"), number, 0 if number is None else sizes[number].size)
+            [path.encode("utf-8", "surrogateescape"), number, 0 if number is None else sizes[number].size]
             for path, number in files
         ]
 
@@ -114,7 +114,7 @@ class Encoder:
         size = self._objects.all[number].size
         array = kind.array(size)
         if array is not None:
-            return msgpack.ExtType(_LINKED_ARRAY, _pack([number, size, array[0].str, array[1]]))
+            return msgpack.ExtType(_LINKED_ARRAY, _pack([number, size, array[0].str, list(array[1])]))
         return msgpack.ExtType(_LINK, _pack([number, size, kind.ext]))
 
     def _bytes(self, data: bytes, kind: ColumnType) -> msgpack.ExtType:
@@ -122,7 +122,7 @@ class Encoder:
         at, array = len(self._own), kind.array(len(data))
         self._own += data
         if array is not None:
-            return msgpack.ExtType(_ARRAY, _pack([at, array[0].str, array[1]]))
+            return msgpack.ExtType(_ARRAY, _pack([at, array[0].str, list(array[1])]))
         ext = kind.ext
         if ext == "bin" or (ext == "png" and "pil_image" in kind.name):
             ext = values.extension_of(data[:300], len(data))

@@ -1,30 +1,26 @@
 """Superduper's tables in an SQLite file: which there are, of which types, and their rows. Never written to here.
 
-What a writer has in the write-ahead log is read, too, without making or changing a file: see `_uri`. Knows nothing of
-artifacts or files. Source: what superduperdb 0.2, superduper-framework 0.3 and 0.10 write.
+Knows nothing of artifacts or files. Source: what superduperdb 0.2, superduper-framework 0.3 and 0.10 write.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from shardfs import config
+from shardfs.drivers.mltraq_database import Database
 from shardfs.drivers.superduper_types import ColumnType, TableInfo
 from shardfs.errors import BadStoreError, DamagedShardError, StorageError
 
 _SYSTEM = frozenset(("COMPONENT", "JOB", "META", "PARENT_CHILD_ASSOCIATION", "ARTIFACT_RELATION"))
 """Tables of 0.2 to 0.5 that hold no rows of users."""
-
-_WAL = 2
-"""Read version in the header of a file with a write-ahead log; bytes 18 and 19. Source: sqlite.org/fileformat2.html."""
 
 
 class SqliteTables:
@@ -39,40 +35,41 @@ class SqliteTables:
         with open(self.path, "rb") as file:
             if file.read(16) not in (b"SQLite format 3\0", b""):
                 raise BadStoreError(f"{self.path} is no SQLite file")
+        self._database = Database(self.path)
 
     def state(self) -> str:
         """A text that is different after each change of any table, whoever made it. StorageError."""
-        return "-".join(
-            f"{status.st_ino:x}.{status.st_size:x}.{status.st_mtime_ns:x}" for status in self._stats() if status
-        )
+        return f"{self._database.state()}-{self._changes()}"
+
+    def _changes(self) -> str:
+        """How often the file was changed, as its header says: two changes may come between two ticks of its clock."""
+        try:
+            with open(self.path, "rb") as file:
+                return file.read(28)[24:].hex()
+        except OSError as error:
+            raise StorageError(f"opening {self.path}: {error.strerror}", error.errno or errno.EIO) from error
 
     @property
     def mtime_ns(self) -> int:
-        return max(status.st_mtime_ns for status in self._stats() if status)
+        return self._database.mtime_ns()
 
     @property
     def size(self) -> int:
         """Bytes of the file and of its log."""
-        return sum(status.st_size for status in self._stats() if status)
-
-    def _stats(self) -> list[os.stat_result | None]:
-        found: list[os.stat_result | None] = []
-        for ending in ("", "-wal", "-journal"):
-            try:
-                found.append(os.stat(f"{self.path}{ending}"))
-            except FileNotFoundError as error:
-                if not ending:
-                    raise StorageError(f"{self.path} is gone", error.errno or 0) from error
-                found.append(None)
-            except OSError as error:
-                raise StorageError(f"looking at {self.path}: {error.strerror}", error.errno or 0) from error
-        return found
+        total = 0
+        for ending in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                total += os.stat(f"{self.path}{ending}").st_size
+        return total
 
     def tables(self) -> tuple[list[TableInfo], bool]:
         """All tables with rows of users, in the order of their making; and whether blobs are named by their SHA-1 (up
         to 0.5 they are)."""
-        with self._connected() as connection:
-            query = "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        with self._database.snapshot() as snapshot:
+            connection = snapshot.connection
+            query = (
+                "SELECT name, sql FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+            )
             made = dict(connection.execute(query).fetchall())
             # a virtual table's rows are made by code, and come from wherever that takes them
             present = [name for name, sql in made.items() if not str(sql).upper().startswith("CREATE VIRTUAL")]
@@ -120,8 +117,8 @@ class SqliteTables:
     def rows(self, table: TableInfo) -> Iterator[dict[str, Any]]:
         """All rows as they are stored, in the order in which they came. StorageError, DamagedShardError."""
         limit = max(config.BOMB_FLOOR, config.BOMB_RATIO["gz"] * self.size)
-        with self._connected() as connection:
-            cursor = connection.execute(f"SELECT * FROM {_quoted(table.name)}")
+        with self._database.snapshot() as snapshot:
+            cursor = snapshot.connection.execute(f"SELECT * FROM {_quoted(table.name)}")
             names = [str(column[0]) for column in cursor.description]
             held = 0
             for row in cursor:
@@ -129,41 +126,6 @@ class SqliteTables:
                 if held > limit:
                     raise DamagedShardError(f"{table.name} holds more than its file can hold in earnest")
                 yield dict(zip(names, row, strict=True))
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        connection: sqlite3.Connection | None = None
-        try:
-            connection = sqlite3.connect(
-                self._uri(), uri=True, timeout=config.INDEX_WAIT, check_same_thread=False, isolation_level=None
-            )
-            connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA query_only = ON")
-            deadline = time.monotonic() + config.TABLE_WAIT
-            connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 100_000)
-            yield connection
-        except sqlite3.OperationalError as error:
-            raise StorageError(f"reading {self.path}: {error}") from error
-        except sqlite3.Error as error:
-            raise DamagedShardError(f"{self.path}: {error}") from error
-        finally:
-            if connection is not None:
-                connection.close()
-
-    def _uri(self) -> str:
-        """How the file is opened so that nothing is written. A database with a log needs an index of that in a file
-        beside it, which a reader would make: where there is no log, the file alone is all there is (`immutable`), and
-        else the index that is there is read, or one made in memory (`readonly_shm`). Who writes meanwhile changes
-        `state`, and what was read then is thrown away."""
-        with open(self.path, "rb") as file:
-            header = file.read(20)
-        log = Path(f"{self.path}-wal")
-        has_log = log.exists() and log.stat().st_size > 0
-        mode = "mode=ro"
-        if header[18:19] == bytes((_WAL,)):
-            mode += "&readonly_shm=1" if has_log else "&immutable=1"
-        return f"file:{quote(os.fsencode(self.path))}?{mode}"
 
 
 def _quoted(name: str) -> str:

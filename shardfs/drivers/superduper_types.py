@@ -18,7 +18,9 @@ from shardfs import values
 _ARRAY = re.compile(r"(?:array|vector)\[([A-Za-z0-9_]+):([0-9x]+)\]\Z")  # 0.10
 _NUMPY = re.compile(r"numpy[-.]([A-Za-z0-9_]+)\[([0-9x]+)\]\Z")  # 0.2 to 0.5, superduper.ext.numpy
 
-_LIGHT = frozenset(("str", "int", "float", "bool", "date", "timestamp", "String", "Int64", "Int32", "Float64", "Boolean"))
+_LIGHT = frozenset(
+    ("str", "int", "float", "bool", "date", "timestamp", "String", "Int64", "Int32", "Float64", "Boolean")
+)
 """Types that are plain columns: a text in one is a text, whatever it says."""
 
 _MEDIA = {
