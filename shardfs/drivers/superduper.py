@@ -19,8 +19,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from shardfs.drivers import superduper_python
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
 from shardfs.drivers.superduper_artifacts import BLOB, FILE, Objects, listed
+from shardfs.drivers.superduper_mongo import open_database
 from shardfs.drivers.superduper_rows import Encoder
 from shardfs.drivers.superduper_shard import Rows, SuperduperShard
+from shardfs.drivers.superduper_sqlite import SqliteTables
 from shardfs.drivers.superduper_types import TableInfo
 from shardfs.errors import BadSettingError, BadStoreError, MissingKeyError, NotWritableError, StaleShardError
 from shardfs.model import Entry, Key, Version
@@ -139,8 +141,6 @@ class SuperduperDriver:
         if kind == "sqlite":
             for word in settings:
                 raise BadSettingError(f"{url}: no setting {word!r}; there is: {', '.join(sorted(_SETTINGS))}")
-            from shardfs.drivers.superduper_sqlite import SqliteTables
-
             path = Path(unquote(parts.netloc + parts.path)).expanduser()
             made = SqliteTables(Path("/" + str(path).lstrip("/")) if path.is_absolute() else path)
             storage = LocalStorage(path.parent / ARTIFACTS if root is None else Path(root).expanduser())
@@ -149,8 +149,6 @@ class SuperduperDriver:
             raise BadStoreError(f"{url}: superduper+sqlite:// and superduper+mongodb:// can be opened")
         if root is None:
             raise BadSettingError(f"{url}: say where the artifacts are: ?artifacts=DIR")
-        from shardfs.drivers.superduper_mongo import open_database
-
         database = open_database(url, settings)
         return cls(LocalStorage(Path(root).expanduser()), encodable=encodable, tables=database), None
 

@@ -39,7 +39,7 @@ EMPTY = _Empty()
 
 
 class Artifact:
-    """A blob of the artifact store that a document refers to. Nothing of it is read before `unpack` or `bytes`.
+    """A blob of the artifact store that a document refers to. Nothing of it is read before `unpack` or `read`.
 
     `id` is its name there, `size` its bytes, `ext` the extension of the file that shows it, `path` where it lies. `x` is
     what `unpack` gave last, EMPTY before.
@@ -55,9 +55,9 @@ class Artifact:
         self.path: Path = storage.root / thing.name
         self.x: Any = EMPTY
 
-    def bytes(self) -> bytes:
-        """The blob's bytes, compared with its SHA-1 where its id is that. StaleShardError for one that was changed since
-        the document was read, DamagedShardError, StorageError."""
+    def read(self) -> bytes:
+        """The blob's bytes, compared with its SHA-1 where its id is that. StaleShardError for one that was changed
+        since the document was read, DamagedShardError, StorageError."""
         thing = self._thing
         try:
             with self._storage.open(thing.name, thing.version) as reader:
@@ -72,8 +72,8 @@ class Artifact:
 
     def unpack(self) -> Any:
         """What the blob holds: an array, JSON, the plain values of a pickle; its bytes for all else. A pickle of more
-        than plain values is a `values.Pickle`, which has its bytes as `data`. Errors as `bytes`."""
-        self.x = decoded(self.bytes(), self.ext, self._header)
+        than plain values is a `values.Pickle`, which has its bytes as `data`. Errors as `read`."""
+        self.x = decoded(self.read(), self.ext, self._header)
         return self.x
 
     def __repr__(self) -> str:

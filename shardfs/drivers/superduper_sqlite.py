@@ -16,7 +16,7 @@ from typing import Any
 
 from shardfs import config
 from shardfs.drivers.mltraq_database import Database
-from shardfs.drivers.superduper_types import ColumnType, TableInfo
+from shardfs.drivers.superduper_types import ColumnType, TableInfo, as_dict, component_types
 from shardfs.errors import BadStoreError, DamagedShardError, StorageError
 
 _SYSTEM = frozenset(("COMPONENT", "JOB", "META", "PARENT_CHILD_ASSOCIATION", "ARTIFACT_RELATION"))
@@ -72,7 +72,11 @@ class SqliteTables:
             )
             made = dict(connection.execute(query).fetchall())
             # a virtual table's rows are made by code, and come from wherever that takes them
-            present = [name for name, sql in made.items() if not str(sql).upper().startswith("CREATE VIRTUAL")]
+            present = [
+                name
+                for name, sql in made.items()
+                if not name.startswith("sqlite_") and not str(sql).upper().startswith("CREATE VIRTUAL")
+            ]
             columns = {name: _columns(connection, name) for name in present}
             if "Table" in columns and {"identifier", "fields", "primary_id"} <= set(columns["Table"]):
                 return self._new(connection, columns), False
@@ -98,27 +102,17 @@ class SqliteTables:
     def _old(connection: sqlite3.Connection, columns: dict[str, list[str]]) -> list[TableInfo]:
         """0.2 to 0.5: components, each with a JSON text that says what it is made of."""
         query = "SELECT id, identifier, version, type_id, dict FROM COMPONENT ORDER BY version"
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        by_id: dict[str, dict[str, Any]] = {}
-        for number, name, _, kind, text in connection.execute(query).fetchall():
-            by_id[str(number)] = found[str(kind), str(name)] = _object(text)
-        infos = []
-        for name in columns:
-            if name in _SYSTEM:
-                continue
-            table = found.get(("table", name), {})
-            schema = _component(table.get("schema"), by_id, found)
-            fields = {
-                str(column): _datatype(kind, by_id, found) for column, kind in _as_dict(schema.get("fields")).items()
-            }
-            infos.append(TableInfo(name, str(table.get("primary_id") or "id"), fields))
-        return infos
+        components = [
+            (str(number), str(kind), str(name), _object(text))
+            for number, name, _, kind, text in connection.execute(query).fetchall()
+        ]
+        return component_types([name for name in columns if name not in _SYSTEM], components)
 
     def rows(self, table: TableInfo) -> Iterator[dict[str, Any]]:
         """All rows as they are stored, in the order in which they came. StorageError, DamagedShardError."""
         limit = max(config.BOMB_FLOOR, config.BOMB_RATIO["gz"] * self.size)
         with self._database.snapshot() as snapshot:
-            cursor = snapshot.connection.execute(f"SELECT * FROM {_quoted(table.name)}")
+            cursor = snapshot.connection.execute(f"SELECT * FROM {quoted(table.name)}")
             names = [str(column[0]) for column in cursor.description]
             held = 0
             for row in cursor:
@@ -128,46 +122,21 @@ class SqliteTables:
                 yield dict(zip(names, row, strict=True))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
-    return [str(row[1]) for row in connection.execute(f"PRAGMA table_info({_quoted(table)})").fetchall()]
+    return [str(row[1]) for row in connection.execute(f"PRAGMA table_info({quoted(table)})").fetchall()]
 
 
 def _object(text: Any) -> dict[str, Any]:
     """A JSON object in a text; an empty one for what is none."""
     try:
-        return _as_dict(json.loads(text))
+        return as_dict(json.loads(text))
     except (TypeError, ValueError, RecursionError):
         return {}
 
 
-def _as_dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _component(value: Any, by_id: dict[str, Any], found: dict[tuple[str, str], Any]) -> dict[str, Any]:
-    """What a reference to a component means (`&:component:<type>:<identifier>:<uuid>`): that one, else the latest."""
-    if not isinstance(value, str):
-        return _as_dict(value)
-    parts = value.split(":")
-    if len(parts) < 4 or parts[:2] != ["&", "component"]:
-        return {}
-    by_name = found.get((parts[2], ":".join(parts[3:-1])), {})
-    return _as_dict(by_id.get(parts[-1]) or by_name)
-
-
-def _datatype(value: Any, by_id: dict[str, Any], found: dict[tuple[str, str], Any]) -> ColumnType:
-    if isinstance(value, str) and not value.startswith("&:component:"):
-        return ColumnType(value.removeprefix("?"))
-    made = _component(value, by_id, found)
-    name = str(value).split(":")[3] if isinstance(value, str) and value.count(":") >= 4 else ""
-    encodable, media = made.get("encodable"), made.get("media_type")
-    name = str(made.get("identifier") or name)
-    in_text = str(made.get("bytes_encoding", "Bytes")).lower() in ("str", "base64")
-    return ColumnType(name, str(encodable or "native"), str(media) if media else None, in_text)
-
-
-__all__ = ["SqliteTables"]
+__all__ = ["SqliteTables", "quoted"]

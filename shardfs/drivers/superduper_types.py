@@ -131,3 +131,54 @@ class TableInfo:
     primary_id: str
     columns: dict[str, ColumnType]
     """What is known of its columns, by name."""
+    schema: str = ""
+    """0.2 to 0.5: the identifier of its schema."""
+
+
+Component = tuple[str, str, str, dict[str, Any]]
+"""A component of 0.2 to 0.5: id, type, identifier, and what it is made of; later versions behind earlier ones."""
+
+
+def component_types(tables: list[str], components: list[Component]) -> list[TableInfo]:
+    """What components say of tables: a table has a schema, a schema's fields have types. 0.2 to 0.5."""
+    known = _Components(components)
+    infos = []
+    for name in tables:
+        table = known.by_name.get(("table", name), {})
+        fields = as_dict(known.meant(table.get("schema")).get("fields"))
+        columns = {str(column): known.type_of(kind) for column, kind in fields.items()}
+        reference = table.get("schema")
+        schema = ":".join(reference.split(":")[3:-1]) if isinstance(reference, str) else ""
+        infos.append(TableInfo(name, str(table.get("primary_id") or "id"), columns, schema))
+    return infos
+
+
+class _Components:
+    def __init__(self, components: list[Component]) -> None:
+        self.by_id = {number: made for number, _, _, made in components}
+        self.by_name = {(kind, name): made for _, kind, name, made in components}
+
+    def meant(self, value: Any) -> dict[str, Any]:
+        """What a reference to a component means (`&:component:<type>:<identifier>:<uuid>`): that one, else the latest
+        of its name."""
+        if not isinstance(value, str):
+            return as_dict(value)
+        parts = value.split(":")
+        if len(parts) < 5 or parts[:2] != ["&", "component"]:
+            return {}
+        return self.by_id.get(parts[-1]) or self.by_name.get((parts[2], ":".join(parts[3:-1])), {})
+
+    def type_of(self, value: Any) -> ColumnType:
+        if isinstance(value, str) and not value.startswith("&:component:"):
+            return ColumnType(value.removeprefix("?"))
+        made = self.meant(value)
+        named = ":".join(value.split(":")[3:-1]) if isinstance(value, str) else ""
+        media = made.get("media_type")
+        in_text = str(made.get("bytes_encoding", "Bytes")).lower() in ("str", "base64", "bytesencoding.base64")
+        name = str(made.get("identifier") or named)
+        return ColumnType(name, str(made.get("encodable") or "native"), str(media) if media else None, in_text)
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """A dict, an empty one for all else."""
+    return value if isinstance(value, dict) else {}
