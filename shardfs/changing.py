@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from shardfs import config, inodes, names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
 from shardfs.errors import ShardfsError, StaleShardError, StorageError
+from shardfs.numbering import Numbering, refuse
 from shardfs.overlay import ROOT, OpenFile, Overlay, Ref, attributes_of, overlay_of
 from shardfs.settling import Sealed, SettledVfs
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.staging import Kind, StagedDirectory, StagedEntry, StagingArea
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
 from shardfs.vfs import WRITING
-
-log = logging.getLogger("shardfs")
 
 
 class Sealing(Protocol):
@@ -46,12 +44,6 @@ class Allowed:
     """Remove stored files, and keys."""
 
 
-def refuse(text: str, code: int) -> NoReturn:
-    """Say why something is not done."""
-    log.warning("%s: %s", text, os.strerror(code))
-    raise StorageError(text, code)
-
-
 class ChangingVfs(SettledVfs):
     """A file system whose files can be made, opened for writing, and written to."""
 
@@ -71,6 +63,7 @@ class ChangingVfs(SettledVfs):
         self.sealer = sealer
         self.allowed = allowed
         self.ending = False
+        self.numbering = Numbering(driver, self.calls)
 
     def check_open(self) -> None:
         """EROFS once the mount ends."""
@@ -101,6 +94,7 @@ class ChangingVfs(SettledVfs):
             found = overlay_of(key)
             if found is None:
                 await self._current(key)
+                await self.numbering.check_change(key)
                 table = await self._table(key)  # what is staged over it is of this version for good
                 entry, key.held = key.entry, True
                 try:
@@ -135,6 +129,7 @@ class ChangingVfs(SettledVfs):
             if now is not directory or directory.children:
                 raise StaleShardError("the directory has just become something else")
             key = self.key_of(directory.path)
+            await self.numbering.check_key(key)
             staged = await self.calls.long(lambda: self.stage(key, "key"))
             above = self.tree.directory(directory.parent)
             assert isinstance(above, Directory)
@@ -156,6 +151,7 @@ class ChangingVfs(SettledVfs):
                 refuse(f"{os.fsdecode(name)}: {'/'.join(directory.path)} leads to keys and is none", errno.EPERM)
             directory = await self._begin_key(directory)
         if isinstance(directory, KeyDirectory):
+            await self.numbering.check_name(directory, await self._table(directory), name)
             return await self.overlay(directory), ROOT, directory
         if isinstance(directory, NewDirectory):
             overlay = overlay_of(directory)

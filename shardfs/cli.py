@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
 
-COMMANDS = ("mount", "umount", "commit", "status", "staging", "ls", "cat", "info", "index", "convert")
+COMMANDS = ("mount", "umount", "commit", "status", "staging", "ls", "cat", "info", "index", "gc", "convert")
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
 _SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
+    _add_gc(commands.add_parser("gc", parents=[common], help="list and remove files that no key needs any more"))
     _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
     return parser
 
@@ -89,8 +90,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, rw, allow_overwrite, allow_delete, write_back=, allow_other, nonempty, no_index, driver=NAME, "
-        "memory=SIZE, arrays=, text=; fstab's own are ignored",
+        help="ro, rw, allow_overwrite, allow_delete, write_back=, size_limit=, allow_other, nonempty, no_index, "
+        "driver=NAME, memory=SIZE, arrays=, text=; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
@@ -104,6 +105,11 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         "--write-back",
         metavar="SECONDS",
         help="with --rw: store a key after so many quiet seconds (default: 5; off: only when it is asked for)",
+    )
+    parser.add_argument(
+        "--size-limit",
+        metavar="SIZE",
+        help="with --rw, for data sets of MosaicML Streaming: split a larger new key into several (64mb)",
     )
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)
@@ -179,6 +185,30 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--import", dest="import_file", metavar="FILE", help="take over what FILE has, and read nothing"
     )
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
+def _add_gc(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Lists what lies in STORE and belongs to no key any more: shards that were rewritten since (MosaicML "
+        "Streaming), and temporary files of writers that died. Removes nothing without --yes, never what an index "
+        "names or somebody is just writing, and nothing younger than --older-than: who began to read before that may "
+        "need it."
+    )
+    parser.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+    parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
+    parser.add_argument(
+        "--older-than",
+        metavar="SECONDS",
+        type=float,
+        help="leave alone what became superseded, or was written, later than that (default: 86400, a day)",
+    )
+    parser.add_argument(
+        "--unnamed", action="store_true", help="also shards that no index names and that nothing has superseded"
+    )
+    doing = parser.add_mutually_exclusive_group()
+    doing.add_argument("-n", "--dry-run", action="store_true", help="only list it (default)")
+    doing.add_argument("--yes", action="store_true", help="remove it")
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
@@ -286,6 +316,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import index
 
         return index.run(parsed)
+    if parsed.command == "gc":
+        from shardfs.commands import gc
+
+        return gc.run(parsed)
     if parsed.command == "convert":
         from shardfs.commands import convert
 

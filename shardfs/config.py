@@ -187,6 +187,14 @@ SPOOL = 32 * MIB
 """Records of an MDS shard that is being written are held in memory up to this and go to a file beyond: the shard begins
 with how many there are."""
 
+SHARDS_HELD = 64
+"""Shards of one key that were written and are not in the index yet are locked up to this number, a descriptor each, so
+that nobody takes them for garbage; of more, only their age tells."""
+
+GARBAGE_AGE = 86_400.0
+"""Seconds for which `shardfs gc` leaves alone what is superseded, or seems unfinished: those who read a data set look
+at its index once, when they begin."""
+
 MDS_SHARD = (1 << 32) - 1
 """Largest MDS shard: positions in it have 32 bits."""
 

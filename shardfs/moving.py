@@ -10,12 +10,13 @@ import errno
 import os
 
 from shardfs.errors import KeyExistsError, ShardfsError, StaleShardError, StorageError
+from shardfs.numbering import refuse
 from shardfs.overlaid import Place
 from shardfs.overlay import Overlay, overlay_of
 from shardfs.sealing import is_temporary
 from shardfs.staging import Kind, StagedEntry
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, NewDirectory
-from shardfs.writing import WritableVfs, is_plain, refuse
+from shardfs.writing import WritableVfs, is_plain
 
 NOREPLACE = 1
 """RENAME_NOREPLACE of renameat2(2)."""
@@ -53,6 +54,9 @@ async def _rename_entry(
         return
     overlay = source.overlay
     if isinstance(key, KeyDirectory):
+        await vfs.numbering.check_name(key, await vfs.table(key), new_name)
+        if not is_temporary(new_name) and name.partition(b".")[0] != new_name.partition(b".")[0]:
+            await _check_sample(vfs, key, overlay, name, found)
         overlay = await vfs.overlay(key)
         ref = vfs.known(overlay, found) if isinstance(found, StagedEntry) else await vfs.adopt(key, found[0])
         if is_temporary(new_name):
@@ -64,6 +68,15 @@ async def _rename_entry(
     if isinstance(over, StagedEntry):
         vfs.dropped(overlay, over.id)
     vfs.touched(staged)
+
+
+async def _check_sample(
+    vfs: WritableVfs, key: KeyDirectory, overlay: Overlay | None, name: bytes, found: StagedEntry | tuple[int, int]
+) -> None:
+    """EPERM where a stored file is not to be taken out of its sample. To a temporary name it may be moved: that is how
+    editors replace files."""
+    if await vfs.numbering.closed(key) is not None:
+        await vfs.check_removable(key, overlay, name, found)
 
 
 class _Directories:
@@ -137,6 +150,10 @@ class _Directories:
     ) -> None:
         """Give a staged directory another key, or another path; store it where it becomes a key."""
         vfs, staged = self._vfs, overlay.staged
+        if isinstance(target, KeyDirectory):
+            await vfs.numbering.check_change(target)
+        elif kind == "key":
+            await vfs.numbering.check_key(key)
         before, before_kind = staged.key, staged.kind
         if isinstance(target, NewDirectory):
             await self._make_way(target)

@@ -63,6 +63,17 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
     return Store(url, made, place)
 
 
+def driver_options(url_or_path: str | os.PathLike[str], driver: str | None = None) -> frozenset[str]:
+    """The names of the options that `open_store` would take for this store. BadStoreError, BadSettingError."""
+    text = os.fspath(url_or_path)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if "+" in scheme:
+        made = getattr(_factory(scheme.partition("+")[0])[0], "open_url", lambda url: None)
+    else:
+        made = _factory(driver or detect(local_path(text)))[0]
+    return frozenset(list(inspect.signature(made).parameters)[1:])
+
+
 def _check_options(driver: str, factory: Any, options: dict[str, Any], first: str) -> None:
     known = [word for word in inspect.signature(factory).parameters if word not in (first, "tables")]
     for option in options:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from shardfs.attributes import Attributes
+from shardfs.drivers.numbered import Standing
 from shardfs.index import ShardTable
 from shardfs.staging import ROOT, StagedDirectory, StagedEntry, StagedFile
 from shardfs.tree import AnyDirectory, KeyDirectory, NewDirectory
@@ -27,6 +28,9 @@ class Overlay:
     """Entries the kernel was told of, by their numbers in the staged directory."""
     origins: dict[int, tuple[KeyDirectory, int]] = field(default_factory=dict)
     """Entry -> the file of the stored shard that it was taken over from: that file's inode number is the entry's."""
+    standing: Standing | None = None
+    asked: float = 0.0
+    """What the driver has said of the stored key, and when."""
 
 
 @dataclass(slots=True, eq=False)

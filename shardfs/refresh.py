@@ -74,6 +74,10 @@ class Refresh:
         """The store is known to have a key's version now."""
         directory.checked = trio.current_time()
 
+    def expect(self) -> None:
+        """There may be keys that have just come: who lists next is not to wait for them."""
+        self._listed = float("-inf")
+
     async def listing(self) -> None:
         """Take in keys that have come or gone."""
         if trio.current_time() - self._listed >= self._interval:

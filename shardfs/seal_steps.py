@@ -77,6 +77,13 @@ def nothing(staged: StagedDirectory) -> bool:
     return not staged.hides_any and all(sealing.is_temporary(entry.name) for entry in staged.children())
 
 
+def keeps_count(staged: StagedDirectory, table: ShardTable) -> bool:
+    """True if the key would have as many samples as the stored shard it is staged over, whose table that is."""
+    names = [name for name, _, number in table.listing(0) if not staged.hides(number)]
+    names += [entry.name for entry in staged.children() if not sealing.is_temporary(entry.name)]
+    return len({name.partition(b".")[0] for name in names}) == table.samples
+
+
 def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry: Entry | None) -> Written | None:
     """Store what is staged now, over `base`; None if that would be a shard without samples: nothing has changed then.
 

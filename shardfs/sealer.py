@@ -21,6 +21,7 @@ import trio
 
 from shardfs import config, seal_steps
 from shardfs.drivers.base import Driver
+from shardfs.drivers.numbered import NumberedThrough
 from shardfs.errors import (
     KeyExistsError,
     MissingKeyError,
@@ -151,6 +152,8 @@ class Sealer:
         what was staged is set aside, and both are there; EIO for what is damaged or in doubt; and the driver's.
         """
         sealed: Sealed | None = None
+        if staged.base_version is None and isinstance(self._driver, NumberedThrough):
+            await self._behind(staged, self._driver)
         while True:
             work = self._works.get(staged.id) or self._start(staged)
             late = work.begun
@@ -160,6 +163,27 @@ class Sealer:
             sealed = work.sealed or sealed
             if not late or (work.sealed is not None and work.sealed.left is None):
                 return sealed
+
+    async def _behind(self, staged: StagedDirectory, driver: NumberedThrough) -> None:
+        """Samples can be added to the last key of a store only while it is the last: so what was added there, or taken
+        away, is stored before a new key. If that fails, so does the new key."""
+        try:
+            last = await self._working().io(lambda: driver.key_before(Key(staged.key)))
+        except ShardfsError:
+            return  # the new key's own seal will say it
+        before = None if last is None else self._area.find(last)
+        if last is None or before is None or before.kind != "key" or before.base_version is None:
+            return
+        try:
+            await self.seal(before)
+        except StaleShardError:
+            return  # it was set aside
+        except ShardfsError as error:
+            table = await self._cache.table(await self._cache.fresh_entry(last))
+            if await self._working().io(lambda: seal_steps.keeps_count(before, table)):
+                return
+            text = f"{last}, behind which {staged.key} would come, has changes that could not be stored: {error}"
+            raise StorageError(text, error.errno) from error
 
     async def seal_all(self) -> dict[str, ShardfsError]:
         """Seal all keys; the errors of those that failed, by key. Plain directories and those set aside stay."""

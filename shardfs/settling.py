@@ -13,6 +13,7 @@ from typing import Protocol
 from shardfs import names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver
+from shardfs.drivers.numbered import NumberedThrough
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
 from shardfs.overlaid import FILE_MODE, OverlaidVfs
@@ -49,6 +50,7 @@ class SettledVfs(OverlaidVfs):
     ) -> None:
         super().__init__(driver, cache, uid, gid, read_ahead)
         self.area = area
+        self._splits = isinstance(driver, NumberedThrough)
 
     # --- after a seal -------------------------------------------------------------------------------------------
 
@@ -66,6 +68,8 @@ class SettledVfs(OverlaidVfs):
         fresh = self.tree.succeed(before, done.entry)
         fresh.settled = True
         self._refresh.seen(fresh)
+        if self._splits:
+            self._refresh.expect()  # it may have become several
         if isinstance(before, KeyDirectory):
             before.successor = Sealing(fresh, done.base_numbers, table)
             if before.lookups > 0 and table is not None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from shardfs.drivers.base import Driver
+from shardfs.drivers.numbered import NumberedThrough
 from shardfs.errors import BadSettingError
 from shardfs.sealer import Sealer
 from shardfs.shard_cache import ShardCache
@@ -16,8 +17,7 @@ from shardfs.writing import Allowed, WritableVfs
 
 def open_area(store: Store) -> StagingArea:
     """What is staged for a store, for this process alone. BadSettingError for a store that cannot be written."""
-    # where new keys come behind all others a mount would renumber what it shows: by Store.set and convert only, so far
-    if not store.driver.writable or store.driver.appends:
+    if not store.driver.writable:
         raise BadSettingError(f"{store.url} ({store.driver.name}) can only be read here: mount it without --rw")
     path = None if store.place is None else Path(os.path.realpath(store.place))
     # the same store must have the same area, however it is called
@@ -38,6 +38,9 @@ def build_writable(
 ) -> WritableVfs:
     """A file system over a store, with what is staged for it in `area`. A key is stored after `quiet` seconds without a
     change; None: only when that is asked for. StorageError, BadStoreError."""
+    if isinstance(driver, NumberedThrough):
+        driver.beginning = True
+        driver.reserved = lambda: {staged.key for staged in area.directories() if staged.kind == "key"}
     sealer = Sealer(driver, cache, area, cache.arrays, quiet)
     vfs = WritableVfs(driver, cache, uid, gid, area, sealer, allowed, read_ahead)
     sealer.on_sealed = vfs.sealed

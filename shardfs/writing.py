@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from shardfs import config
 from shardfs.attributes import Attributes, StatFs
-from shardfs.changing import Allowed, ChangingVfs, refuse
-from shardfs.errors import StaleShardError, StorageError
+from shardfs.changing import Allowed, ChangingVfs
+from shardfs.errors import NotWritableError, StaleShardError, StorageError
+from shardfs.numbering import refuse
 from shardfs.overlay import ROOT, OpenFile, Overlay, Ref, attributes_of, overlay_of
 from shardfs.staging import StagedEntry
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory
@@ -169,9 +170,8 @@ class WritableVfs(ChangingVfs):
         found = await self.find(place, name)
         if found is None:
             raise StorageError(f"no entry {name!r}", errno.ENOENT)
-        if isinstance(key, KeyDirectory) and not self.allowed.delete:
-            entry = found if isinstance(found, StagedEntry) else None
-            await self._check_removable(key, place.overlay, name, entry)
+        if isinstance(key, KeyDirectory):
+            await self.check_removable(key, place.overlay, name, found)
         self.check_still(place)
         if isinstance(found, StagedEntry):
             assert place.overlay is not None
@@ -194,19 +194,23 @@ class WritableVfs(ChangingVfs):
             ref.removed = True
             self.let_go(ref)
 
-    async def _check_removable(
-        self, key: KeyDirectory, overlay: Overlay | None, name: bytes, entry: StagedEntry | None
+    async def check_removable(
+        self, key: KeyDirectory, overlay: Overlay | None, name: bytes, found: StagedEntry | tuple[int, int]
     ) -> None:
-        """EPERM for a name, or for the last name of a file, that the store has."""
+        """EPERM for a name, or for the last name of a file, that the store has, unless that may be removed."""
+        reason = await self.numbering.closed(key)
+        if reason is None and self.allowed.delete:
+            return
+        reason = reason or "removing needs --allow-delete"
         table = await self._table(key)
         stored = table.find(name) is not None
-        if not stored and entry is not None and overlay is not None:
-            of, file = overlay.origins.get(entry.id, (key, entry.base))
+        if not stored and isinstance(found, StagedEntry) and overlay is not None:
+            of, file = overlay.origins.get(found.id, (key, found.base))
             if file is not None and of is key:
                 staged, first = overlay.staged, table.name(file)
                 stored = await self.calls.quick(staged, lambda: staged.find(ROOT, first)) is None
         if stored:
-            refuse(f"{key.entry.key}/{os.fsdecode(name)} is stored: removing needs --allow-delete", errno.EPERM)
+            refuse(f"{key.entry.key}/{os.fsdecode(name)} is stored, and cannot be removed: {reason}", errno.EPERM)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         """Remove an empty directory; a stored key that was emptied, from the store."""
@@ -257,7 +261,10 @@ class WritableVfs(ChangingVfs):
             if staged is not None:
                 self.area.discard(staged)
 
-        await self.calls.long(remove)
+        try:
+            await self.calls.long(remove)
+        except NotWritableError as error:
+            refuse(f"{entry.key} cannot be removed: {error}", errno.EPERM)
         above = self.tree.directory(key.parent)
         assert isinstance(above, Directory)
         above.made = True
@@ -272,4 +279,4 @@ class WritableVfs(ChangingVfs):
         return StatFs(found.block_size, found.blocks + free, found.files, found.name_max, free)
 
 
-__all__ = ["Allowed", "Change", "WritableVfs", "is_plain", "refuse"]
+__all__ = ["Allowed", "Change", "WritableVfs", "is_plain"]

@@ -44,6 +44,7 @@ class Request:
     allow_overwrite: bool
     allow_delete: bool
     write_back: float | None
+    size_limit: str | None
     verbosity: int
     log_file: str | None
 
@@ -63,11 +64,13 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
     allow_overwrite = arguments.allow_overwrite or words.allow_overwrite
     allow_delete = arguments.allow_delete or words.allow_delete
     write_back = arguments.write_back if arguments.write_back is not None else words.write_back
+    size_limit = arguments.size_limit if arguments.size_limit is not None else words.size_limit
     if not rw:
         for asked, option in (
             (allow_overwrite, "--allow-overwrite"),
             (allow_delete, "--allow-delete"),
             (write_back is not None, "--write-back"),
+            (size_limit is not None, "--size-limit"),
         ):
             if asked:
                 raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
@@ -85,6 +88,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         allow_overwrite=allow_overwrite,
         allow_delete=allow_delete,
         write_back=parse_write_back(write_back),
+        size_limit=size_limit,
         verbosity=arguments.verbose,
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
     )
@@ -138,7 +142,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     gc.disable()  # until it serves: a tenth of the time that the imports take
     from shardfs.opening import open_store
 
-    store = open_store(request.store, request.driver)
+    store = open_store(request.store, request.driver, **_driver_options(request))
     try:
         from shardfs import mount
     except ImportError as error:
@@ -155,6 +159,17 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         write_back=request.write_back,
     )
     mount.serve(store, request.mountpoint, options, ready)
+
+
+def _driver_options(request: Request) -> dict[str, str]:
+    """What the driver is asked for besides. BadSettingError, in the words of the command line, where it has no such."""
+    if request.size_limit is None:
+        return {}
+    from shardfs.opening import driver_options
+
+    if "size_limit" not in driver_options(request.store, request.driver):
+        raise BadSettingError(f"--size-limit is for data sets whose keys can be split, and {request.store} is none")
+    return {"size_limit": request.size_limit}
 
 
 def default_log(mountpoint: str) -> Path | None:

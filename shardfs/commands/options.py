@@ -10,7 +10,7 @@ from shardfs import config
 from shardfs.errors import BadSettingError
 
 OURS = (
-    *("ro", "rw", "allow_overwrite", "allow_delete", "write_back="),
+    *("ro", "rw", "allow_overwrite", "allow_delete", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
 )
 
@@ -43,6 +43,7 @@ class MountWords:
     allow_overwrite: bool = False
     allow_delete: bool = False
     write_back: str | None = None
+    size_limit: str | None = None
     rw_by_default: bool = False
     """`rw` was said by mount(8), which always says one of ro and rw, and nothing else that speaks of writing."""
 
@@ -55,7 +56,7 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
         name, equals, value = word.partition("=")
         if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete"):
             setattr(words, word, True)
-        elif name in ("driver", "memory", "arrays", "text", "write_back") and equals:
+        elif name in ("driver", "memory", "arrays", "text", "write_back", "size_limit") and equals:
             setattr(words, name, value)
         elif word in ("ro", "rw"):
             words.rw, asked = word == "rw", asked | {word}
@@ -63,7 +64,8 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
             raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
     if len(asked) == 2:
         raise BadSettingError("-o ro,rw: choose one of the two")
-    if words.rw and from_mount8 and not (words.allow_overwrite or words.allow_delete or words.write_back):
+    asked_to_write = words.allow_overwrite or words.allow_delete or words.write_back or words.size_limit
+    if words.rw and from_mount8 and not asked_to_write:
         words.rw, words.rw_by_default = False, True
     if words.arrays is not None and words.arrays not in ARRAYS:
         raise BadSettingError(f"-o arrays={words.arrays}: choose one of {' and '.join(ARRAYS)}")

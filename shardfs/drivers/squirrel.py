@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 from shardfs import compression, config, zstd_frames
+from shardfs.drivers import leftovers
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
+from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, sniff, value_limit
 from shardfs.drivers.squirrel_writing import Encoded, encoded
 from shardfs.errors import (
@@ -242,6 +244,14 @@ class SquirrelDriver:
         self.entry(key)
         for ending in CODECS:
             self._remove_quietly(key + ending)
+
+    def garbage(self) -> list[Garbage]:
+        """See Collecting. A replaced shard is gone at once, so only unended writes are left."""
+        return leftovers.leftovers(self._storage)
+
+    def discard(self, found: Garbage) -> None:
+        """See Collecting."""
+        leftovers.discard(self._storage, found)
 
 
 def _entry(listed: Listed) -> Entry:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from shardfs import compression
-from shardfs.drivers import mds
+from shardfs.drivers import mds, streaming_garbage, streaming_order
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
+from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.hashes import HASHES, Hash, hasher
 from shardfs.drivers.in_place import InPlace
+from shardfs.drivers.numbered import Standing
 from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
 from shardfs.drivers.streaming_writing import (
     INDEX,
@@ -35,6 +37,7 @@ from shardfs.drivers.streaming_writing import (
     splits,
     successors,
     template_columns,
+    withdraw,
 )
 from shardfs.errors import (
     BadSettingError,
@@ -43,8 +46,6 @@ from shardfs.errors import (
     KeyExistsError,
     MissingExtraError,
     MissingKeyError,
-    NotWritableError,
-    RenumberingError,
     StaleShardError,
     StorageError,
 )
@@ -105,10 +106,15 @@ class StreamingDriver:
             raise MissingExtraError(f"{self._validate} needs the package xxhash: pip install 'shardfs[hashes]'")
         self._scan: _Scan | None = None
         self.problems: list[str] = []
+        self.reserved: Callable[[], Collection[str]] = tuple
+        self.beginning = False
 
     def entries(self) -> list[Entry]:
-        """All shards, split by split, in the order of their indexes. BadStoreError if no index is good."""
+        """All shards, split by split, in the order of their indexes. BadStoreError if no index is good, or none there
+        (unless the data set is `beginning`)."""
         files = {listed.name: listed for listed in self._storage.list(_ENDINGS)}
+        if self.beginning and not files and self._scan is None:
+            return []
         scan = self._rescan(files)
         return [self._entry(scan, key, files.get) for key in scan.places]
 
@@ -147,7 +153,45 @@ class StreamingDriver:
         return not splits(self._storage)
 
     def remove(self, key: Key) -> None:
-        raise NotWritableError("nothing is ever deleted from streaming data sets: whoever reads one may still need it")
+        """See Driver. Takes the last key of a split out of the index: its files stay, for those who still read them.
+        RenumberingError for any other that has samples."""
+        place = self._alone(key)
+        withdraw(self._storage, place.split, place.raw.name[len(place.split) :], key, INDEX_MAX)
+
+    def standing(self, key: Key) -> Standing:
+        """See NumberedThrough."""
+        place = self._fresh(key).places[key]
+        scan = self._all()
+        return streaming_order.standing(scan.splits, place.split + INDEX, key, place)
+
+    def key_before(self, key: Key) -> Key | None:
+        """See NumberedThrough."""
+        split, _ = new_place(self._storage, key)
+        scan = self._all()
+        return streaming_order.key_before(scan.splits, split + INDEX, scan.places)
+
+    def garbage(self) -> list[Garbage]:
+        """See Collecting."""
+        return streaming_garbage.garbage(self._storage, INDEX_MAX)
+
+    def discard(self, found: Garbage) -> None:
+        """See Collecting."""
+        streaming_garbage.discard(self._storage, found, INDEX_MAX)
+
+    def _all(self) -> _Scan:
+        """A scan of all indexes as they are now."""
+        listed = {listed.name: listed for listed in self._storage.list((INDEX,))}
+        return self._rescan(listed) if listed or self._scan is not None else _Scan({}, {}, {})
+
+    def _alone(self, key: Key) -> Place:
+        """Where a key is that one index has only. MissingKeyError, NotWritableError."""
+        # all of them again: an index that has come since may have the shard too
+        scan = self._all()
+        if key not in scan.places:
+            raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+        place = scan.places[key]
+        streaming_order.check_alone(scan.splits, place.raw.name, place.split + INDEX, [place])
+        return place
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
@@ -175,18 +219,10 @@ class StreamingDriver:
         return {info.name for place in places for info in (place.raw, place.zip) if info is not None}
 
     def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry, note: Note | None) -> Entry:
-        # all of them again: an index that has come since may have the shard too
-        scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,))})
-        if key not in scan.places:
-            raise StaleShardError(f"{key} is gone since it was changed here")
-        place = scan.places[key]
-        if any(
-            other.raw.name == place.raw.name
-            for name, split in scan.splits.items()
-            for other in split
-            if name != place.split + INDEX
-        ):
-            raise NotWritableError(f"{place.raw.name} is in two indexes, of which only one could be changed")
+        try:
+            place = self._alone(key)
+        except MissingKeyError as error:
+            raise StaleShardError(f"{key} is gone since it was changed here") from error
         self._check_current(key, base)
         publication = Publication(self._storage, place.split, note)
         basename = place.raw.name[len(place.split) :]
@@ -201,9 +237,7 @@ class StreamingDriver:
         def edit(shards: list[Any]) -> list[Any]:
             self._check_current(key, base)
             at = [basename_of(shard) for shard in shards].index(basename)
-            if made["samples"] != place.samples and at != len(shards) - 1:
-                text = f"{key} has {place.samples} samples and would have {made['samples']}: those of the shards behind"
-                raise RenumberingError(text + " it would all get other numbers")
+            streaming_order.check_numbers(key, shards, at, made["samples"])
             return [*shards[:at], made, *shards[at + 1 :]]
 
         publication.publish(edit, INDEX_MAX)
@@ -228,7 +262,7 @@ class StreamingDriver:
         edit(shards)
         template = next((shard for shard in reversed(shards) if shard.get("format") == "mds"), None)
         if is_free(self._storage, split, stem):
-            stems = successors(self._storage, split, stem)
+            stems = successors(self._storage, split, stem, self.reserved())
         else:  # what was written when somebody was interrupted before the index had it, or is about to be in it
             stems = revisions(self._storage, split, stem)
         before = None if template is None else template_columns(template)

@@ -17,7 +17,7 @@ import errno
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -27,6 +27,7 @@ from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
 from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
+from shardfs.drivers.streaming_order import check_numbers
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -79,6 +80,8 @@ class Publication:
     marks: dict[str, str] = field(default_factory=dict)
     """Of what was written: name -> mark of its content."""
     temporary: str = field(default_factory=temporary_name)
+    held: ExitStack = field(default_factory=ExitStack)
+    """Keeps what was written from being taken for garbage until the index names it."""
 
     def _note(self) -> None:
         if self.note is not None:
@@ -156,7 +159,8 @@ class Publication:
             self._note()
 
         told = None if self.note is None else marked
-        self.storage.put(self.split + name, write, replace=False, temporary=self.temporary, marked=told)
+        held = self.held if len(self.made) < config.SHARDS_HELD else None
+        self.storage.put(self.split + name, write, replace=False, temporary=self.temporary, marked=told, held=held)
         self.files.append(self.split + name)
         self._check_readable(raw, shard, codec, raw_data.size, raw_data.size if codec is None else zip_data.size)
         described = {**shard, "samples": len(raw), "raw_data": raw_data.described(basename), "zip_data": None}
@@ -190,6 +194,8 @@ class Publication:
         except BaseException:
             self.abandon(limit)
             raise
+        finally:
+            self.held.close()
 
     def _replace(self, data: bytes, listed: Listed | None) -> None:
         name = self.split + INDEX
@@ -216,6 +222,7 @@ class Publication:
 
     def abandon(self, limit: int) -> None:
         """Remove the shards, which were not published: whatever failed, only if the index there is now names none."""
+        self.held.close()
         try:
             shards = self.read_index(limit)[1]["shards"]
         except (ShardfsError, ValueError):
@@ -224,6 +231,20 @@ class Publication:
             for name in self.files:
                 self.storage.remove(name)
             self.files.clear()
+
+
+def withdraw(storage: LocalStorage, split: str, basename: str, key: Key, limit: int) -> None:
+    """Take a shard out of an index; its files stay. RenumberingError, StaleShardError if it is not there any more."""
+
+    def edit(shards: list[Described]) -> list[Described]:
+        names = [basename_of(shard) for shard in shards]
+        if basename not in names:
+            raise StaleShardError(f"{key} was replaced, or removed by somebody else")
+        at = names.index(basename)
+        check_numbers(key, shards, at, 0)
+        return [*shards[:at], *shards[at + 1 :]]
+
+    Publication(storage, split).publish(edit, limit)
 
 
 def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]]) -> set[str]:
@@ -354,8 +375,9 @@ def revisions(storage: LocalStorage, split: str, basename: str) -> Iterator[str]
     return _free(storage, split, (f"{plain}.r{number}" for number in itertools.count(first)))
 
 
-def successors(storage: LocalStorage, split: str, stem: str) -> Iterator[str]:
-    """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`...
+def successors(storage: LocalStorage, split: str, stem: str, reserved: Collection[str] = ()) -> Iterator[str]:
+    """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`..., but none of
+    the keys that are `reserved`.
 
     KeyExistsError where the first is in use.
     """
@@ -365,7 +387,7 @@ def successors(storage: LocalStorage, split: str, stem: str) -> Iterator[str]:
     match = re.fullmatch(r"(.*?)([0-9]+)", stem)
     prefix, digits = (match[1], match[2]) if match else (stem + ".", "00000")
     later = (f"{prefix}{number:0{len(digits)}d}" for number in itertools.count(int(digits) + 1))
-    yield from _free(storage, split, later)
+    yield from (stem for stem in _free(storage, split, later) if split + stem not in reserved)
 
 
 def _free(storage: LocalStorage, split: str, stems: Iterator[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -81,8 +82,9 @@ class LocalStorage:
         self._seen: dict[str, int] = {}
         self._root: tuple[int, int] | None = None
 
-    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
-        """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name. StorageError."""
+    def list(self, suffixes: tuple[str, ...], *, temporary: bool = False) -> list[Listed]:
+        """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name; with `temporary` the
+        unfinished writes. StorageError."""
         found: list[Listed] = []
         seen: dict[str, int] = {}
         pending = [""]
@@ -96,12 +98,12 @@ class LocalStorage:
                 raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))
-                pending += self._scan(descriptor, prefix, suffixes, found)
+                pending += self._scan(descriptor, prefix, suffixes, found, temporary)
             except OSError as error:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
-        self._seen = seen
+        self._seen = self._seen if temporary else seen
         return sorted(found, key=lambda listed: listed.name)
 
     def files_in(self, directory: str) -> list[Listed]:
@@ -116,7 +118,9 @@ class LocalStorage:
             os.close(descriptor)
         return sorted(found, key=lambda listed: listed.name)
 
-    def _scan(self, descriptor: int, prefix: str, suffixes: tuple[str, ...], found: list[Listed]) -> list[str]:
+    def _scan(
+        self, descriptor: int, prefix: str, suffixes: tuple[str, ...], found: list[Listed], temporary: bool = False
+    ) -> list[str]:
         """Adds the files of one directory, and gives the directories in it. OSError."""
         below = []
         with os.scandir(descriptor) as entries:
@@ -124,7 +128,7 @@ class LocalStorage:
                 name = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     below.append(name + "/")
-                elif name.endswith(suffixes) and not entry.name.startswith(TEMPORARY):
+                elif name.endswith(suffixes) and entry.name.startswith(TEMPORARY) == temporary:
                     status = self._status(descriptor, entry.name)
                     if status is not None:
                         found.append(Listed(name, status.st_size, status.st_mtime_ns, version_of(status)))
@@ -209,6 +213,7 @@ class LocalStorage:
         replace: bool = True,
         temporary: str | None = None,
         marked: Callable[[str], None] | None = None,
+        held: ExitStack | None = None,
     ) -> Listed:
         """Make `name` hold what `write` writes into a new file (which it may also read), all or nothing, durably;
         directories are made. What the listing says of it then. StorageError, EEXIST without `replace` where there is
@@ -216,7 +221,8 @@ class LocalStorage:
 
         `check` is called when all is written and only the rename is left; between the two no other writer of this kind
         changes anything in that directory. `marked` is called before both with what `mark` will say of the content. An
-        exception of any of them leaves the old content and passes on. `temporary` (made by `temporary_name`) is the
+        exception of any of them leaves the old content and passes on. While it is written, and until `held` is closed,
+        `discard` leaves the file alone. `temporary` (made by `temporary_name`) is the
         name until then: who knows it can clean up behind a process that died, with `remove_temporary`.
         """
         _check_name(self.root, name)
@@ -227,7 +233,7 @@ class LocalStorage:
         with self._parent(name, make=True) as (directory, last):
             temporary = temporary or temporary_name()
             try:
-                written = self._write_durably(directory, temporary, write)
+                written = self._write_durably(directory, temporary, write, held)
                 if marked is not None:
                     marked(self._mark_of(directory, temporary))
                 with renaming.locked(directory):
@@ -249,9 +255,14 @@ class LocalStorage:
                 raise
 
     @staticmethod
-    def _write_durably(directory: int, temporary: str, write: Callable[[BinaryIO], None]) -> os.stat_result:
+    def _write_durably(
+        directory: int, temporary: str, write: Callable[[BinaryIO], None], held: ExitStack | None
+    ) -> os.stat_result:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(temporary, flags, 0o666, dir_fd=directory), "w+b") as file:
+            renaming.hold(file.fileno())
+            if held is not None:
+                held.callback(os.close, os.dup(file.fileno()))
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -288,6 +299,21 @@ class LocalStorage:
     def remove(self, name: str) -> None:
         """Remove one file, durably. StorageError, ENOENT where there is none."""
         with self._parent(name) as (directory, last):
+            try:
+                os.unlink(last, dir_fd=directory)
+                os.fsync(directory)
+            except OSError as error:
+                raise self._error(f"removing {name}", error) from error
+
+    def discard(self, name: str, version: Version, check: Callable[[], None] = lambda: None) -> None:
+        """Remove a file that is still this version, durably. `check` is called right before that, and what it raises
+        keeps the file. StaleShardError; StorageError, EBUSY for one that a writer of this kind has not ended with."""
+        with self._parent(name) as (directory, last), open(self._open(name), "rb") as file:
+            if version_of(os.fstat(file.fileno())) != version:
+                raise StaleShardError(f"{name} is another file than it was")
+            if not renaming.unheld(file.fileno()):
+                raise StorageError(f"{name} is just being written", errno.EBUSY)
+            check()
             try:
                 os.unlink(last, dir_fd=directory)
                 os.fsync(directory)
@@ -362,6 +388,11 @@ class LocalStorage:
             yield descriptor, last
         finally:
             os.close(descriptor)
+
+
+def touched_ns(listed: Listed) -> int:
+    """When a file was last written, renamed or given other attributes, as far as a listing tells: its later time."""
+    return max(int(part, 16) for part in listed.version.split("-")[2:])
 
 
 def temporary_name() -> str:
