@@ -50,9 +50,9 @@ def position(number: int) -> int:
 class LinkedObjects:
     """The positions behind a shard's own bytes. Holds some objects open (config.LINKED_OPEN at most), and no memory.
 
-    An object that has gone or was changed since is StaleShardError, never other bytes: `changed` is told first. One that
-    is read whole at once anyway (config.LINKED_CHECKED bytes at most) is compared with its hash, where that is known,
-    when it is opened.
+    An object that has gone or was changed since is StaleShardError, never other bytes: `changed` is told first. One
+    that is read whole at once anyway (config.LINKED_CHECKED bytes at most) is compared with its hash, where that is
+    known, when it is opened.
     """
 
     def __init__(self, storage: LocalStorage, objects: Sequence[Object], changed: Callable[[], None]) -> None:
@@ -107,9 +107,9 @@ class LinkedObjects:
             if error.errno in config.GONE:
                 raise StaleShardError(f"{thing.name} is not in {self._storage.root} any more") from error
             raise
-        if thing.sha1 is not None and thing.size <= config.LINKED_CHECKED:
-            if hashlib.sha1(reader.read_at(0, thing.size), usedforsecurity=False).hexdigest() != thing.sha1:
-                raise DamagedShardError(f"{thing.name} in {self._storage.root} does not hold what its SHA-1 is of")
+        known = thing.sha1 if thing.size <= config.LINKED_CHECKED else None
+        if known and hashlib.sha1(reader.read_at(0, thing.size), usedforsecurity=False).hexdigest() != known:
+            raise DamagedShardError(f"{thing.name} in {self._storage.root} does not hold what its SHA-1 is of")
         with self._lock:
             self._open[number] = reader
             while len(self._open) > config.LINKED_OPEN:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from shardfs.drivers import superduper_python
+from shardfs.drivers import superduper_garbage, superduper_python, superduper_writing
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
+from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.superduper_artifacts import BLOB, FILE, Objects, listed
 from shardfs.drivers.superduper_mongo import open_database
 from shardfs.drivers.superduper_rows import Encoder
@@ -54,6 +55,10 @@ class Tables(Protocol):
 
     def rows(self, table: TableInfo) -> Iterator[dict[str, Any]]: ...
 
+    def texts(self) -> Iterator[str]: ...
+
+    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None: ...
+
 
 class NoTables:
     """A directory of artifacts without a database: one key, with each artifact as a sample."""
@@ -85,6 +90,12 @@ class NoTables:
         blobs, files = listed(self._root)
         yield from ({"blob": BLOB + name} for name in blobs)
         yield from ({"file": FILE + name} for name in files)
+
+    def texts(self) -> Iterator[str]:
+        raise BadStoreError(f"{self._root}: which artifacts are needed only a database knows: name that, too")
+
+    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None:
+        raise NotWritableError(f"{self._root} has artifacts only: a row needs a database")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +141,8 @@ class SuperduperDriver:
     ) -> tuple[SuperduperDriver, Path | None]:
         """`superduper+sqlite:///PATH?artifacts=DIR` or `superduper+mongodb://HOST/DATABASE?artifacts=DIR`.
 
-        Without `artifacts` these are in the directory `artifacts` beside an SQLite file. BadSettingError, BadStoreError,
-        MissingExtraError.
+        Without `artifacts` these are in the directory `artifacts` beside an SQLite file. BadSettingError,
+        BadStoreError, MissingExtraError.
         """
         parts = urlsplit(url)
         kind = parts.scheme.partition("+")[2]
@@ -252,6 +263,38 @@ class SuperduperDriver:
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
     ) -> Entry:
         raise NotWritableError("tables of Superduper are not replaced here; shardfs.superduper.insert adds rows")
+
+    def put_bytes(self, data: bytes) -> str:
+        """Store a blob; the reference to it. See superduper_writing.put_bytes."""
+        return superduper_writing.put_bytes(self.storage, data, self._hashed())
+
+    def put_file(self, path: Path) -> str:
+        """Store a copy of a file or of a directory; the reference to it. See superduper_writing.put_file."""
+        return superduper_writing.put_file(self.storage, path, self._hashed())
+
+    def _hashed(self) -> bool:
+        return self.database.tables()[1]
+
+    def insert(self, key: Key, row: dict[str, Any]) -> None:
+        """Add a row of plain values and references, durably. MissingKeyError, KeyExistsError, BadSettingError,
+        StorageError."""
+        tables, old = self.database.tables()
+        table = next((table for table in tables if table.name == key), None)
+        if table is None:
+            raise MissingKeyError(f"no key {key!r} in the database")
+        if not isinstance(row.get(table.primary_id), str | int):
+            raise BadSettingError(f"a row of {key} needs a {table.primary_id!r}, which is a text or a number")
+        self.database.insert(table, row, old)
+
+    def garbage(self) -> list[Garbage]:
+        """See Collecting: artifacts that nothing in the database refers to. A database that is not this one may have
+        rows that do."""
+        return superduper_garbage.unreferenced(self.storage.root, superduper_garbage.referred(self.database.texts()))
+
+    def discard(self, found: Garbage) -> None:
+        if found.kind == "unnamed" and all(found.name != other.name for other in self.garbage()):
+            raise StaleShardError(f"{found.name} is referred to by now")
+        superduper_garbage.discard(self.storage.root, found)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         raise NotWritableError("tables of Superduper are not replaced here")

@@ -1,7 +1,7 @@
 """New rows in Superduper's tables: what each column holds for a value, and how a row gets into a database.
 
-Knows nothing of where artifacts lie. What a row must look like is what superduperdb 0.2 and superduper-framework 0.3 and
-0.10 read; nothing of the library runs, so no listener or job of it is started by a row that comes this way.
+Knows nothing of where artifacts lie. What a row must look like is what superduperdb 0.2 and superduper-framework 0.3
+and 0.10 read; nothing of the library runs, so no listener or job of it is started by a row that comes this way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from shardfs import config
-from shardfs.drivers.superduper_sqlite import quoted
 from shardfs.drivers.superduper_types import UNKNOWN, ColumnType, TableInfo
 from shardfs.errors import BadSettingError, KeyExistsError, StorageError
 
@@ -94,3 +93,8 @@ def insert_document(collection: Any, table: TableInfo, row: dict[str, Any], old:
     if collection.find_one({table.primary_id: row[table.primary_id]}) is not None:
         raise KeyExistsError(f"{table.name} has a row {row[table.primary_id]!r}")
     collection.insert_one(made)
+
+
+def quoted(name: str) -> str:
+    """A name as SQL takes it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from shardfs import config
+from shardfs.drivers.superduper_insert import insert_document
 from shardfs.drivers.superduper_types import ColumnType, TableInfo, as_dict, component_types
 from shardfs.errors import BadSettingError, MissingExtraError, StorageError
 
@@ -33,7 +34,8 @@ _SYSTEM = frozenset(
 """Collections of 0.2 to 0.5 that hold no documents of users, and those of GridFS."""
 
 _PAUSE = 10
-"""Whether anything was changed is asked at most for one part in this many of the time: all documents are read for it."""
+"""Whether anything was changed is asked for at most one part in this many of the time: all documents are read for
+it."""
 
 
 class MongoTables:
@@ -106,6 +108,20 @@ class MongoTables:
         """All documents, by `_id`. StorageError."""
         with _told():
             yield from self._database[table.name].find({}).sort("_id", 1)
+
+    def texts(self) -> Iterator[str]:
+        """All documents as texts: for finding what is referred to. StorageError."""
+        with _told():
+            for name in self._database.list_collection_names():
+                for document in self._database[name].find({}):
+                    yield repr(document)
+
+    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None:
+        """See insert_document."""
+        with _told():
+            insert_document(self._database[table.name], table, row, old)
+        with self._lock:
+            self._due = 0.0
 
 
 def _component(document: dict[str, Any]) -> tuple[str, str, str, dict[str, Any]]:

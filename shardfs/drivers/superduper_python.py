@@ -1,7 +1,7 @@
-"""What Python is given for Superduper's rows: documents, with an object for each artifact that is read when it is asked.
+"""What Python is given for Superduper's rows: documents, with an object for each artifact, read when it is asked.
 
-Nothing that lies in a store is run: of pickles only those of plain values are read (`pickle_spans`), any other stays the
-bytes that it is. Knows nothing of databases or of how rows are stored.
+Nothing that lies in a store is run: of pickles only those of plain values are read (`pickle_spans`), any other stays
+the bytes that it is. Knows nothing of databases or of how rows are stored.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ EMPTY = _Empty()
 class Artifact:
     """A blob of the artifact store that a document refers to. Nothing of it is read before `unpack` or `read`.
 
-    `id` is its name there, `size` its bytes, `ext` the extension of the file that shows it, `path` where it lies. `x` is
-    what `unpack` gave last, EMPTY before.
+    `id` is its name there, `size` its bytes, `ext` the extension of the file that shows it, `path` where it lies. `x`
+    is what `unpack` gave last, EMPTY before.
     """
 
     def __init__(self, storage: LocalStorage, thing: Object, ext: str, header: bytes) -> None:

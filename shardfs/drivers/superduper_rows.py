@@ -135,7 +135,7 @@ def _may_refer(text: str) -> bool:
 
 
 def _parsed(text: str) -> Any:
-    """What a JSON text says; the text itself where it is none, or is too deep or too long to be shown as what it says."""
+    """What a JSON text says; the text itself where it is none, or too deep or too long to be shown as what it says."""
     if len(text) > config.JSON_TEXT:
         return text
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 from shardfs import config
 from shardfs.drivers.mltraq_database import Database
+from shardfs.drivers.superduper_insert import insert_sqlite, quoted
 from shardfs.drivers.superduper_types import ColumnType, TableInfo, as_dict, component_types
 from shardfs.errors import BadStoreError, DamagedShardError, StorageError
 
@@ -121,10 +122,20 @@ class SqliteTables:
                     raise DamagedShardError(f"{table.name} holds more than its file can hold in earnest")
                 yield dict(zip(names, row, strict=True))
 
+    def texts(self) -> Iterator[str]:
+        """All texts, and all bytes as if they were, in all tables: for finding what is referred to. StorageError."""
+        with self._database.snapshot() as snapshot:
+            connection = snapshot.connection
+            names = [str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            for name in names:
+                for row in connection.execute(f"SELECT * FROM {quoted(name)}"):
+                    for value in row:
+                        if isinstance(value, str | bytes):
+                            yield value if isinstance(value, str) else value.decode("latin-1")
 
-def quoted(name: str) -> str:
-    """A name as SQL takes it, whatever is in it."""
-    return '"' + name.replace('"', '""') + '"'
+    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None:
+        """See insert_sqlite."""
+        insert_sqlite(self.path, table, row)
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
@@ -139,4 +150,4 @@ def _object(text: Any) -> dict[str, Any]:
         return {}
 
 
-__all__ = ["SqliteTables", "quoted"]
+__all__ = ["SqliteTables"]
