@@ -123,5 +123,6 @@ __all__ = [
     "insert",
     "lazy_artifact",
     "orphans",
+    "plain_pickle",
     "put",
 ]

@@ -137,7 +137,7 @@ class InProcessTree:
 
     def __init__(
         self,
-        store: Path,
+        store: Path | str,
         *,
         driver: str | None = None,
         budget: int = 64 << 20,
