@@ -528,3 +528,9 @@ a database that never ends."""
 
 DATASTORE_OPEN = 2
 """Files of a datastore held open for each experiment that is open: enough for who reads one after the other."""
+
+DATABASE_TRIES = 5
+"""A listing of a database that is written to meanwhile, and keeps no locks, is begun again this often."""
+
+DATASTORE_OUTSIDE = 1_024
+"""Experiments of which it is remembered that they refer to files of others: they seldom do."""

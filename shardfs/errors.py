@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from errno import EIO
+from errno import EIO, ENOENT
 
 __all__ = [
     "BadSampleError",
@@ -12,6 +12,7 @@ __all__ = [
     "DamagedShardError",
     "KeyExistsError",
     "MissingExtraError",
+    "MissingFileError",
     "MissingKeyError",
     "MissingSystemError",
     "MountError",
@@ -106,6 +107,13 @@ class StorageError(ShardfsError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class MissingFileError(StorageError, FileNotFoundError):
+    """There is no such file."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, ENOENT)
 
 
 class StaleShardError(ShardfsError):

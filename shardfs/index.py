@@ -451,15 +451,20 @@ def _numbered(shard: Shard, arrays: str, digits: int) -> tuple[_Builder, int]:
 
 
 def _own_stems(shard: Shard) -> Strings | None:
-    """The samples' own names, where each has one (the record says so, or a `__key__`) and no two are alike; None
+    """The samples' own names: what the system calls them, or where each has a `__key__` and no two are alike; None
     otherwise.
 
-    Looks at the first sample only, unless that one has such a name.
+    Looks at the first sample only, unless that one has a `__key__`.
     """
     packed = _Packed()
+    given = shard.stems()
+    if given is not None:
+        for name in given:
+            packed.number(name.encode("utf-8"))
+        return packed.pack()
     seen: set[str] = set()
     for record in shard.records():
-        own = record.name or (record.tree.get(KEY_FIELD) if type(record.tree) is dict else None)
+        own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
         if type(own) is not str:
             return None
         stem = names.escape_sample(own)

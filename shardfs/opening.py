@@ -26,6 +26,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
     "superduper": ("shardfs.drivers.superduper", "SuperduperDriver", {}),
+    "mltraq": ("shardfs.drivers.mltraq", "MltraqDriver", {}),
 }
 
 

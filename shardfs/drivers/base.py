@@ -25,8 +25,6 @@ class Record:
     start: int
     end: int
     tree: Tree
-    name: str | None = None
-    """The system's own name of the sample, where it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +118,10 @@ class Shard(ShardReader, Protocol):
     def samples_through(self) -> int | None:
         """Samples that share one numbering (a whole split), for the width of the numbers; None: this shard's."""
 
+    def stems(self) -> Iterable[str] | None:
+        """The part before the first dot of the names of each sample's files, no two alike, where the system names its
+        samples itself; None where they are numbered, or have a field that names them."""
+
     def records(self) -> Iterator[Record]:
         """All samples in order. Raises DamagedShardError, also after the last one when something is left over."""
 
@@ -152,6 +154,9 @@ class InMemory:
 
     def expect(self) -> None:
         """It is there."""
+
+    def stems(self) -> Iterable[str] | None:
+        return None
 
     def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
         return None

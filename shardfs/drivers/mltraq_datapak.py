@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, pickle_spans, values
-from shardfs.errors import BadSettingError, DamagedShardError
+from shardfs.errors import BadSettingError
 from shardfs.pickle_spans import PickleRefusedError, Steps
 from shardfs.values import Array, Blob, Buffer, Content, Tree
 
@@ -87,6 +87,38 @@ def decode(raw: Buffer, start: int, end: int, resolve: Resolve, steps: Steps) ->
         except UnresolvedError as error:
             raise PickleRefusedError(f"{value['value'][:200]}: {error}") from error
     return walk.tree(value, 0)
+
+
+def references(raw: Buffer, start: int, end: int, steps: Steps) -> list[tuple[str, str]]:
+    """Kind and url of each reference in a blob, once. PickleRefusedError."""
+    found: dict[tuple[str, str], None] = {}
+
+    def walk(value: Any, depth: int) -> None:
+        steps.value(value, depth)
+        if type(value) is dict:
+            kind, url = value.get(MAGIC), value.get("value")
+            if kind in (DATA_STORE, ARCHIVE_STORE) and isinstance(url, str):
+                found[kind, url] = None
+            for item in value.values():
+                walk(item, depth + 1)
+        elif type(value) in (list, tuple):
+            for item in value:
+                walk(item, depth + 1)
+
+    walk(pickle_spans.read(raw, start, end, steps), 0)
+    return list(found)
+
+
+def stored_npy(raw: Buffer, start: int, end: int, steps: Steps) -> Blob | None:
+    """Where the `.npy` lies in a blob that is an array; None for any other."""
+    try:
+        value = pickle_spans.read(raw, start, end, steps)
+    except PickleRefusedError:
+        return None
+    if type(value) is not dict or value.get(MAGIC) != "numpy.ndarray-0" or type(value.get("value")) is not Blob:
+        return None
+    npy: Blob = value["value"]
+    return npy if type(array(raw, npy.offset, npy.length)) is not Blob else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,5 +338,3 @@ __all__ = [
     "plain",
     "serialise",
 ]
-
-_ = DamagedShardError

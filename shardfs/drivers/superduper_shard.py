@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from shardfs import names
 from shardfs.drivers.base import Record
 from shardfs.drivers.linked import LinkedObjects, Object
 from shardfs.drivers.superduper_rows import decode
@@ -83,9 +84,13 @@ class SuperduperShard:
         return None
 
     def records(self) -> Iterator[Record]:
-        ends = [*self._starts[1:], len(self.raw)]
-        for start, end, name in zip(self._starts, ends, self._names, strict=True):
-            yield Record(start, end, self.tree(start, end), name)
+        for start, end in zip(self._starts, [*self._starts[1:], len(self.raw)], strict=True):
+            yield Record(start, end, self.tree(start, end))
+
+    def stems(self) -> list[str] | None:
+        """The rows' primary ids; None where some have none, or two are alike: then rows are numbered."""
+        made = [names.escape_sample(name) for name in self._names if name is not None]
+        return made if len({*map(names.same_name, made)}) == len(self._names) else None
 
     def tree(self, start: int, end: int) -> Tree:
         return decode(self.raw[start:end], start)

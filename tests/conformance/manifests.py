@@ -118,6 +118,72 @@ def check_plain(kind: str, expected: dict[str, Any], got: Any, where: str) -> No
         assert (type(got), got) == (type(value), value), where
 
 
+# --- mltraq -------------------------------------------------------------------------------------------------------
+
+
+def check_mltraq(tree: Tree, folder: Path, manifest: dict[str, Any]) -> None:
+    """All keys of an mltraq fixture, opened with its database: experiments, and directories that are none's."""
+    own = {found["id_experiment"] for found in manifest["experiments"].values()}
+    files = manifest["datastore_files"]
+    others = {name.rpartition("/")[0] for name in files} - own
+    assert set(tree.names("")) == {key.partition("/")[0] for key in [*manifest["experiments"], *others]}
+    for name, experiment in manifest["experiments"].items():
+        samples = by_sample(key_files(tree, name))
+        assert sorted(samples) == sorted(["experiment", *experiment["runs"]])
+        check_mltraq_value(experiment["fields"], layout.read_back(samples["experiment"]), f"{name}.experiment")
+        for run, expected in experiment["runs"].items():
+            check_mltraq_value(expected, layout.read_back(samples[run]), f"{name}.{run}")
+    for directory in others:
+        check_mltraq_directory(tree, directory, folder, manifest)
+
+
+def check_mltraq_directory(tree: Tree, directory: str, folder: Path, manifest: dict[str, Any]) -> None:
+    """One directory of a datastore: each file is a sample, its value where the library can read it, else its bytes."""
+    samples = by_sample(key_files(tree, directory))
+    files = {name: of for name, of in manifest["datastore_files"].items() if name.rpartition("/")[0] == directory}
+    assert sorted(samples) == sorted(name.rpartition("/")[2] for name in files)
+    for name, expected in files.items():
+        got = layout.read_back(samples[name.rpartition("/")[2]])
+        if "decoded" in expected:
+            check_mltraq_value(expected["decoded"], got, name)
+        else:
+            assert got == (folder / manifest["datastore"] / name).read_bytes(), name
+
+
+def check_mltraq_value(expected: dict[str, Any], got: Any, where: str) -> None:
+    """A value against the manifest's tagged form, with mltraq's own kinds."""
+    kind = expected["t"]
+    if kind in ("dict", "datastore", "bunch"):
+        assert isinstance(got, dict), where
+        pairs = [(mltraq_key(key), value) for key, value in expected["v"]]
+        assert set(got) == {key for key, _ in pairs}, where
+        for key, value in pairs:
+            check_mltraq_value(value, got[key], f"{where}.{key!r}")
+    elif kind in ("list", "tuple"):
+        assert type(got) is {"list": list, "tuple": tuple}[kind], where
+        assert len(got) == len(expected["v"]), where
+        for at, value in enumerate(expected["v"]):
+            check_mltraq_value(value, got[at], f"{where}[{at}]")
+    elif kind == "set":
+        assert got == {mltraq_key(item) for item in expected["v"]}, where
+    elif kind in ("series", "dataframe", "table", "sequence"):
+        assert (got[:8], got[-6:]) == (b"ARROW1\0\0", b"ARROW1"), where
+    elif kind == "uuid":
+        assert got.hex == expected["v"], where
+    elif kind == "datetime64":
+        assert np.datetime64(got, "us").astype(np.int64) == expected["us"], where
+    elif kind == "datetime":
+        assert got.isoformat() == expected["v"], where
+    else:
+        check_tagged(expected, got, where)
+
+
+def mltraq_key(expected: dict[str, Any]) -> Any:
+    if expected["t"] == "tuple":
+        return tuple(mltraq_key(item) for item in expected["v"])
+    return None if expected["t"] == "none" else plain_key(expected)
+
+
 # --- Streaming ----------------------------------------------------------------------------------------------------
 
 

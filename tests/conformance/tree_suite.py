@@ -27,11 +27,14 @@ from tests.conformance.trees import Tree, fails, wait_for
 DATA = Path(__file__).parent.parent / "data"
 GOLDEN = Path(__file__).parent.parent / "golden"
 SQUIRREL = sorted(path.parent.name for path in (DATA / "squirrel").glob("*/manifest.json"))
+MLTRAQ = sorted(path.parent.name for path in (DATA / "mltraq").glob("*/manifest.json"))
 STREAMING = sorted(path.parent.name for path in (DATA / "streaming").glob("mds_*/manifest.json"))
 
 
-def case_paths(system: str, case: str) -> tuple[Path, Path]:
+def case_paths(system: str, case: str) -> tuple[Path, Path | str]:
     folder = DATA / system / case
+    if system == "mltraq":
+        return folder, f"mltraq+sqlite:///{folder / 'exp.db'}"
     return folder, folder / ("store" if system == "squirrel" else "data")
 
 
@@ -74,7 +77,7 @@ def or_stale(tree: Tree, path: str) -> bytes | None:
 class TreeSuite:
     """Tests of what is shown; each opens its own tree."""
 
-    def serve(self, store: Path, **options: Any) -> AbstractContextManager[Tree]:
+    def serve(self, store: Path | str, **options: Any) -> AbstractContextManager[Tree]:
         """A tree over a store. Options: driver, budget (bytes), arrays."""
         raise NotImplementedError
 
@@ -97,8 +100,28 @@ class TreeSuite:
             for split, part in manifest["splits"].items():
                 manifests.check_streaming_split(tree, split, part, manifest["columns"])
 
+    @pytest.mark.parametrize("case", MLTRAQ)
+    def test_mltraq_fixture_is_right_file_by_file(self, case: str) -> None:
+        folder = DATA / "mltraq" / case
+        manifest = manifests.load_manifest(folder)
+        with self.serve(f"mltraq+sqlite:///{folder / manifest['db']}") as tree:
+            manifests.check_mltraq(tree, folder, manifest)
+
+    @pytest.mark.parametrize("case", MLTRAQ)
+    def test_mltraq_datastore_without_its_database_is_right_file_by_file(self, case: str) -> None:
+        folder = DATA / "mltraq" / case
+        manifest = manifests.load_manifest(folder)
+        directories = {name.rpartition("/")[0] for name in manifest["datastore_files"]}
+        with self.serve(folder / manifest["datastore"], driver="mltraq") as tree:
+            assert set(tree.names("")) == {directory.partition("/")[0] for directory in directories}
+            for directory in directories:
+                manifests.check_mltraq_directory(tree, directory, folder, manifest)
+
     @pytest.mark.parametrize(
-        ("system", "case"), [("squirrel", case) for case in SQUIRREL] + [("streaming", case) for case in STREAMING]
+        ("system", "case"),
+        [("squirrel", case) for case in SQUIRREL]
+        + [("streaming", case) for case in STREAMING]
+        + [("mltraq", case) for case in MLTRAQ],
     )
     def test_fixture_has_the_golden_listing(self, system: str, case: str) -> None:
         golden = GOLDEN / f"{system}-{case}.txt"

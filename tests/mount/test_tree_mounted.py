@@ -23,7 +23,7 @@ class TestTreeMounted(TreeSuite):
 
     @contextlib.contextmanager
     def serve(
-        self, store: Path, *, driver: str | None = None, budget: int = 64 << 20, arrays: str = "png"
+        self, store: Path | str, *, driver: str | None = None, budget: int = 64 << 20, arrays: str = "png"
     ) -> Iterator[Any]:
         driven = ["--driver", driver] if driver else []
         arrays, _, text = arrays.partition("+")

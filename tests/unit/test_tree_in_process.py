@@ -11,5 +11,5 @@ from tests.conformance.trees import InProcessTree, Tree
 
 
 class TestTreeInProcess(TreeSuite):
-    def serve(self, store: Path, **options: Any) -> AbstractContextManager[Tree]:
+    def serve(self, store: Path | str, **options: Any) -> AbstractContextManager[Tree]:
         return InProcessTree(store, **options)

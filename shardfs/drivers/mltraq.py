@@ -1,0 +1,356 @@
+"""mltraq: experiments in an SQLite database, with a datastore directory for what they keep outside it.
+
+Each experiment is a key, its fields the sample `experiment`, each of its runs a sample under the run's id. Each directory
+of the datastore that is no experiment's of this database (what DataStoreIO was told to use, what a replaced experiment
+left) is a key, too, called as its path; its files are samples. Without a database all directories are.
+
+Source of the format: what mltraq 0.1.165 writes and reads, found by running it. Experiments can only be read here;
+directories can be written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from shardfs import config
+from shardfs.drivers import mltraq_datapak as datapak
+from shardfs.drivers import mltraq_records as records
+from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
+from shardfs.drivers.mltraq_database import Database, Experiment, Snapshot, table_of
+from shardfs.drivers.mltraq_datastore import directory_of, prefix_of
+from shardfs.drivers.mltraq_shards import Assembly, MltraqShard, grouped, run_cells
+from shardfs.errors import (
+    BadSettingError,
+    BadStoreError,
+    DamagedShardError,
+    MissingKeyError,
+    NotWritableError,
+    StaleShardError,
+    StorageError,
+)
+from shardfs.model import Entry, Key, Version
+from shardfs.pickle_spans import PickleRefusedError
+from shardfs.storage.local import Listed, LocalStorage
+
+SCHEME = "mltraq+"
+DATASTORE = "mltraq.datastore"
+"""What the library calls the datastore unless it is told otherwise; in its working directory."""
+
+EXPERIMENT = "experiment"
+"""The sample of an experiment's own fields."""
+
+BESIDE = "@datastore"
+"""Behind the name of a directory that is called as an experiment is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a key is: an experiment, with the directory that is named after its id, or just a directory."""
+
+    directory: str
+    experiment: Experiment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """Which keys there were."""
+
+    state: str
+    places: dict[Key, _Place]
+
+
+class MltraqDriver:
+    """An mltraq datastore and, if it was opened by a URL, the database that it belongs to. Thread-safe."""
+
+    name = "mltraq"
+    writable = True
+    appends = False
+    reading = "mltraq"
+
+    def __init__(self, storage: LocalStorage) -> None:
+        self.problems: list[str] = []
+        self._storage = storage
+        self._database: Database | None = None
+        self._scan: _Scan | None = None
+        self._outside: OrderedDict[tuple[Key, str], tuple[str, ...]] = OrderedDict()
+        self._open: weakref.WeakValueDictionary[tuple[Key, Version], MltraqShard] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def open_url(cls, url: str, *, datastore: str | None = None) -> tuple[MltraqDriver, Path]:
+        """`mltraq+sqlite:///PATH` with `?datastore=DIRECTORY`, by default `mltraq.datastore` beside the database; the
+        option wins. BadStoreError for a URL of another form, and where there is no such database."""
+        path, query = _database_path(url)
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            if name != "datastore" or not value:
+                raise BadStoreError(f"{url}: the one option of such a URL is datastore=DIRECTORY")
+            datastore = datastore or value
+        directory = Path(datastore).expanduser() if datastore else path.parent / DATASTORE
+        if datastore and not directory.is_dir():
+            raise BadStoreError(f"{directory} is no directory: it is to be the datastore of {path}")
+        made = cls(LocalStorage(directory))
+        made._database = Database(path)
+        made.entries()  # what is no database of experiments is told now
+        return made, directory.absolute()
+
+    # --- keys ---------------------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """Experiments by name, then directories by path."""
+        files: dict[str, list[Listed]] = {}
+        for listed in self._storage.list(("",)):
+            files.setdefault(directory_of(listed.name), []).append(listed)
+        state, experiments = self._experiments()
+        places, problems = _places(experiments, files)
+        self._scan = _Scan(state, places)
+        self.problems = problems
+        return [self._entry(key, place, files.get(place.directory, []), state) for key, place in places.items()]
+
+    def changed(self) -> bool:
+        scan = self._scan
+        if scan is None or (self._database is not None and self._database.state() != scan.state):
+            return True
+        return self._storage.changed()
+
+    def entry(self, key: Key) -> Entry:
+        place = self._place(key)
+        state = "" if self._database is None else self._database.state()
+        if place is None or (place.experiment is not None and self._scan is not None and self._scan.state != state):
+            self.entries()
+            place = self._place(key) or self._written(key)
+        if place is None:
+            raise MissingKeyError(f"no key {key!r} in {self._where()}")
+        files = self._files(place.directory)
+        if place.experiment is None and not files:
+            raise MissingKeyError(f"no key {key!r} in {self._where()}")
+        return self._entry(key, place, files, "" if self._database is None else self._database.state())
+
+    def _place(self, key: Key) -> _Place | None:
+        return None if self._scan is None else self._scan.places.get(key)
+
+    def _written(self, key: Key) -> _Place | None:
+        return None
+
+    def _where(self) -> str:
+        return str(self._storage.root if self._database is None else self._database.path)
+
+    def _experiments(self) -> tuple[str, list[Experiment]]:
+        if self._database is None:
+            return "", []
+        for attempt in range(config.DATABASE_TRIES):
+            try:
+                with self._database.snapshot() as snapshot:
+                    return snapshot.state, snapshot.experiments()
+            except StaleShardError as error:
+                if attempt == config.DATABASE_TRIES - 1:
+                    raise StorageError(str(error), errno.EBUSY) from error
+            except DamagedShardError as error:
+                raise BadStoreError(f"{self._database.path}: {error.reason}") from error
+        raise AssertionError("unreachable")
+
+    def _files(self, directory: str) -> list[Listed]:
+        """The files right in a directory; none where it is not there."""
+        if not directory:
+            return []
+        try:
+            return self._storage.files_in(directory)
+        except StorageError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
+                raise
+            return []
+
+    def _entry(self, key: Key, place: _Place, files: list[Listed], state: str) -> Entry:
+        base = _digest([place.experiment.id, state] if place.experiment else [], files)
+        outside = self._outside.get((key, base)) if place.experiment else None
+        version = base if outside is None else f"{base}.{_digest([], map(self._listed, outside))}"
+        times = [listed.mtime_ns for listed in files]
+        if place.experiment is not None and self._database is not None:
+            times.append(self._database.mtime_ns())
+        return Entry(key, Version(version), sum(listed.size for listed in files), max(times, default=0))
+
+    def _listed(self, name: str) -> Listed:
+        try:
+            return self._storage.stat(name)
+        except StorageError:
+            return Listed(name, 0, 0, Version("none"))
+
+    # --- content ------------------------------------------------------------------------------------------------
+
+    def estimate(self, entry: Entry) -> int:
+        return config.MIB  # the rows; how many bytes they are is known when they have been read
+
+    def mark(self, entry: Entry) -> str:
+        shard = self.load(entry, lambda _: None)
+        made = hashlib.blake2b(digest_size=16)
+        for start in range(0, shard.size, config.READ_SLICE):
+            made.update(shard.fetch(start, min(start + config.READ_SLICE, shard.size))[:])
+        return made.hexdigest()
+
+    def load(self, entry: Entry, grow: Grow) -> MltraqShard:
+        place = self._place(entry.key)
+        if place is None:
+            self.entries()
+            place = self._place(entry.key)
+        if place is None:
+            raise StaleShardError(f"{entry.key} is gone since it was listed")
+        files = self._files(place.directory)
+        if place.experiment is None:
+            shard = self._directory(entry, place, files, grow)
+        else:
+            shard = self._experiment(entry, place.experiment, files, grow)
+        self._open[entry.key, entry.version] = shard
+        return shard
+
+    def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
+        """Files are always read where they are; the rows are read for it, unless they are in use."""
+        shard = self._open.get((entry.key, entry.version)) or self.load(entry, lambda _: None)
+        return shard if shard.size == raw_bytes else None
+
+    def _directory(self, entry: Entry, place: _Place, files: list[Listed], grow: Grow) -> MltraqShard:
+        if _digest([], files) != entry.version:
+            raise StaleShardError(f"{entry.key} was changed since it was listed")
+        assembly = Assembly(self._storage, grow)
+        for stem, group in grouped(files).items():
+            assembly.directory(stem, group)
+        return assembly.shard()
+
+    def _experiment(self, entry: Entry, experiment: Experiment, files: list[Listed], grow: Grow) -> MltraqShard:
+        assert self._database is not None
+        base, _, rest = entry.version.partition(".")
+        state = self._database.state()
+        if _digest([experiment.id, state], files) != base:
+            raise StaleShardError(f"{entry.key} was changed since it was listed")
+        assembly = Assembly(self._storage, grow)
+        with self._database.snapshot(state) as snapshot:
+            try:
+                _read(snapshot, experiment, assembly)
+            except PickleRefusedError as error:
+                raise DamagedShardError(str(error), key=entry.key) from error
+        self._check_outside(entry, base, rest, assembly, prefix_of(experiment.id) + "/")
+        return assembly.shard()
+
+    def _check_outside(self, entry: Entry, base: str, rest: str, assembly: Assembly, own: str) -> None:
+        """Files outside the experiment's directory are part of its version once it is known which they are: by the
+        first load, which is then to be repeated."""
+        names = {file.name if isinstance(file, Listed) else "" for file in assembly.files.values()}
+        outside = tuple(sorted(name for name in names if name and not name.startswith(own)))
+        if not outside:
+            return
+        self._outside[entry.key, base] = outside
+        while len(self._outside) > config.DATASTORE_OUTSIDE:
+            self._outside.popitem(last=False)
+        if rest != _digest([], map(self._listed, outside)):
+            raise StaleShardError(f"{entry.key} refers to files that are not in its own directory")
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def write(self, key: Key, samples: Iterable[Any]) -> None:
+        raise NotWritableError(f"{key}: not written here yet")
+
+    def write_records(
+        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
+    ) -> Entry:
+        raise NotWritableError(f"{key}: not written here yet")
+
+    def settle(self, key: Key, noted: str) -> Entry | None:
+        return None
+
+    def remove(self, key: Key) -> None:
+        raise NotWritableError(f"{key}: not removed here yet")
+
+
+def _read(snapshot: Snapshot, experiment: Experiment, assembly: Assembly) -> None:
+    """An experiment's fields and runs as samples. DamagedShardError for what was not persisted to the end."""
+    row = snapshot.row(experiment.id)
+    if row is None:
+        raise StaleShardError(f"{experiment.name} is gone since it was listed")
+    assembly.row(EXPERIMENT, [("fields", records.FIELDS, row.fields)] if row.fields is not None else [])
+    table, kinds, serialised = _meta(row.meta, experiment)
+    columns, rows = snapshot.runs(table, experiment.id)
+    for cells in rows:
+        run = cells[0] if isinstance(cells[0], str) else str(cells[0])
+        assembly.row(prefix_of(run), run_cells(columns, cells[1:], kinds, serialised))
+
+
+def _meta(data: bytes | None, experiment: Experiment) -> tuple[str, dict[str, str], frozenset[str]]:
+    """Table of the runs, their fields' types, and which of them are blobs. DamagedShardError where it is no such."""
+    if data is None:
+        raise DamagedShardError("it has no meta, which says what its runs hold")
+    try:
+        data = datapak.plain(data, config.BOMB_FLOOR)
+        tree: Any = datapak.decode(memoryview(data), 0, len(data), _nothing, records.steps_for(len(data)))
+        runs = tree["runs"]
+        columns = runs.get("columns") or {}
+        kinds = {str(name): str(kind) for name, kind in (columns.get("types") or {}).items()}
+        table = runs.get("table_name") or table_of(experiment.name)
+        return str(table), kinds, frozenset(map(str, columns.get("serialized") or ()))
+    except (PickleRefusedError, TypeError, LookupError, AttributeError) as error:
+        raise DamagedShardError(f"its meta says nothing of its runs: {error}"[:300]) from error
+
+
+def _nothing(url: str) -> Any:
+    raise datapak.UnresolvedError("nothing is referred to here")
+
+
+def _places(
+    experiments: list[Experiment], files: dict[str, list[Listed]]
+) -> tuple[dict[Key, _Place], list[str]]:
+    """All keys, and what cannot be shown."""
+    places = {Key(found.name): _Place(prefix_of(found.id), found) for found in experiments}
+    own = {place.directory for place in places.values()}
+    for directory in sorted(files):
+        if directory and directory not in own:
+            key = directory
+            while key in places:
+                key += BESIDE
+            places[Key(key)] = _Place(directory)
+    loose = len(files.get("", []))
+    return places, [f"{loose} files right in the datastore are in no directory and are not shown"] if loose else []
+
+
+def _digest(texts: list[str], files: Iterable[Listed]) -> str:
+    made = hashlib.blake2b(digest_size=12)
+    for text in [*texts, *(f"{listed.name}\0{listed.version}" for listed in files)]:
+        made.update(text.encode("utf-8", "surrogateescape") + b"\n")
+    return made.hexdigest()
+
+
+def _database_path(url: str) -> tuple[Path, str]:
+    """The database of `mltraq+sqlite:///PATH`, and the query.
+
+    SQLAlchemy has a path behind three slashes relative and one behind four absolute; other URLs have it absolute behind
+    three. Whichever is there is meant.
+    """
+    text, _, query = url.removeprefix(SCHEME).partition("?")
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in ("sqlite", "sqlite+pysqlite") or not rest.startswith("/") or len(rest) < 2:
+        raise BadStoreError(f"{url}: use mltraq+sqlite:///PATH, and ?datastore=DIRECTORY behind it")
+    found: list[Path] = []
+    for read in (_as_it_is, unquote):
+        for path in (Path(read(rest[1:])), Path("/" + read(rest).lstrip("/"))):
+            if path.is_file() and not any(os.path.samefile(path, other) for other in found):
+                found.append(path)
+        if found:
+            break
+    if not found:
+        raise BadStoreError(f"no database at {rest.lstrip('/') if rest[1:2] != '/' else rest[1:]}")
+    if len(found) > 1:
+        raise BadSettingError(f"{url} could mean {found[0]} or {found[1]}: write four slashes or a path with ./")
+    return found[0].absolute(), query
+
+
+def _as_it_is(text: str) -> str:
+    return text
+
+
+__all__ = ["MltraqDriver"]
+
+_ = Callable
