@@ -93,9 +93,7 @@ class DataStoreIO:
         return f"DataStoreIO({self.url!r})"
 
     @classmethod
-    def write(
-        cls, data: bytes, relative_path_prefix: str | None = None, *, datastore: Datastore = None
-    ) -> DataStoreIO:
+    def write(cls, data: bytes, relative_path_prefix: str | None = None, *, datastore: Datastore = None) -> DataStoreIO:
         """Store bytes as they are, in a new file in the directory `relative_path_prefix` of the datastore.
 
         All or nothing, and durable. BadSettingError for a prefix that is the id of an experiment, whose directory is

@@ -300,9 +300,7 @@ def _nothing(url: str) -> Any:
     raise datapak.UnresolvedError("nothing is referred to here")
 
 
-def _places(
-    experiments: list[Experiment], files: dict[str, list[Listed]]
-) -> tuple[dict[Key, _Place], list[str]]:
+def _places(experiments: list[Experiment], files: dict[str, list[Listed]]) -> tuple[dict[Key, _Place], list[str]]:
     """All keys, and what cannot be shown."""
     places = {Key(found.name): _Place(prefix_of(found.id), found) for found in experiments}
     own = {place.directory for place in places.values()}
