@@ -47,7 +47,8 @@ class NewFile:
 
 def artifact(value: Any) -> NewArtifact:
     """A value for a column of `encodable='artifact'`: bytes as they are, plain values (None, bool, numbers, texts,
-    lists, tuples, dicts, sets) as a pickle. BadSettingError for others: encode them as their DataType does, into bytes."""
+    lists, tuples, dicts, sets) as a pickle. BadSettingError for others: encode them as their DataType does, into
+    bytes."""
     if isinstance(value, bytes | bytearray | memoryview):
         return NewArtifact(bytes(value))
     try:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -159,8 +160,14 @@ def open_database(url: str, settings: dict[str, str]) -> MongoTables:
             serverSelectionTimeoutMS=int(config.DATABASE_WAIT * 1000),
             tz_aware=True,
         )
-        client.admin.command("ping")
-        return MongoTables(client[name])
+        try:
+            client.admin.command("ping")
+        except BaseException:
+            client.close()
+            raise
+        made = MongoTables(client[name])
+        weakref.finalize(made, client.close)
+        return made
 
 
 __all__ = ["MongoTables", "open_database"]
