@@ -141,7 +141,7 @@ class SuperduperDriver:
     ) -> tuple[SuperduperDriver, Path | None]:
         """`superduper+sqlite:///PATH?artifacts=DIR` or `superduper+mongodb://HOST/DATABASE?artifacts=DIR`.
 
-        Without `artifacts` these are in the directory `artifacts` beside an SQLite file. BadSettingError,
+        Without `artifacts` these are in `artifacts` or `artifact_store` beside an SQLite file. BadSettingError,
         BadStoreError, MissingExtraError.
         """
         parts = urlsplit(url)
@@ -154,7 +154,7 @@ class SuperduperDriver:
                 raise BadSettingError(f"{url}: no setting {word!r}; there is: {', '.join(sorted(_SETTINGS))}")
             path = Path(unquote(parts.netloc + parts.path)).expanduser()
             made = SqliteTables(Path("/" + str(path).lstrip("/")) if path.is_absolute() else path)
-            storage = LocalStorage(path.parent / ARTIFACTS if root is None else Path(root).expanduser())
+            storage = LocalStorage(_beside(made.path) if root is None else Path(root).expanduser())
             return cls(storage, encodable=encodable, tables=made), made.path
         if kind != "mongodb":
             raise BadStoreError(f"{url}: superduper+sqlite:// and superduper+mongodb:// can be opened")
@@ -301,6 +301,12 @@ class SuperduperDriver:
 
     def remove(self, key: Key) -> None:
         raise NotWritableError("tables of Superduper are not removed here")
+
+
+def _beside(path: Path) -> Path:
+    """Where the artifacts of a database are that nobody has named: as the library's settings have it unasked."""
+    beside = [path.parent / name for name in (ARTIFACTS, "artifact_store")]
+    return next((folder for folder in beside if folder.is_dir()), beside[0])
 
 
 def _name(row: dict[str, Any], primary_id: str) -> str | None:

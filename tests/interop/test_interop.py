@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -19,10 +20,13 @@ from shardfs.converting import convert_all
 from shardfs.drivers.base import Value
 from shardfs.model import Key
 from shardfs.sealing import Base, Changed, Source, Stored, seal
+from shardfs.store import Store
+from shardfs.superduper import artifact, file, insert, lazy_artifact, orphans
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import superduper_side  # noqa: E402
 from describe import describe, opened  # noqa: E402
 from samples import JSONL, MSGPACK  # noqa: E402
 
@@ -205,3 +209,39 @@ def as_library(column: str, value: Any) -> Any:
     if column in ("jpg", "png"):
         return opened(value)
     return [opened(item) for item in value] if column in ("jpgs", "pngs") else value
+
+
+@pytest.mark.timeout(300)
+def test_superduper_and_we_read_each_other(tmp_path: Path) -> None:
+    theirs = library("superduper", tmp_path, "write", str(tmp_path))
+    store = open_store(f"superduper+sqlite://{tmp_path}/db.sqlite?artifacts={tmp_path}/artifacts")
+    assert store.keys() == ["docs"]
+    assert documents_of(store) == theirs
+    row = next(superduper_side.rows(tmp_path / "source2"))
+    insert(
+        store,
+        "docs",
+        row
+        | {
+            "id": "ours",
+            "art": artifact(row["art"]),
+            "lazy": lazy_artifact(row["lazy"]),
+            "enc": pickle.dumps(row["enc"], 4),
+            "f": file(row["f"]),
+            "d": file(row["d"]),
+            "fd": {name: file(path) for name, path in row["fd"].items()},
+        },
+    )
+    again = library("superduper", tmp_path, "dump", str(tmp_path))
+    assert again == documents_of(store)
+    assert {**again["ours"], "id": 0} == {**theirs["doc0"], "id": 0}, "what we wrote reads as what the library wrote"
+    assert [one.name for one in orphans(store)] == []
+
+
+def documents_of(store: Store) -> dict[str, Any]:
+    """All documents as the library's own side describes its own."""
+    documents = [document.unpack() for document in store.get("docs")]
+    return {
+        row["id"]: through_json({name: superduper_side.described(row[name]) for name in superduper_side.FIELDS})
+        for row in documents
+    }
