@@ -121,6 +121,9 @@ class Browser:
 
     def _file_info(self, key: KeyDirectory, name: str, path: str) -> dict[str, Any]:
         _, table = self._shard(key)
+        number = table.walk(name.encode("utf-8", "surrogateescape")) if isinstance(table, FolderTable) else None
+        if isinstance(table, FolderTable) and number is not None and table.is_folder(number):
+            return {"path": path.strip("/"), "kind": "dir", "entries": sum(1 for _ in table.children(number, 0))}
         file = self._file(table, name, path)
         return {
             "key": key.entry.key,
@@ -141,7 +144,9 @@ class Browser:
     def _file(self, table: ShardTable, name: str, path: str) -> int:
         encoded = name.encode("utf-8", "surrogateescape")
         file = table.walk(encoded) if isinstance(table, FolderTable) else table.find(encoded)
-        if file is None or file >= table.files:
+        if file is not None and file >= table.files:
+            raise MissingKeyError(f"{path.strip('/')} is a directory")
+        if file is None:
             raise MissingKeyError(f"no {path.strip('/')} in {self._store.url}")
         return file
 

@@ -7,6 +7,7 @@ in the database or beside it, and nothing in the store.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import threading
@@ -25,7 +26,15 @@ from shardfs.drivers.superduper_rows import Encoder
 from shardfs.drivers.superduper_shard import Rows, SuperduperShard
 from shardfs.drivers.superduper_sqlite import SqliteTables
 from shardfs.drivers.superduper_types import TableInfo
-from shardfs.errors import BadSettingError, BadStoreError, MissingKeyError, NotWritableError, StaleShardError
+from shardfs.errors import (
+    BadSettingError,
+    BadStoreError,
+    DamagedShardError,
+    MissingKeyError,
+    NotWritableError,
+    StaleShardError,
+    StorageError,
+)
 from shardfs.model import Entry, Key, Version
 from shardfs.storage.local import LocalStorage
 
@@ -69,11 +78,16 @@ class NoTables:
         self._root = root
 
     def state(self) -> str:
-        try:
-            status = os.stat(self._root)
-        except OSError as error:
-            raise BadStoreError(f"{self._root}: {error.strerror}") from error
-        return f"{status.st_ino:x}.{status.st_mtime_ns:x}.{status.st_ctime_ns:x}"
+        found = []
+        for name in ("", "blobs", "files"):
+            try:
+                status = os.stat(self._root / name)
+            except OSError as error:
+                if not name:
+                    raise BadStoreError(f"{self._root}: {error.strerror}") from error
+                continue
+            found.append(f"{status.st_ino:x}.{status.st_mtime_ns:x}.{status.st_ctime_ns:x}")
+        return "+".join(found)
 
     @property
     def mtime_ns(self) -> int:
@@ -145,6 +159,7 @@ class SuperduperDriver:
         BadStoreError, MissingExtraError.
         """
         parts = urlsplit(url)
+        url = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()  # as messages may have it
         kind = parts.scheme.partition("+")[2]
         settings = dict(parse_qsl(parts.query, keep_blank_values=True))
         root = artifacts or settings.pop(ARTIFACTS, None)
@@ -159,8 +174,8 @@ class SuperduperDriver:
         if kind != "mongodb":
             raise BadStoreError(f"{url}: superduper+sqlite:// and superduper+mongodb:// can be opened")
         if root is None:
-            raise BadSettingError(f"{url}: say where the artifacts are: ?artifacts=DIR")
-        database = open_database(url, settings)
+            raise BadSettingError(f"{url}: say where the artifacts are: {url}?artifacts=DIR")
+        database = open_database(parts.netloc, parts.path, settings)
         return cls(LocalStorage(Path(root).expanduser()), encodable=encodable, tables=database), None
 
     # --- which tables, in which version ---------------------------------------------------------------------------
@@ -187,7 +202,8 @@ class SuperduperDriver:
         known = self._known.get(key)
         if known is not None and known.state != state:
             # another table may be all that was changed; who reads this one goes on undisturbed then
-            self._settle(key, state, self._read(key).digest())
+            with contextlib.suppress(DamagedShardError, StorageError):  # who reads it is told
+                self._settle(key, state, self._read(key).digest())
         return Entry(key, self._version(key, state), share, self.database.mtime_ns)
 
     def _version(self, key: Key, state: str) -> Version:

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from shardfs import config
 from shardfs.drivers.superduper_insert import insert_document
@@ -142,21 +142,20 @@ def _told() -> Iterator[None]:
         raise StorageError(f"the MongoDB database: {error}") from error
 
 
-def open_database(url: str, settings: dict[str, str]) -> MongoTables:
-    """`superduper+mongodb://[USER:PASSWORD@]HOST[:PORT]/DATABASE?SETTINGS`; settings are pymongo's. MissingExtraError,
-    BadSettingError, StorageError."""
+def open_database(server: str, path: str, settings: dict[str, str]) -> MongoTables:
+    """`[USER:PASSWORD@]HOST[:PORT]`, `/DATABASE`, and settings of pymongo's. MissingExtraError, BadSettingError,
+    StorageError."""
     try:
         import pymongo
     except ImportError as error:
         raise MissingExtraError("MongoDB needs the package pymongo: pip install 'shardfs[mongodb]'") from error
-    parts = urlsplit(url)
-    name = parts.path.strip("/")
+    name = path.strip("/")
     if not name or "/" in name:
-        raise BadSettingError(f"{url}: name one database: superduper+mongodb://HOST/DATABASE?artifacts=DIR")
+        raise BadSettingError(f"{path!r}: name one database: superduper+mongodb://HOST/DATABASE?artifacts=DIR")
     query = f"?{urlencode(settings)}" if settings else ""
     with _told():
         client: Any = pymongo.MongoClient(
-            f"mongodb://{parts.netloc}/{name}{query}",
+            f"mongodb://{server}/{name}{query}",
             serverSelectionTimeoutMS=int(config.DATABASE_WAIT * 1000),
             tz_aware=True,
         )

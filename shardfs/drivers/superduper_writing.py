@@ -1,7 +1,7 @@
 """Writing into a Superduper store: artifacts under names made of their content, and rows that refer to them.
 
 Artifacts come first and a row last, so that nothing ever refers to what is not there. Each artifact appears whole or
-not at all; one that is there is never written over or removed. Knows nothing of mounts. What a row must look like is what
+not at all; one that is there is never written over or removed. Knows nothing of rows. Where artifacts lie is what
 superduperdb 0.2 and superduper-framework 0.3 and 0.10 read.
 """
 

@@ -509,3 +509,64 @@ def test_settings_of_a_store() -> None:
     assert four.get("my_collection")[0]["art"].unpack() == "This is a test"
     with pytest.raises(BadSettingError, match="no store of Superduper"):
         put(open_store(DATA, driver="squirrel"), b"")
+
+
+def test_passwords_are_in_no_message() -> None:
+    for url in ("superduper+mongodb://me:secret@host/db", "superduper+nothing://me:secret@host/db?artifacts=/x"):
+        with pytest.raises((BadSettingError, BadStoreError)) as raised:
+            open_store(url)
+        assert "secret" not in str(raised.value)
+        assert "host" in str(raised.value)
+
+
+def test_a_table_that_cannot_be_read_does_not_take_the_others_with_it(tmp_path: Path) -> None:
+    made, other = Made(tmp_path, {"id": "str"}), Made(tmp_path, {"id": "str"}, "other")
+    made.row(id="r")
+    other.row(id="r")
+    store = open_store(made.url)
+    assert len(store.get("t")) == len(store.get("other")) == 1
+    many = made.artifacts / "many"
+    many.mkdir()
+    with made.writing() as db:
+        db.execute("ALTER TABLE t ADD COLUMN d")
+        db.execute("UPDATE t SET d = '&:file:many'")
+    (many / "deep").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shardfs.config.FOLDER_FILES", 3)
+        for number in range(10):
+            (many / "deep" / str(number)).touch()
+        assert store.keys() == ["t", "other"]
+        with pytest.raises(DamagedShardError):
+            store.get("t")
+        assert len(store.get("other")) == 1
+    assert len(store.get("t")) == 1
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+def shardfs(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shardfs", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def test_ls_cat_and_info_look_into_directories() -> None:
+    url = url_of(DATA / "0.10.0")
+    assert shardfs("ls", url, "my_collection/doc0.d/test_copy").stdout.split() == ["a.txt", "sub"]
+    assert shardfs("ls", url, "my_collection/doc0.d/test_copy/a.txt").stdout == "doc0.d/test_copy/a.txt\n"
+    assert shardfs("cat", url, "my_collection/doc0.d/test_copy/a.txt").stdout == "hello\n"
+    told = json.loads(shardfs("info", "--json", url, "my_collection/doc0.d/test_copy").stdout)
+    assert told == {"path": "my_collection/doc0.d/test_copy", "kind": "dir", "entries": 2}
+    told = json.loads(shardfs("info", "--json", url, "my_collection/doc0.d/test_copy/a.txt").stdout)
+    assert (told["kind"], told["size"], told["sample"]) == ("file", 6, "doc0")
+    failed = shardfs("cat", url, "my_collection/doc0.d")
+    assert failed.returncode != 0
+    assert failed.stderr == "shardfs: my_collection/doc0.d is a directory\n"
+
+
+def test_the_index_of_a_store_is_built_and_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = url_of(DATA / "0.10.0")
+    assert json.loads(shardfs("index", "--json", url).stdout)["built"] == 1
+    assert json.loads(shardfs("index", "--json", url).stdout)["kept"] == 1
+    assert json.loads(shardfs("index", "--json", "--check", url).stdout)["differing"] == []
