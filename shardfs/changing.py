@@ -14,8 +14,9 @@ from typing import Protocol
 
 from shardfs import config, inodes, names
 from shardfs.attributes import Attributes
-from shardfs.drivers.base import Driver
+from shardfs.drivers.base import Driver, WritesFiles
 from shardfs.errors import ShardfsError, StaleShardError, StorageError
+from shardfs.model import Key
 from shardfs.numbering import Numbering, refuse
 from shardfs.overlay import ROOT, OpenFile, Overlay, Ref, attributes_of, overlay_of
 from shardfs.settling import Sealed, SettledVfs
@@ -93,6 +94,7 @@ class ChangingVfs(SettledVfs):
         async with self.calls.alone(key.inode):
             found = overlay_of(key)
             if found is None:
+                self.check_changeable(key.entry.key)
                 await self._current(key)
                 await self.numbering.check_change(key)
                 table = await self._table(key)  # what is staged over it is of this version for good
@@ -120,6 +122,12 @@ class ChangingVfs(SettledVfs):
             refuse(f"{'/'.join(path)} cannot be the name of a key: `~` and `%` have a meaning", errno.EINVAL)
         return key
 
+    def check_changeable(self, key: str) -> None:
+        """EROFS for a key that the driver will not write."""
+        why = self.driver.refused(Key(key)) if isinstance(self.driver, WritesFiles) else None
+        if why is not None:
+            refuse(why, errno.EROFS)
+
     async def _begin_key(self, directory: Directory) -> NewDirectory:
         """An empty directory becomes a key."""
         async with self.calls.alone(directory.inode):
@@ -129,6 +137,7 @@ class ChangingVfs(SettledVfs):
             if now is not directory or directory.children:
                 raise StaleShardError("the directory has just become something else")
             key = self.key_of(directory.path)
+            self.check_changeable(key)
             await self.numbering.check_key(key)
             staged = await self.calls.long(lambda: self.stage(key, "key"))
             above = self.tree.directory(directory.parent)

@@ -18,16 +18,20 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
-from shardfs import names
+from shardfs import names, reading_back
 from shardfs.copying import Rules, changes, copied
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import Driver, NewRecord, Record, Shard, Value, Verbatim
+from shardfs.drivers.mltraq import EXPERIMENT
+from shardfs.drivers.mltraq_shards import MltraqShard
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.drivers.streaming import ChooseColumns, StreamingDriver
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError
 from shardfs.index import KEY_FIELD
+from shardfs.lowering import Lowering
 from shardfs.model import Entry, Key
 
 Change = tuple[str, str, str]
@@ -185,9 +189,12 @@ class _Run:
         copy = _Copy(entry.key, iter(()))
         if wanted == "mds":
             survey = mds_writing.Survey()
+            if _is_apart(shard, EXPERIMENT):
+                copy.changes[EXPERIMENT, "the experiment's own fields", "nothing: they have no columns"] += 1
             for name, record in self._records(shard):
-                survey.add(copied(record.tree, shard.raw, whole=False), name)
-                copy.changes.update(changes(record.tree, rules))
+                lowering = Lowering(wanted)
+                survey.add(_value(shard, record, name, lowering, whole=False), name)
+                copy.changes.update([*changes(record.tree, rules), *lowering.changes])
             copy.columns = survey.columns
             copy.records = self._values(copy, shard, None)
         else:
@@ -214,17 +221,48 @@ class _Run:
             copy.samples += 1
             if rules is not None:
                 copy.changes.update(changes(record.tree, rules))
-            yield Value(copied(record.tree, shard.raw), name)
+            lowering = Lowering(_form_of(self._target))
+            value = _value(shard, record, name, lowering)
+            if rules is not None:
+                copy.changes.update(list(lowering.changes))
+            yield Value(value, name)
 
     def _records(self, shard: Shard) -> Iterator[tuple[str, Record]]:
-        """All samples with the names that they are shown under, as far as can be said before all are seen."""
+        """All samples with the names that they are shown under, as far as can be said before all are seen; without
+        those that the target has no columns for."""
         digits = names.digits_for(shard.samples_through or 0)
+        stems = shard.stems()
+        given = None if stems is None else iter(stems)
         for at, record in enumerate(shard.records()):
             if self.stop.is_set():
                 raise _StoppedError
+            if given is not None:
+                name = next(given)
+                if not (isinstance(self._target, StreamingDriver) and _is_apart(shard, name)):
+                    yield name, record
+                continue
             own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
             number = names.sample_number(shard.first_sample + at, digits)
             yield (names.escape_sample(own) if type(own) is str else number), record
+
+
+def _value(shard: Shard, record: Record, name: str, lowering: Lowering, whole: bool = True) -> Any:
+    """A sample's value, as the target can hold it, with its name in it where the system has given it one, as a seal
+    would keep it."""
+    value = copied(record.tree, shard.raw, whole)
+    if shard.stems() is None:
+        return value
+    value = lowering.sample(value)
+    if type(value) is not dict:
+        lowering.changes["", "name of a lone value", "number"] = None
+    elif KEY_FIELD not in value:
+        return {KEY_FIELD: reading_back.field_name(name), **value}
+    return value
+
+
+def _is_apart(shard: Shard, name: str) -> bool:
+    """True for a sample that is of another kind than the rest: an experiment's own fields beside its runs."""
+    return isinstance(shard, MltraqShard) and name == EXPERIMENT and shard.samples > 1
 
 
 _SEQUENCES = {"msgpack": "tuple"}

@@ -2,8 +2,8 @@
 
 What is written here the library reads, and the other way round. Where the library takes the place of the datastore from
 an option, each call here takes it as `datastore`: a directory, or a `file:///` url as the library has it (relative to
-the working directory, absolute with four slashes); without it, `mltraq.datastore` in the working directory. Nothing that
-a file says is ever run, and no url leads out of the datastore.
+the working directory, absolute with four slashes); without it, `mltraq.datastore` in the working directory. Nothing
+that a file says is ever run, and no url leads out of the datastore.
 
     ds = DataStore()
     ds.a = np.zeros(10)
@@ -71,7 +71,8 @@ class DataStore(Bunch):
     """
 
     def to_url(self, relative_path_prefix: str | None = None, *, datastore: Datastore = None) -> str:
-        """Store the contents as one file, and return the url that leads to it. Errors as DataStoreIO.serialize_write."""
+        """Store the contents as one file, and return the url that leads to it. Errors as
+        DataStoreIO.serialize_write."""
         return DataStoreIO.serialize_write(dict(self), relative_path_prefix, datastore=datastore).url
 
     @staticmethod
@@ -110,9 +111,9 @@ class DataStoreIO:
     def serialize_write(
         cls, obj: Any, relative_path_prefix: str | None = None, *, datastore: Datastore = None
     ) -> DataStoreIO:
-        """Store a value: None, bools, numbers, text, bytes, lists, tuples, dicts, sets, arrays, UUIDs, numpy.datetime64,
-        DataFrames, Series and Arrow tables, and DataStores, each in a file of its own. As `write`; BadSettingError also
-        for what has no form, before anything is stored."""
+        """Store a value: None, bools, numbers, text, bytes, lists, tuples, dicts, sets, arrays, UUIDs, datetime64 of
+        numpy, DataFrames, Series and Arrow tables, and DataStores, each in a file of its own. As `write`;
+        BadSettingError also for what has no form, before anything is stored."""
         check_prefix(DEFAULT_PREFIX if relative_path_prefix is None else relative_path_prefix)
 
         def keep(value: Any) -> str | None:
@@ -124,8 +125,8 @@ class DataStoreIO:
         return cls.write(datapak.serialise(obj, keep), relative_path_prefix, datastore=datastore)
 
     def read(self) -> bytes:
-        """The bytes of the file. MissingFileError (a FileNotFoundError), BadSettingError for a url that leads out of the
-        datastore, StorageError."""
+        """The bytes of the file. MissingFileError (a FileNotFoundError), BadSettingError for a url that leads out of
+        the datastore, StorageError."""
         storage = _storage(self._datastore)
         try:
             file = find(storage, self.url)
@@ -189,7 +190,7 @@ class _Reading:
             data = datapak.plain(data, max(config.BOMB_FLOOR, len(data) * config.BOMB_RATIO["gz"]))
             if url not in self._seen:
                 self._seen.add(url)
-                self._steps.left += config.TOKENS_PER_STORED_BYTE * len(data)
+                self._steps.left += config.TOKENS_PER_RAW_BYTE * len(data)
             raw = memoryview(data)
             return self.value(raw, pickle_spans.read(raw, 0, len(data), self._steps), depth)
         except PickleRefusedError as error:

@@ -102,6 +102,8 @@ class _Directories:
         path = "/".join((*self._to.path, os.fsdecode(self._new_name)))
         plain = is_plain(self._new_name)
         key = path if plain else self._vfs.key_of((*self._to.path, os.fsdecode(self._new_name)))
+        if not plain:
+            self._vfs.check_changeable(key)
         if isinstance(source, NewDirectory):
             overlay = overlay_of(source)
             assert overlay is not None

@@ -181,6 +181,8 @@ class _Machine:
 
     def text(self, width: int) -> None:
         count = self._number(width)
+        if self._base + self._at + count > self._end:
+            raise PickleRefusedError("the pickle is cut off")
         self._steps.take(count // config.TEXT_PER_TOKEN)
         self._stack.append(str(self._take(count), "utf-8", "surrogatepass"))
 

@@ -24,8 +24,8 @@ from functools import partial
 
 import zstandard
 
-from shardfs import config, packing, sealing
-from shardfs.drivers.base import Driver
+from shardfs import config, keeping, packing, sealing
+from shardfs.drivers.base import Driver, Note, WritesFiles
 from shardfs.errors import MissingKeyError, ShardfsError, StagingError, StaleShardError
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
@@ -44,6 +44,8 @@ class Written:
     snapshot: Snapshot
     before: ShardTable | None
     """What the stored shard held that the key was staged over."""
+    file_by_file: bool = False
+    """True where files have kept their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +101,17 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
         staged.seal.set_token(text)
 
     try:
-        made = sealing.seal(_files(snapshot, table), base)
-        if not len(made):
+        files = _files(snapshot, table)
+        if isinstance(driver, WritesFiles):
+            entry = _write_files(driver, Key(snapshot.key), files, base, base_entry, note)
+        else:
+            made = sealing.seal(files, base)
+            entry = None
+            if len(made):
+                entry = driver.write_records(Key(snapshot.key), made.records(), base=base_entry, note=note)
+        if entry is None:
             staged.seal.failed()
             return None
-        entry = driver.write_records(Key(snapshot.key), made.records(), base=base_entry, note=note)
     except BaseException as error:
         try:
             written = settle(driver, staged, table)
@@ -114,7 +122,18 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
             raise
         log.warning("%s is in the store, although writing it failed: %s", snapshot.key, error)
         return written
-    return Written(entry, snapshot, table)
+    return Written(entry, snapshot, table, isinstance(driver, WritesFiles))
+
+
+def _write_files(
+    driver: WritesFiles, key: Key, files: keeping.Files, base: Base | None, base_entry: Entry | None, note: Note
+) -> Entry | None:
+    """Store the files of a key that is a directory; None if none would be left."""
+    stored = frozenset() if base_entry is None else driver.file_names(base_entry)
+    plan = keeping.plan(files, base, stored, driver.serialised)
+    if not plan.left:
+        return None
+    return driver.write_files(key, plan.contents(), plan.gone, base=base_entry, note=note)
 
 
 def settle(driver: Driver, staged: StagedDirectory, before: ShardTable | None = None) -> Written | None:
@@ -132,7 +151,7 @@ def settle(driver: Driver, staged: StagedDirectory, before: ShardTable | None = 
         if before is None and snapshot.keepsake is not None:
             before = packing.unpack(zstandard.ZstdDecompressor().decompress(snapshot.keepsake))
         if before is not None or snapshot.base_version is None:
-            return Written(entry, snapshot, before)
+            return Written(entry, snapshot, before, isinstance(driver, WritesFiles))
         log.warning("%s is in the store, but what changed since cannot be told: all of it stays staged", snapshot.key)
     staged.seal.failed()
     return None
@@ -142,7 +161,7 @@ def place(written: Written, after: ShardTable) -> Places:
     """Where the files of a snapshot are in the shard that was made of it, which has the table `after`."""
     snapshot, before = written.snapshot, written.before
     files = _files(snapshot, before)
-    where = sealing.placed(files, before, after)
+    where = keeping.placed(files, after) if written.file_by_file else sealing.placed(files, before, after)
     entries = {entry.name: entry.id for entry in snapshot.entries}
     numbers: dict[int, int | None] = {}
     base_numbers: dict[int, int] = {}

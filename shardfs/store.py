@@ -72,7 +72,11 @@ class Store:
 
     @property
     def identity(self) -> str:
-        """The same text for the same store, however it was called: the resolved path of a local one, else the URL."""
+        """The same text for the same store, however it was called: what its driver says, the resolved path of a local
+        one, else the URL."""
+        own: str | None = getattr(self.driver, "identity", None)
+        if own is not None:
+            return own
         if self.place is None or "+" in urlsplit(self.url).scheme:
             return self.url
         return os.path.realpath(self.place)

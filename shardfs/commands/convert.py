@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = cores() if arguments.jobs is None else arguments.jobs
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
-    _check_apart(arguments.source, arguments.target)
     source = open_store(arguments.source, arguments.from_driver)
+    _check_apart(source, arguments.target)
     target = _open_target(arguments.target, arguments.driver, arguments.compression)
     with Progress("converting") as bar:
         report = convert_all(
@@ -45,11 +45,13 @@ def run(arguments: argparse.Namespace) -> int:
     return _result(arguments, target, report)
 
 
-def _check_apart(source: str, target: str) -> None:
+def _check_apart(source: Store, target: str) -> None:
     """The source is never written to, also not by a target that lies in it; and no store is to show another's files."""
-    paths = [os.path.realpath(local_path(store)) for store in (source, target)]
+    if source.place is None:
+        return
+    paths = [os.path.realpath(path) for path in (source.place, local_path(target))]
     if os.path.commonpath(paths) in paths:
-        raise BadSettingError(f"{source} and {target}: one is the other, or lies in it; name another directory")
+        raise BadSettingError(f"{source.url} and {target}: one is the other, or lies in it; name another directory")
 
 
 def _open_target(target: str, driver: str | None, compression: str | None) -> Store:

@@ -104,6 +104,26 @@ class Refilled(Protocol):
     def hold(self, start: int, end: int) -> None: ...
 
 
+@runtime_checkable
+class WritesFiles(Protocol):
+    """A Driver some of whose keys are directories, in which each file is stored by itself (`keeping` says how)."""
+
+    def refused(self, key: Key) -> str | None:
+        """Why nothing of a key may be changed, or made under that name; None where it may. Touches no storage."""
+
+    def file_names(self, entry: Entry) -> frozenset[str]:
+        """The files that a key is stored as. StorageError."""
+
+    def serialised(self, value: Any) -> bytes:
+        """A value as a file of its own. BadSettingError for what has no form."""
+
+    def write_files(
+        self, key: Key, put: Iterable[tuple[str, bytes]], gone: Iterable[str], *, base: Entry | None, note: Note
+    ) -> Entry:
+        """Have files (name and content) in a key, and those `gone` no longer: `write_records` for such keys, with what
+        that says of `base`, `note` and errors."""
+
+
 class Shard(ShardReader, Protocol):
     """A fetched and decompressed shard: one buffer of raw bytes and the rules to read it. Immutable."""
 

@@ -1,8 +1,8 @@
 """mltraq: experiments in an SQLite database, with a datastore directory for what they keep outside it.
 
-Each experiment is a key, its fields the sample `experiment`, each of its runs a sample under the run's id. Each directory
-of the datastore that is no experiment's of this database (what DataStoreIO was told to use, what a replaced experiment
-left) is a key, too, called as its path; its files are samples. Without a database all directories are.
+Each experiment is a key, its fields the sample `experiment`, each of its runs a sample under the run's id. Each
+directory of the datastore that is no experiment's of this database (what DataStoreIO was told to use, what a replaced
+experiment left) is a key, too, called as its path; its files are samples. Without a database all directories are.
 
 Source of the format: what mltraq 0.1.165 writes and reads, found by running it. Experiments can only be read here;
 directories can be written.
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,13 @@ from shardfs.drivers import mltraq_datapak as datapak
 from shardfs.drivers import mltraq_records as records
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
 from shardfs.drivers.mltraq_database import Database, Experiment, Snapshot, table_of
-from shardfs.drivers.mltraq_datastore import directory_of, prefix_of
+from shardfs.drivers.mltraq_datastore import check_prefix, directory_of, prefix_of
 from shardfs.drivers.mltraq_shards import Assembly, MltraqShard, grouped, run_cells
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
     DamagedShardError,
+    KeyExistsError,
     MissingKeyError,
     NotWritableError,
     StaleShardError,
@@ -39,6 +41,7 @@ from shardfs.errors import (
 )
 from shardfs.model import Entry, Key, Version
 from shardfs.pickle_spans import PickleRefusedError
+from shardfs.storage import together
 from shardfs.storage.local import Listed, LocalStorage
 
 SCHEME = "mltraq+"
@@ -80,6 +83,8 @@ class MltraqDriver:
         self.problems: list[str] = []
         self._storage = storage
         self._database: Database | None = None
+        self.identity: str | None = None
+        """What is the same text for the same database and datastore; None without a database."""
         self._scan: _Scan | None = None
         self._outside: OrderedDict[tuple[Key, str], tuple[str, ...]] = OrderedDict()
         self._open: weakref.WeakValueDictionary[tuple[Key, Version], MltraqShard] = weakref.WeakValueDictionary()
@@ -98,6 +103,8 @@ class MltraqDriver:
             raise BadStoreError(f"{directory} is no directory: it is to be the datastore of {path}")
         made = cls(LocalStorage(directory))
         made._database = Database(path)
+        place = os.path.realpath(directory)
+        made.identity = f"{SCHEME}sqlite:///{os.path.realpath(path)}?datastore={place}"
         made.entries()  # what is no database of experiments is told now
         return made, directory.absolute()
 
@@ -125,7 +132,7 @@ class MltraqDriver:
         state = "" if self._database is None else self._database.state()
         if place is None or (place.experiment is not None and self._scan is not None and self._scan.state != state):
             self.entries()
-            place = self._place(key) or self._written(key)
+            place = self._place(key)
         if place is None:
             raise MissingKeyError(f"no key {key!r} in {self._where()}")
         files = self._files(place.directory)
@@ -135,9 +142,6 @@ class MltraqDriver:
 
     def _place(self, key: Key) -> _Place | None:
         return None if self._scan is None else self._scan.places.get(key)
-
-    def _written(self, key: Key) -> _Place | None:
-        return None
 
     def _where(self) -> str:
         return str(self._storage.root if self._database is None else self._database.path)
@@ -252,19 +256,80 @@ class MltraqDriver:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
+    def refused(self, key: Key) -> str | None:
+        place = self._place(key)
+        if place is not None and place.experiment is not None:
+            return f"{key} is an experiment, whose rows are the library's to write; directories can be written"
+        try:
+            check_prefix(key if place is None else place.directory)
+        except BadSettingError as error:
+            return str(error)
+        return None
+
+    def _directory_for(self, key: Key) -> str:
+        """The directory that a key is stored in. NotWritableError."""
+        why = self.refused(key)
+        if why is not None:
+            raise NotWritableError(why)
+        place = self._place(key)
+        return key if place is None else place.directory
+
+    def file_names(self, entry: Entry) -> frozenset[str]:
+        return frozenset(file.name.rpartition("/")[2] for file in self._files(self._directory_for(entry.key)))
+
+    def serialised(self, value: Any) -> bytes:
+        return datapak.serialise(value)
+
     def write(self, key: Key, samples: Iterable[Any]) -> None:
-        raise NotWritableError(f"{key}: not written here yet")
+        """Each sample is a file, serialised and called by its number; whatever else the directory held is gone."""
+        self._scan or self.entries()
+        directory = self._directory_for(key)
+        numbered = [(f"{at:0{config.SAMPLE_DIGITS}d}", sample) for at, sample in enumerate(samples)]
+        there = {file.name.rpartition("/")[2] for file in self._files(directory)}
+        name = together.token()
+        put = ((number, datapak.serialise(sample)) for number, sample in numbered)
+        gone = there - {number for number, _ in numbered}
+        together.change(self._storage, directory, name, put, gone, check=_nothing_to_do, ready=_nothing_to_do)
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
     ) -> Entry:
-        raise NotWritableError(f"{key}: not written here yet")
+        raise NotWritableError(f"{key}: a directory of {self.name} is written file by file, not as records")
+
+    def write_files(
+        self, key: Key, put: Iterable[tuple[str, bytes]], gone: Iterable[str], *, base: Entry | None, note: Note
+    ) -> Entry:
+        self._scan or self.entries()
+        directory = self._directory_for(key)
+        noted = {"directory": directory, "name": together.token()}
+        note(json.dumps(noted))
+
+        def check() -> None:
+            files = self._files(directory)
+            if base is None and files:
+                raise KeyExistsError(f"{key} is in {self._storage.root} already")
+            if base is not None and _digest([], files) != base.version:
+                raise StaleShardError(f"{key} was changed in the datastore since it was changed here")
+
+        def ready() -> None:
+            note(json.dumps({**noted, "ready": True}))
+
+        together.change(self._storage, directory, noted["name"], put, gone, check=check, ready=ready)
+        return self.entry(key)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
-        return None
+        told = json.loads(noted)
+        made = together.settle(self._storage, told["directory"], told["name"], told.get("ready", False))
+        return self.entry(key) if made else None
 
     def remove(self, key: Key) -> None:
-        raise NotWritableError(f"{key}: not removed here yet")
+        """Remove the files of a directory, and it. Those below it stay."""
+        self.entry(key)
+        self._storage.remove_directory(self._directory_for(key))
+
+
+def _nothing_to_do() -> None:
+    pass
 
 
 def _read(snapshot: Snapshot, experiment: Experiment, assembly: Assembly) -> None:
@@ -350,5 +415,3 @@ def _as_it_is(text: str) -> str:
 
 
 __all__ = ["MltraqDriver"]
-
-_ = Callable

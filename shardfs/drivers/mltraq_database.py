@@ -58,7 +58,7 @@ class Database:
             parts = [_state(os.stat(self.path))]
             with contextlib.suppress(FileNotFoundError):
                 log = os.stat(f"{self.path}{_WAL}")
-                # without its ctime, which SQLite moves when root opens it: it sets the owner anew
+                # its ctime says nothing: SQLite gives the log its owner whenever root opens it
                 parts += [f"{log.st_ino:x}-{log.st_size:x}-{log.st_mtime_ns:x}"] if log.st_size else []
         except OSError as error:
             raise StorageError(f"looking at {self.path}: {error.strerror}", error.errno or errno.EIO) from error
@@ -108,10 +108,9 @@ class Database:
         changes. A log that nobody has in use, and a rollback to be made, are read in a copy."""
         how = self._how()
         if how is None:
-            with self._copy() as path:
-                # in the copy SQLite may do what it must
-                with self._connect(f"file:{quote(str(path))}", path) as connection:
-                    yield connection, False
+            # in the copy SQLite may do what it must
+            with self._copy() as path, self._connect(f"file:{quote(str(path))}", path) as connection:
+                yield connection, False
             return
         with self._connect(f"file:{quote(str(self.path))}?{how}", self.path) as connection:
             yield connection, "immutable" in how
@@ -157,8 +156,9 @@ class Database:
             yield copy
 
     @contextlib.contextmanager
-    def _connect(self, uri: str, path: Path, wait: float = config.DATABASE_WAIT) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(uri, uri=True, timeout=wait, isolation_level=None, check_same_thread=False)
+    def _connect(self, uri: str, path: Path, wait: float | None = None) -> Iterator[sqlite3.Connection]:
+        seconds = config.DATABASE_WAIT if wait is None else wait
+        connection = sqlite3.connect(uri, uri=True, timeout=seconds, isolation_level=None, check_same_thread=False)
         try:
             # nothing in the file is run, and no cell can be larger than all of it
             connection.execute("PRAGMA trusted_schema=OFF")

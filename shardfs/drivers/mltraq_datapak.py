@@ -197,8 +197,8 @@ class _Walk:
             self._steps.value(None, depth)
             return inner.tree(pickle_spans.read(raw, start, end, self._steps), depth)
         except PickleRefusedError as error:
-            if self._steps.left < 0:
-                raise
+            if self._steps.left < 0 and depth:
+                raise  # nothing else can be read either
             return Blob(start, end - start, "bin", f"{url[:200]}: {error}")
 
 
@@ -253,7 +253,7 @@ def serialise(value: Any, keep: Callable[[Any], str | None] = lambda value: None
 def _encoded(value: Any, keep: Callable[[Any], str | None], depth: int) -> Any:
     if depth > config.NESTING:
         raise BadSettingError(f"values nested deeper than {config.NESTING} levels cannot be serialised")
-    if isinstance(value, np.bool_ | np.number | np.str_ | np.bytes_) and not isinstance(value, np.timedelta64):
+    if isinstance(value, np.bool_ | np.number | np.str_ | np.bytes_):
         value = value.item()
     kind = type(value)
     if value is None or kind in (bool, float, str, bytes):
@@ -300,7 +300,7 @@ def _packed(value: Any) -> dict[str, Any]:
         np.save(file, value, allow_pickle=False)
         return {MAGIC: "numpy.ndarray-0", "value": file.getvalue()}
     if isinstance(value, np.datetime64):
-        return {MAGIC: "numpy.datetime64-0", "value": int(np.datetime64(value, "us").astype(np.int64))}
+        return {MAGIC: "numpy.datetime64-0", "value": int(value.astype("M8[us]").astype(np.int64))}
     if isinstance(value, uuid.UUID):
         return {MAGIC: "uuid.UUID-0", "value": value.hex}
     kind = _arrow_kind(value)

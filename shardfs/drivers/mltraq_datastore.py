@@ -3,8 +3,8 @@
     <datastore>/<prefix>/<name>        url `file:///<prefix>/<name>`
 
 A prefix is the id of an experiment (with dashes), or any path that DataStoreIO was given. Source: what mltraq 0.1.165
-writes and reads, found by running it. A url is no more than a name below the datastore here: whatever leads out of it, by
-`..` or through a symbolic link, is refused. Knows nothing of what is in the files.
+writes and reads, found by running it. A url is no more than a name below the datastore here: whatever leads out of it,
+by `..` or through a symbolic link, is refused. Knows nothing of what is in the files.
 """
 
 from __future__ import annotations

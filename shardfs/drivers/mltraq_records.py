@@ -2,8 +2,8 @@
 
     u32 length | msgpack {"cells" | "files", "urls"} | cells of the row | files that they refer to
 
-This form is shardfs's own and is stored nowhere: the rows of a database and the files of a datastore are given the shape
-of a shard by it. Positions in the head count from its end. Knows nothing of databases and directories.
+This form is shardfs's own and is stored nowhere: the rows of a database and the files of a datastore are given the
+shape of a shard by it. Positions in the head count from its end. Knows nothing of databases and directories.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from shardfs import config
+from shardfs import config, names
 from shardfs.drivers import mltraq_datapak as datapak
 from shardfs.errors import DamagedShardError
 from shardfs.pickle_spans import PickleRefusedError, Steps
@@ -59,7 +59,7 @@ def native(value: Any, kind: str | None) -> Any:
 
 def steps_for(length: int) -> Steps:
     """What a record of so many bytes may cost to read."""
-    return Steps(config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * length)
+    return Steps(config.TOKEN_FLOOR + config.TOKENS_PER_RAW_BYTE * length)
 
 
 def tree(raw: Buffer, start: int, end: int, steps: Steps | None = None) -> Tree:
@@ -91,12 +91,17 @@ class _Reading:
     def _blob(self, at: int, length: int, why: str | None = None) -> Tree:
         """The value of a blob; its bytes where it is none."""
         start = self._base + at
+        # one that was made to take all there is leaves something to the others
+        steps = Steps(self._steps.left // 2)
+        before = steps.left
         try:
             if why is not None:
                 raise PickleRefusedError(why)
-            return datapak.decode(self._raw, start, start + length, self._resolve, self._steps)
+            return datapak.decode(self._raw, start, start + length, self._resolve, steps)
         except PickleRefusedError as error:
             return Blob(start, length, "bin", str(error)[:300])
+        finally:
+            self._steps.left -= before - max(steps.left, 0)
 
     def row(self, cells: Iterable[list[Any]]) -> dict[Any, Tree]:
         made: dict[Any, Tree] = {}
@@ -123,23 +128,19 @@ class _Reading:
             whole = suffix in ("", "json") and serialised
             if whole and type(value) is dict:
                 made = {**value, **made}
-            elif not suffix and len(files) == 1:
+            elif (whole or not suffix) and len(files) == 1:
                 return value
             else:
-                name = suffix or "$value"
-                while name in made:
-                    name += "~"
-                made[name] = value
+                name = "$value" if whole or not suffix else names.field_part(suffix)
+                made[suffix if name in made else name] = value
         return made
 
     def _file(self, suffix: str, at: int, length: int, serialised: bool) -> Tree:
         if not suffix:
             return self._whole(at, length) if serialised else Blob(self._base + at, length)
         if serialised and suffix == "json":
-            value = self._whole(at, length)
-            if type(value) is dict:
-                return value
-        elif serialised:
+            return self._whole(at, length)
+        if serialised:
             start = self._base + at
             npy = datapak.stored_npy(self._raw, start, start + length, self._steps)
             if npy is not None:

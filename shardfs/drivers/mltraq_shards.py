@@ -1,8 +1,8 @@
 """The samples of one mltraq key as a shard: an experiment with its runs, or a directory of files.
 
-The raw bytes of such a shard are records (see mltraq_records) whose cells are in memory, as SQLite gives them, and whose
-files stay in the datastore (see mltraq_pieces): however much an experiment keeps there, opening it holds its rows only.
-Knows nothing of how a key is found, nor of SQL.
+The raw bytes of such a shard are records (see mltraq_records) whose cells are in memory, as SQLite gives them, and
+whose files stay in the datastore (see mltraq_pieces): however much an experiment keeps there, opening it holds its rows
+only. Knows nothing of how a key is found, nor of SQL.
 """
 
 from __future__ import annotations
@@ -50,13 +50,17 @@ class MltraqShard:
     def held(self) -> int:
         return self._pieces.held
 
+    @property
+    def samples(self) -> int:
+        return len(self._stems)
+
     def stems(self) -> Iterable[str]:
         return self._stems
 
     def records(self) -> Iterator[Record]:
         """All samples. OverfullShardError where values are referred to again and again, so that all would take more
         than bytes of this number can hold in earnest."""
-        left = config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * self._stored
+        left = _steps_in_all(self._stored)
         for number, start in enumerate(self._starts[:-1]):
             end = self._starts[number + 1]
             steps = records.steps_for(end - start)
@@ -239,8 +243,13 @@ class Assembly:
             return datapak.references(raw, 0, len(raw), steps)
         finally:
             self._spent += before - max(steps.left, 0)
-            if self._spent > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * self._stored:
+            if self._spent > _steps_in_all(self._stored):
                 raise OverfullShardError()
+
+
+def _steps_in_all(stored: int) -> int:
+    """What reading so many stored bytes may cost in all: one record at its limit is shown, several are too much."""
+    return 2 * config.TOKEN_FLOOR + config.TOKENS_PER_RAW_BYTE * stored
 
 
 def run_cells(

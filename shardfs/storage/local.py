@@ -46,6 +46,9 @@ class Listed:
     version: Version
 
 
+Listing = list[Listed]
+
+
 def version_of(status: os.stat_result) -> Version:
     """What tells one content of a file from another."""
     # ctime too: mtime can be set back, as `cp -p` and `rsync -t` do to what they overwrite in place
@@ -98,7 +101,7 @@ class LocalStorage:
                 raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))
-                pending += self._scan(descriptor, prefix, suffixes, found, temporary)
+                pending.extend(self._scan(descriptor, prefix, suffixes, found, temporary))
             except OSError as error:
                 raise self._error(f"listing {prefix or '.'}", error) from error
             finally:
@@ -106,12 +109,13 @@ class LocalStorage:
         self._seen = self._seen if temporary else seen
         return sorted(found, key=lambda listed: listed.name)
 
-    def files_in(self, directory: str) -> list[Listed]:
+    def files_in(self, directory: str) -> Listing:
         """The regular files right in one directory below the root, sorted by name. StorageError."""
-        found: list[Listed] = []
+        found: Listing = []
         descriptor = self._open_directory(directory)
         try:
-            self._scan(descriptor, f"{directory}/" if directory else "", ("",), found)
+            for _ in self._scan(descriptor, f"{directory}/" if directory else "", ("",), found):
+                pass
         except OSError as error:
             raise self._error(f"listing {directory}", error) from error
         finally:
@@ -119,20 +123,18 @@ class LocalStorage:
         return sorted(found, key=lambda listed: listed.name)
 
     def _scan(
-        self, descriptor: int, prefix: str, suffixes: tuple[str, ...], found: list[Listed], temporary: bool = False
-    ) -> list[str]:
+        self, descriptor: int, prefix: str, suffixes: tuple[str, ...], found: Listing, temporary: bool = False
+    ) -> Iterator[str]:
         """Adds the files of one directory, and gives the directories in it. OSError."""
-        below = []
         with os.scandir(descriptor) as entries:
             for entry in entries:
                 name = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    below.append(name + "/")
+                    yield name + "/"
                 elif name.endswith(suffixes) and entry.name.startswith(TEMPORARY) == temporary:
                     status = self._status(descriptor, entry.name)
                     if status is not None:
                         found.append(Listed(name, status.st_size, status.st_mtime_ns, version_of(status)))
-        return below
 
     def changed(self) -> bool:
         """True if a name may have come, gone or been replaced since the last `list`. Costs a stat per directory.
@@ -185,6 +187,30 @@ class LocalStorage:
                 return os.open(last, flags, dir_fd=directory)
             except OSError as error:
                 raise self._error(f"opening {name}", error) from error
+
+    @contextlib.contextmanager
+    def directory(self, path: str, make: bool = False) -> Iterator[int]:
+        """A descriptor of a directory below the root; with `make` it is made where it is missing. StorageError."""
+        _check_name(self.root, path)
+        if make:
+            self._make_root()
+        descriptor = self._open_directory(path, make)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def remove_directory(self, path: str) -> None:
+        """Remove all files right in a directory, and it if nothing else is in it, durably. StorageError."""
+        for listed in self.files_in(path):
+            self.remove(listed.name)
+        with self._parent(path) as (above, last):
+            try:
+                os.rmdir(last, dir_fd=above)
+                os.fsync(above)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise self._error(f"removing {path}", error) from error
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole small file. StorageError, EFBIG above `limit` bytes."""

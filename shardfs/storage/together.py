@@ -1,0 +1,142 @@
+"""Several files of one directory replaced, added and removed as one step, as far as a crash goes.
+
+No file system does that by itself. So all is written beside its name first, then a plan of what gets which name, and
+then the plan is carried out; whoever finds a plan carries it out to its end, which may be done any number of times. Who
+reads the directory meanwhile sees some files before others. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable
+
+from shardfs.errors import StorageError
+from shardfs.storage import renaming
+from shardfs.storage.local import TEMPORARY, LocalStorage
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def token() -> str:
+    """What one such step is called by, so that it can be settled later."""
+    return secrets.token_hex(8)
+
+
+def change(
+    storage: LocalStorage,
+    directory: str,
+    name: str,
+    put: Iterable[tuple[str, bytes]],
+    gone: Iterable[str],
+    *,
+    check: Callable[[], None],
+    ready: Callable[[], None],
+) -> None:
+    """Have the files `put` (name and content) in `directory`, and those `gone` no longer, durably; `name` is what
+    `token` made.
+
+    `check` is called when all is written, and `ready` behind it: from then on the step will be made, at the latest by
+    `settle`, which is also for a `ready` that raised; until then nothing has changed, whatever is raised. StorageError,
+    and what the three raise.
+    """
+    with storage.directory(directory, make=True) as descriptor:
+        try:
+            plan = _write_all(descriptor, name, put, list(gone))
+            with renaming.locked(descriptor):
+                try:
+                    check()
+                except BaseException:
+                    _clean(descriptor, name)
+                    raise
+                ready()
+                _carry_out(descriptor, name, plan)
+                return
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            text = f"writing into {storage.root / directory}: {error.strerror or error}"
+            raise StorageError(text, error.errno or errno.EIO) from error
+
+
+def settle(storage: LocalStorage, directory: str, name: str, ready: bool) -> bool:
+    """Make the end of a step that was left: all of it if it was `ready`, nothing of it if not. Whether it was made, or
+    had been. StorageError."""
+    try:
+        with storage.directory(directory) as descriptor, renaming.locked(descriptor):
+            if not ready:
+                _clean(descriptor, name)
+            elif (plan := _plan(descriptor, name)) is not None:
+                _carry_out(descriptor, name, plan)
+            else:
+                os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        if isinstance(error, StorageError):
+            raise
+        text = f"settling {storage.root / directory}: {error.strerror or error}"
+        raise StorageError(text, error.errno or errno.EIO) from error
+    return ready
+
+
+Plan = dict[str, list[str]]
+"""`put` are names, in the order of the files written for them, and `gone` names."""
+
+
+def _write_all(descriptor: int, name: str, put: Iterable[tuple[str, bytes]], gone: list[str]) -> Plan:
+    plan: Plan = {"put": [], "gone": gone}
+    try:
+        for number, (target, data) in enumerate(put):
+            _write(descriptor, _part(name, number), data)
+            plan["put"].append(target)
+        _write(descriptor, TEMPORARY + name, json.dumps(plan).encode("ascii"))
+        os.fsync(descriptor)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what failed is what the caller is told, and not this
+            _clean(descriptor, name)
+        raise
+    return plan
+
+
+def _part(name: str, number: int) -> str:
+    return f"{TEMPORARY}{name}-{number}"
+
+
+def _write(descriptor: int, name: str, data: bytes) -> None:
+    with open(os.open(name, _NEW, 0o666, dir_fd=descriptor), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _plan(descriptor: int, name: str) -> Plan | None:
+    try:
+        opened = os.open(TEMPORARY + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+    except FileNotFoundError:
+        return None
+    with open(opened, "rb") as file:
+        plan: Plan = json.loads(file.read())
+    return plan
+
+
+def _carry_out(descriptor: int, name: str, plan: Plan) -> None:
+    for number, target in enumerate(plan["put"]):
+        with contextlib.suppress(FileNotFoundError):  # it has its name already
+            os.rename(_part(name, number), target, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+    for target in plan["gone"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target, dir_fd=descriptor)
+    os.fsync(descriptor)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(TEMPORARY + name, dir_fd=descriptor)
+
+
+def _clean(descriptor: int, name: str) -> None:
+    for entry in os.listdir(descriptor):
+        if entry == TEMPORARY + name or entry.startswith(f"{TEMPORARY}{name}-"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry, dir_fd=descriptor)
