@@ -7,7 +7,7 @@ is a few numbers here and no object. Pure; knows nothing of inodes, contents or 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,8 +54,7 @@ class Folders:
         cuts = {name: _cuts(name) for name in {self._name(file) for file in files}}
         for file in files:
             if file >= behind:  # another sample
-                sample = int(np.searchsorted(np.asarray(file_start), file, "right"))
-                behind = int(file_start[sample])
+                behind = file_start[bisect_right(file_start, file)]
                 self._close(opened, 0, before + 1)
                 seen.clear()
             elif file != before + 1:
