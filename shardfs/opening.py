@@ -33,10 +33,10 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
 def open_store(url_or_path: str | os.PathLike[str], driver: str | None = None, **options: Any) -> Store:
     """Open a store: a local path, a `file://` URL, or a URL whose scheme begins with a driver's name and a `+`.
 
-    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, or one that an installed package offers);
-    without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's own
-    (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression). Raises BadStoreError,
-    BadSettingError.
+    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, `mltraq`, `superduper`, or one that an
+    installed package offers); without it the store's content decides, and an empty or unclear store needs it. `options`
+    are the driver's own (squirrel: format, compression, level; streaming: validate_hash, size_limit, compression;
+    superduper: encodable). Raises BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""

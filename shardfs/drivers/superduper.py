@@ -25,7 +25,7 @@ from shardfs.drivers.superduper_mongo import open_database
 from shardfs.drivers.superduper_rows import Encoder
 from shardfs.drivers.superduper_shard import Rows, SuperduperShard
 from shardfs.drivers.superduper_sqlite import SqliteTables
-from shardfs.drivers.superduper_types import TableInfo
+from shardfs.drivers.superduper_types import MIDDLE, Layout, TableInfo
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -60,13 +60,13 @@ class Tables(Protocol):
     @property
     def size(self) -> int: ...
 
-    def tables(self) -> tuple[list[TableInfo], bool]: ...
+    def tables(self) -> tuple[list[TableInfo], Layout]: ...
 
     def rows(self, table: TableInfo) -> Iterator[dict[str, Any]]: ...
 
     def texts(self) -> Iterator[str]: ...
 
-    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None: ...
+    def insert(self, table: TableInfo, row: dict[str, Any], layout: Layout) -> None: ...
 
 
 class NoTables:
@@ -97,8 +97,8 @@ class NoTables:
     def size(self) -> int:
         return 0
 
-    def tables(self) -> tuple[list[TableInfo], bool]:
-        return [TableInfo(ARTIFACTS, "", {})], True
+    def tables(self) -> tuple[list[TableInfo], Layout]:
+        return [TableInfo(ARTIFACTS, "", {})], MIDDLE
 
     def rows(self, table: TableInfo) -> Iterator[dict[str, Any]]:
         blobs, files = listed(self._root)
@@ -108,7 +108,7 @@ class NoTables:
     def texts(self) -> Iterator[str]:
         raise BadStoreError(f"{self._root}: which artifacts are needed only a database knows: name that, too")
 
-    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None:
+    def insert(self, table: TableInfo, row: dict[str, Any], layout: Layout) -> None:
         raise NotWritableError(f"{self._root} has artifacts only: a row needs a database")
 
 
@@ -254,11 +254,11 @@ class SuperduperDriver:
         return shard
 
     def _read(self, key: Key, grow: Grow = lambda _: None) -> SuperduperShard:
-        tables, hashed = self.database.tables()
+        tables, layout = self.database.tables()
         table = next((table for table in tables if table.name == key), None)
         if table is None:
             raise MissingKeyError(f"no key {key!r} in the database")
-        rows, objects = Rows(table.primary_id), Objects(self.storage, hashed)
+        rows, objects = Rows(table.primary_id), Objects(self.storage, layout.hashed)
         encoder = Encoder(table, objects)
         with objects.looking():
             for row in self.database.rows(table):
@@ -282,25 +282,25 @@ class SuperduperDriver:
 
     def put_bytes(self, data: bytes) -> str:
         """Store a blob; the reference to it. See superduper_writing.put_bytes."""
-        return superduper_writing.put_bytes(self.storage, data, self._hashed())
+        return superduper_writing.put_bytes(self.storage, data, self._layout())
 
     def put_file(self, path: Path) -> str:
         """Store a copy of a file or of a directory; the reference to it. See superduper_writing.put_file."""
-        return superduper_writing.put_file(self.storage, path, self._hashed())
+        return superduper_writing.put_file(self.storage, path, self._layout())
 
-    def _hashed(self) -> bool:
+    def _layout(self) -> Layout:
         return self.database.tables()[1]
 
     def insert(self, key: Key, row: dict[str, Any]) -> None:
         """Add a row of plain values and references, durably. MissingKeyError, KeyExistsError, BadSettingError,
         StorageError."""
-        tables, old = self.database.tables()
+        tables, layout = self.database.tables()
         table = next((table for table in tables if table.name == key), None)
         if table is None:
             raise MissingKeyError(f"no key {key!r} in the database")
         if not isinstance(row.get(table.primary_id), str | int):
             raise BadSettingError(f"a row of {key} needs a {table.primary_id!r}, which is a text or a number")
-        self.database.insert(table, row, old)
+        self.database.insert(table, row, layout)
 
     def garbage(self) -> list[Garbage]:
         """See Collecting: artifacts that nothing in the database refers to. A database that is not this one may have

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shardfs import config
-from shardfs.drivers.superduper_types import UNKNOWN, ColumnType, TableInfo
+from shardfs.drivers.superduper_types import UNKNOWN, ColumnType, Layout, TableInfo
 from shardfs.errors import BadSettingError, KeyExistsError, StorageError
 
 _VALIDATION = 0.05
@@ -85,10 +85,10 @@ def insert_sqlite(path: Path, table: TableInfo, row: dict[str, Any]) -> None:
         raise StorageError(f"writing to {path}: {error}") from error
 
 
-def insert_document(collection: Any, table: TableInfo, row: dict[str, Any], old: bool) -> None:
-    """The same for a MongoDB collection; `old` is a store of 0.2 to 0.5, whose documents have some members more."""
+def insert_document(collection: Any, table: TableInfo, row: dict[str, Any], layout: Layout) -> None:
+    """The same for a MongoDB collection; documents of 0.2 and 0.3 have some members more."""
     made = {column: cell(value, table.columns.get(column, UNKNOWN), column, True) for column, value in row.items()}
-    if old:
+    if layout.mangled:
         made = {_FOLD: fold(), **made, "_schema": table.schema, "_builds": {}, "_files": {}, "_blobs": {}}
     if collection.find_one({table.primary_id: row[table.primary_id]}) is not None:
         raise KeyExistsError(f"{table.name} has a row {row[table.primary_id]!r}")

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 
 from shardfs import config
 from shardfs.drivers.superduper_insert import insert_document
-from shardfs.drivers.superduper_types import ColumnType, TableInfo, as_dict, component_types
+from shardfs.drivers.superduper_types import MIDDLE, NEW, OLD, ColumnType, Layout, TableInfo, as_dict, component_types
 from shardfs.errors import BadSettingError, MissingExtraError, StorageError
 
 _SYSTEM = frozenset(
@@ -82,15 +82,16 @@ class MongoTables:
         """When a change was seen last: documents have no times."""
         return self._seen
 
-    def tables(self) -> tuple[list[TableInfo], bool]:
-        """All collections with documents of users, by name; and whether blobs are named by their SHA-1."""
+    def tables(self) -> tuple[list[TableInfo], Layout]:
+        """All collections with documents of users, by name; and which layout the store has."""
         with _told():
             names = sorted(name for name in self._database.list_collection_names() if not name.startswith("system."))
             if "Table" in names:
-                return self._new(names), False
+                return self._new(names), NEW
             components = list(self._database["_objects"].find({})) if "_objects" in names else []
         shown = [name for name in names if name not in _SYSTEM]
-        return component_types(shown, [_component(document) for document in components]), bool(components)
+        layout = (MIDDLE if any("status" in made for made in components) else OLD) if components else NEW
+        return component_types(shown, [_component(document) for document in components]), layout
 
     def _new(self, names: list[str]) -> list[TableInfo]:
         """0.10: a document of `Table` for each; those of users have no class behind them."""
@@ -117,10 +118,10 @@ class MongoTables:
                 for document in self._database[name].find({}):
                     yield repr(document)
 
-    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None:
+    def insert(self, table: TableInfo, row: dict[str, Any], layout: Layout) -> None:
         """See insert_document."""
         with _told():
-            insert_document(self._database[table.name], table, row, old)
+            insert_document(self._database[table.name], table, row, layout)
         with self._lock:
             self._due = 0.0
 

@@ -17,10 +17,10 @@ from typing import Any
 from shardfs import config
 from shardfs.drivers.mltraq_database import Database
 from shardfs.drivers.superduper_insert import insert_sqlite, quoted
-from shardfs.drivers.superduper_types import ColumnType, TableInfo, as_dict, component_types
+from shardfs.drivers.superduper_types import MIDDLE, NEW, OLD, ColumnType, Layout, TableInfo, as_dict, component_types
 from shardfs.errors import BadStoreError, DamagedShardError, StorageError
 
-_SYSTEM = frozenset(("COMPONENT", "JOB", "META", "PARENT_CHILD_ASSOCIATION", "ARTIFACT_RELATION"))
+_SYSTEM = frozenset(("COMPONENT", "JOB", "META", "PARENT_CHILD_ASSOCIATION", "ARTIFACT_RELATIONS"))
 """Tables of 0.2 to 0.5 that hold no rows of users."""
 
 
@@ -63,9 +63,9 @@ class SqliteTables:
                 total += os.stat(f"{self.path}{ending}").st_size
         return total
 
-    def tables(self) -> tuple[list[TableInfo], bool]:
-        """All tables with rows of users, in the order of their making; and whether blobs are named by their SHA-1 (up
-        to 0.5 they are)."""
+    def tables(self) -> tuple[list[TableInfo], Layout]:
+        """All tables with rows of users, in the order of their making;
+        and which layout the store has."""
         with self._database.snapshot() as snapshot:
             connection = snapshot.connection
             query = (
@@ -80,10 +80,10 @@ class SqliteTables:
             ]
             columns = {name: _columns(connection, name) for name in present}
             if "Table" in columns and {"identifier", "fields", "primary_id"} <= set(columns["Table"]):
-                return self._new(connection, columns), False
+                return self._new(connection, columns), NEW
             if "COMPONENT" in columns and {"type_id", "dict", "identifier"} <= set(columns["COMPONENT"]):
-                return self._old(connection, columns), True
-            return [TableInfo(name, "id", {}) for name in present], False
+                return self._old(connection, columns), MIDDLE if "uuid" in columns["COMPONENT"] else OLD
+            return [TableInfo(name, "id", {}) for name in present], NEW
 
     @staticmethod
     def _new(connection: sqlite3.Connection, columns: dict[str, list[str]]) -> list[TableInfo]:
@@ -133,7 +133,7 @@ class SqliteTables:
                         if isinstance(value, str | bytes):
                             yield value if isinstance(value, str) else value.decode("latin-1")
 
-    def insert(self, table: TableInfo, row: dict[str, Any], old: bool) -> None:
+    def insert(self, table: TableInfo, row: dict[str, Any], layout: Layout) -> None:
         """See insert_sqlite."""
         insert_sqlite(self.path, table, row)
 

@@ -1,7 +1,7 @@
 """What Superduper's types say of a column's bytes: which file shows them, and what they are in Python.
 
 Nothing of it is run: decoders are pickled functions, so a type is what its name, its shape and its media type say.
-Source: what superduperdb 0.2, superduper-framework 0.3 and 0.10 write, found by running them.
+Source: what superduper-framework 0.3, 0.4, 0.5 and 0.10 write, found by running them.
 """
 
 from __future__ import annotations
@@ -65,6 +65,28 @@ _NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """What stores of some releases have in common."""
+
+    hashed: bool
+    """True if blobs are named by the SHA-1 of their bytes."""
+    mangled: bool
+    """True if a reference to a file has its name, too, with `__` for each dot; documents have members more then."""
+    open: bool
+    """True if everybody may do everything with artifacts (mode 0777)."""
+
+
+OLD = Layout(True, True, False)
+"""0.2 and 0.3."""
+
+MIDDLE = Layout(True, False, True)
+"""0.4 and 0.5; and what fits all, where the release is not known."""
+
+NEW = Layout(False, False, True)
+"""0.10."""
+
+
+@dataclass(frozen=True, slots=True)
 class ColumnType:
     """What is known of a column."""
 
@@ -75,6 +97,9 @@ class ColumnType:
     media: str | None = None
     text: bool = False
     """True if bytes in the table may be base64 in a text."""
+    dtype: str = ""
+    """0.5: the type of an array's elements, where it is said, and its shape."""
+    shape: tuple[int, ...] = ()
 
     @property
     def light(self) -> bool:
@@ -108,11 +133,11 @@ class ColumnType:
     def array(self, length: int) -> tuple[np.dtype[Any], tuple[int, ...]] | None:
         """dtype and shape of an array of so many bytes, where the type's name says them and they fit."""
         match = _ARRAY.match(self.name) or _NUMPY.match(self.name)
-        if match is None:
+        if match is None and not (self.dtype and self.shape):
             return None
         try:
-            dtype = values.safe_dtype(match[1])
-            shape = tuple(int(part) for part in match[2].split("x"))
+            dtype = values.safe_dtype(self.dtype if match is None else match[1])
+            shape = self.shape if match is None else tuple(int(part) for part in match[2].split("x"))
             if math.prod(shape) * dtype.itemsize != length:
                 return None
             return dtype, values.checked_shape(shape, dtype, length)
@@ -170,13 +195,16 @@ class _Components:
 
     def type_of(self, value: Any) -> ColumnType:
         if isinstance(value, str) and not value.startswith("&:component:"):
-            return ColumnType(value.removeprefix("?"))
+            return ColumnType(value.removeprefix("?").removeprefix("datatype:"))
         made = self.meant(value)
         named = ":".join(value.split(":")[3:-1]) if isinstance(value, str) else ""
         media = made.get("media_type")
         in_text = str(made.get("bytes_encoding", "Bytes")).lower() in ("str", "base64", "bytesencoding.base64")
         name = str(made.get("identifier") or named)
-        return ColumnType(name, str(made.get("encodable") or "native"), str(media) if media else None, in_text)
+        encodable, dtype, shape = str(made.get("encodable") or "native"), made.get("dtype"), made.get("shape")
+        dims = tuple(dim for dim in shape if type(dim) is int) if isinstance(shape, list | tuple) else ()
+        text = str(media) if media else None
+        return ColumnType(name, encodable, text, in_text, dtype if isinstance(dtype, str) else "", dims)
 
 
 def as_dict(value: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from shardfs import config
 from shardfs.drivers.superduper_artifacts import BLOB, FILE
+from shardfs.drivers.superduper_types import Layout
 from shardfs.errors import BadSettingError, DamagedShardError, StorageError
 from shardfs.storage.local import LocalStorage, temporary_name
 from shardfs.storage.local_reader import reason
@@ -26,15 +27,15 @@ _OPEN = 0o777
 """Mode of artifacts from 0.4 on, as the library gives it to them."""
 
 
-def put_bytes(storage: LocalStorage, data: bytes, hashed: bool) -> str:
-    """Store a blob, durably, unless the store has it; a reference to it. `hashed`: named by its SHA-1, as up to 0.5.
-    DamagedShardError where something else has its name; StorageError."""
-    made = hashlib.sha1(data, usedforsecurity=False) if hashed else hashlib.sha256(data)
+def put_bytes(storage: LocalStorage, data: bytes, layout: Layout) -> str:
+    """Store a blob, durably, unless the store has it; a reference to it. DamagedShardError where something else has its
+    name; StorageError."""
+    made = hashlib.sha1(data, usedforsecurity=False) if layout.hashed else hashlib.sha256(data)
     name = made.hexdigest()
 
     def write(file: BinaryIO) -> None:
         file.write(data)
-        if not hashed:
+        if layout.open:
             os.fchmod(file.fileno(), _OPEN)
 
     try:
@@ -47,7 +48,7 @@ def put_bytes(storage: LocalStorage, data: bytes, hashed: bool) -> str:
     return BLOB + name
 
 
-def put_file(storage: LocalStorage, path: Path, hashed: bool) -> str:
+def put_file(storage: LocalStorage, path: Path, layout: Layout) -> str:
     """Store a copy of a file or of a directory with all in it, durably, unless the store has it; a reference to it.
 
     Its name is made of its content, so what was changed is another artifact. Symbolic links are followed, as
@@ -57,19 +58,19 @@ def put_file(storage: LocalStorage, path: Path, hashed: bool) -> str:
     name = path.name
     if not name:
         raise BadSettingError(f"{path} has no name to be stored under")
-    if hashed and "__" in name:
-        raise BadSettingError(f"{name}: up to release 0.5 a name with __ in it is not found again: rename it")
+    if layout.mangled and "__" in name:
+        raise BadSettingError(f"{name}: up to release 0.3 a name with __ in it is not found again: rename it")
     temporary = temporary_name()
     folder = storage.root / temporary
     try:
         storage.make_directory("")
         folder.mkdir()
         _copy(path, folder / name)
-        made = hashlib.sha1(usedforsecurity=False) if hashed else hashlib.sha256()
+        made = hashlib.sha1(usedforsecurity=False) if layout.hashed else hashlib.sha256()
         for piece in _content(folder, name):
             made.update(piece)
         identifier = made.hexdigest()
-        if not hashed:
+        if layout.open:
             _open_up(folder)
         _sync(folder)
         with contextlib.suppress(FileExistsError, NotADirectoryError):
@@ -81,7 +82,7 @@ def put_file(storage: LocalStorage, path: Path, hashed: bool) -> str:
         raise StorageError(f"storing {path}: {text}", code or 5) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return f"{FILE}{name.replace('.', '__')}:{identifier}" if hashed else FILE + identifier
+    return f"{FILE}{name.replace('.', '__')}:{identifier}" if layout.mangled else FILE + identifier
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -23,6 +23,11 @@ def url_of(folder: Path) -> str:
     return f"superduper+sqlite://{folder}/db.sqlite?artifacts={folder}/artifacts"
 
 
+def table_of(manifest: dict[str, Any]) -> str:
+    """The one table of a fixture."""
+    return str(manifest["references"][0]["path"][0])
+
+
 class Made:
     """A store as release 0.10 has it, in a directory."""
 

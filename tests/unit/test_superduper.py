@@ -34,7 +34,7 @@ from shardfs.storage.local import LocalStorage
 from shardfs.store import Store
 from shardfs.superduper import EMPTY, Artifact, FileArtifact, artifact, file, insert, lazy_artifact, orphans, put
 from tests.conformance import manifests
-from tests.conformance.superduper_stores import CASES, DATA, Made, Opens, url_of
+from tests.conformance.superduper_stores import CASES, DATA, Made, Opens, table_of, url_of
 
 TEST = "866cf8526595d3620d6045172fb16d1efefac4b1"
 """SHA-1 of pickle.dumps('This is a test'): the id in Superduper's own documents."""
@@ -61,8 +61,9 @@ def new(tmp_path: Path) -> Store:
 def test_documents_are_what_the_library_decodes(case: str) -> None:
     manifest = manifests.load_manifest(DATA / case)
     store = open_store(url_of(DATA / case))
-    assert store.keys() == ["my_collection"]
-    documents = store.get("my_collection")
+    table = table_of(manifest)
+    assert store.keys() == [table]
+    documents = store.get(table)
     assert len(documents) == len(manifest["decoded_by_library"])
     for document, expected in zip(documents, manifest["decoded_by_library"], strict=True):
         plain = document.unpack()
@@ -278,6 +279,19 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_added(new: Store) -> No
             call()
 
 
+def test_references_to_files_are_what_each_release_reads(tmp_path: Path) -> None:
+    (tmp_path / "my__w.bin").write_bytes(b"w")
+    for case in ("0.4.0", "0.5.0"):
+        shutil.copytree(DATA / case, tmp_path / case)
+        store = open_store(url_of(tmp_path / case))
+        reference = put(store, file(tmp_path / "my__w.bin"))
+        assert reference.count(":") == 2, "no name in it, from 0.4 on"
+        insert(store, "docs", {"id": "mine", "f": reference, "x": artifact("This is a test")})
+        document = store.get("docs")[-1]
+        assert document["f"].files == ["my__w.bin"]
+        assert document["x"].id == TEST
+
+
 def test_a_writer_that_is_killed_leaves_no_half_artifact(tmp_path: Path) -> None:
     """Killed at each of its system calls that could be seen: what is there under a name is whole."""
     made = Made(tmp_path / "s", {"id": "str"})
@@ -319,7 +333,8 @@ def test_orphans_are_what_no_row_and_no_component_names(case: str, tmp_path: Pat
     (found,) = [one for one in orphans(store) if one.name not in known]
     assert (found.name, found.kind, found.size) == (lost, "unnamed", 15)
     assert isinstance(store.driver, SuperduperDriver)
-    insert(store, "my_collection", {"id": "wants", "art": f"&:blob:{lost}"})
+    column = manifest["references"][0]["path"][2]
+    insert(store, table_of(manifest), {"id": "wants", column: f"&:blob:{lost}"})
     assert {one.name for one in orphans(store)} == known
     with pytest.raises(StaleShardError):
         store.driver.discard(found)
