@@ -36,9 +36,9 @@ READERS_SHARE = 4
 """...and together no more than one part in this many of what the process may have: the rest is for shards that are
 read while they are pinned, and for storage, of which each of WORKERS_IO threads may hold two."""
 
-LINKED_OPEN = 32
-"""Objects of the storage that one shard holds open besides, where its samples refer to some: readers of a few files at
-once find theirs open, and a hundred such shards stay below DESCRIPTORS."""
+LINKED_OPEN = 64
+"""Objects of the storage that samples refer to and that are held open, for all shards of a driver together: who reads
+some files at once finds them open, and it is a small part of what any process may have."""
 
 LINKED_CHECKED = MIB
 """Such an object is compared with its hash, where that is known, if it is no larger than this: what reads it whole in

@@ -8,6 +8,7 @@ when something of it is read, and not before. Knows nothing of what the objects 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -47,20 +48,55 @@ def position(number: int) -> int:
     return BASE + number * SPAN
 
 
+class OpenObjects:
+    """Objects that are held open, `most` at a time, for all shards of a driver together: each takes a descriptor."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: OrderedDict[tuple[int, int], LocalReader] = OrderedDict()
+        self._owners = itertools.count()
+        self._lock = threading.Lock()
+
+    def owner(self) -> int:
+        """A number for one shard."""
+        return next(self._owners)
+
+    def get(self, owner: int, number: int) -> LocalReader | None:
+        """An object that is open; counts as a use."""
+        with self._lock:
+            reader = self._open.get((owner, number))
+            if reader is not None:
+                self._open.move_to_end((owner, number))
+            return reader
+
+    def keep(self, owner: int, number: int, reader: LocalReader) -> None:
+        """Hold it open, in place of what was used longest ago: that is closed when the last read through it is done."""
+        with self._lock:
+            self._open[owner, number] = reader
+            while len(self._open) > self._most:
+                self._open.popitem(last=False)
+
+    def drop(self, owner: int, number: int) -> None:
+        with self._lock:
+            self._open.pop((owner, number), None)
+
+
 class LinkedObjects:
-    """The positions behind a shard's own bytes. Holds some objects open (config.LINKED_OPEN at most), and no memory.
+    """The positions behind a shard's own bytes. Holds no memory, and descriptors only in `held`.
 
     An object that has gone or was changed since is StaleShardError, never other bytes: `changed` is told first. One
     that is read whole at once anyway (config.LINKED_CHECKED bytes at most) is compared with its hash, where that is
     known, when it is opened.
     """
 
-    def __init__(self, storage: LocalStorage, objects: Sequence[Object], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, storage: LocalStorage, objects: Sequence[Object], held: OpenObjects, changed: Callable[[], None]
+    ) -> None:
         self._storage = storage
         self._objects = objects
         self._changed = changed
-        self._open: OrderedDict[int, LocalReader] = OrderedDict()
-        self._lock = threading.Lock()
+        self._held = held
+        self._owner = held.owner()
 
     @property
     def end(self) -> int:
@@ -70,10 +106,7 @@ class LinkedObjects:
     def part(self, start: int, end: int) -> Buffer | None:
         """Bytes of one object that is open, and whose bytes are in the page cache; None else, and never an error."""
         number, offset = self.number_at(start), start - BASE & SPAN - 1
-        with self._lock:
-            reader = self._open.get(number)
-            if reader is not None:
-                self._open.move_to_end(number)
+        reader = self._held.get(self._owner, number)
         try:
             return None if reader is None else reader.cached_at(offset, end - start)
         except (StaleShardError, StorageError):
@@ -82,15 +115,13 @@ class LinkedObjects:
     def fetch(self, start: int, end: int) -> Buffer:
         """Bytes of one object. StaleShardError, DamagedShardError, StorageError."""
         number, offset = self.number_at(start), start - BASE & SPAN - 1
-        with self._lock:
-            reader = self._open.get(number)
+        reader = self._held.get(self._owner, number)
         try:
             if reader is None:
                 reader = self._opened(number)
             return memoryview(reader.read_at(offset, end - start))
         except StaleShardError:
-            with self._lock:
-                self._open.pop(number, None)
+            self._held.drop(self._owner, number)
             self._changed()
             raise
 
@@ -110,8 +141,5 @@ class LinkedObjects:
         known = thing.sha1 if thing.size <= config.LINKED_CHECKED else None
         if known and hashlib.sha1(reader.read_at(0, thing.size), usedforsecurity=False).hexdigest() != known:
             raise DamagedShardError(f"{thing.name} in {self._storage.root} does not hold what its SHA-1 is of")
-        with self._lock:
-            self._open[number] = reader
-            while len(self._open) > config.LINKED_OPEN:
-                self._open.popitem(last=False)  # closed when the last read through it is done
+        self._held.keep(self._owner, number, reader)
         return reader

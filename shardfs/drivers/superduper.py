@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from shardfs import config
 from shardfs.drivers import superduper_garbage, superduper_python, superduper_writing
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader
 from shardfs.drivers.garbage import Garbage
+from shardfs.drivers.linked import OpenObjects
 from shardfs.drivers.superduper_artifacts import BLOB, FILE, Objects, listed
 from shardfs.drivers.superduper_mongo import open_database
 from shardfs.drivers.superduper_rows import Encoder
@@ -146,6 +148,7 @@ class SuperduperDriver:
         self._known: dict[Key, _Known] = {}
         self._ended: dict[Key, int] = {}
         self._listed: str | None = None
+        self._held = OpenObjects(config.LINKED_OPEN)
         self._lock = threading.Lock()
         self.problems: list[str] = []
 
@@ -265,7 +268,7 @@ class SuperduperDriver:
                 rows.add(_name(row, table.primary_id), encoder.encode(row))
                 grow(len(rows.raw))
         present = superduper_python.eager if self._eager else superduper_python.lazy
-        return SuperduperShard(rows, objects.all, self.storage, lambda: self._end(key), present)
+        return SuperduperShard(rows, objects.all, self.storage, self._held, lambda: self._end(key), present)
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
         return None  # rows are in memory; what they refer to never is

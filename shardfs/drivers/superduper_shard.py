@@ -12,7 +12,7 @@ from typing import Any
 
 from shardfs import names
 from shardfs.drivers.base import Record
-from shardfs.drivers.linked import LinkedObjects, Object
+from shardfs.drivers.linked import LinkedObjects, Object, OpenObjects
 from shardfs.drivers.superduper_rows import decode
 from shardfs.errors import DamagedShardError
 from shardfs.storage.local import LocalStorage
@@ -52,6 +52,7 @@ class SuperduperShard:
         rows: Rows,
         objects: list[Object],
         storage: LocalStorage,
+        held: OpenObjects,
         changed: Callable[[], None],
         present: Callable[[Tree, SuperduperShard], Any],
     ) -> None:
@@ -60,7 +61,7 @@ class SuperduperShard:
         self.objects = objects
         self.storage = storage
         self._starts, self._names = rows.starts, rows.names
-        self._linked = LinkedObjects(storage, objects, changed)
+        self._linked = LinkedObjects(storage, objects, held, changed)
         self._present = present
         self.size = max(len(self.raw), self._linked.end)
 

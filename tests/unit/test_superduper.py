@@ -30,6 +30,7 @@ from shardfs.errors import (
     StaleShardError,
     StorageError,
 )
+from shardfs.model import Key
 from shardfs.storage.local import LocalStorage
 from shardfs.store import Store
 from shardfs.superduper import EMPTY, Artifact, FileArtifact, artifact, file, insert, lazy_artifact, orphans, put
@@ -585,3 +586,23 @@ def test_the_index_of_a_store_is_built_and_agrees(tmp_path: Path, monkeypatch: p
     assert json.loads(shardfs("index", "--json", url).stdout)["built"] == 1
     assert json.loads(shardfs("index", "--json", url).stdout)["kept"] == 1
     assert json.loads(shardfs("index", "--json", "--check", url).stdout)["differing"] == []
+
+
+def test_descriptors_are_bounded_for_all_tables_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardfs.config.LINKED_OPEN", 5)
+    tables = [Made(tmp_path, {"id": "str", "x": "pickle"}, name) for name in ("a", "b")]
+    for made in tables:
+        for number in range(20):
+            made.row(id=str(number), x=made.blob(f"{made.name}{number}", f"{made.name}{number}".encode()))
+    driver = open_store(tables[0].url).driver
+    shards = [driver.load(driver.entry(Key(made.name)), lambda _: None) for made in tables]
+    before = len(os.listdir("/proc/self/fd"))
+    for made, shard in zip(tables, shards, strict=True):
+        for number, record in enumerate(shard.records()):
+            leaf = record.tree["x"]
+            assert bytes(shard.fetch(leaf.offset, leaf.offset + leaf.length)) == f"{made.name}{number}".encode()
+            assert bytes(shard.part(leaf.offset, leaf.offset + leaf.length) or b"?") in (
+                b"?",
+                f"{made.name}{number}".encode(),
+            )
+            assert len(os.listdir("/proc/self/fd")) <= before + 5
