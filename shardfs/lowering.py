@@ -60,7 +60,7 @@ class Lowering:
             return self._dict(field, value)
         if isinstance(value, _TEXTS):
             self.changes[field, kind.__name__, "text"] = None
-            return str(value) if kind is uuid.UUID else value.isoformat()
+            return str(value) if isinstance(value, uuid.UUID) else value.isoformat()
         if kind in (set, frozenset):
             self.changes[field, "set", "list"] = None
             members = sorted(value, key=lambda item: light_json.json_bytes(light_json.to_json(item, _no_file, ())))
