@@ -10,6 +10,7 @@ Knows nothing of file names (names.py, layout.py), of shards or of drivers.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import msgpack
 import numpy as np
 
 from shardfs import config
-from shardfs.errors import DamagedShardError
+from shardfs.errors import DamagedShardError, StorageError
 
 Buffer = memoryview
 """A shard's raw bytes: one-dimensional, format `B`."""
@@ -266,6 +267,10 @@ class Extension:
         return msgpack.ExtType(self.code, bytes(raw[self.offset : self.offset + self.length]))
 
 
+def _elsewhere() -> StorageError:
+    return StorageError("bytes of another object of the storage, which only its own file gives", errno.EOPNOTSUPP)
+
+
 @dataclass(frozen=True, slots=True)
 class Linked:
     """Bytes of another object of the storage, at `offset` in the shard's positions behind its own raw bytes: its file
@@ -280,7 +285,7 @@ class Linked:
         return Content(self.ext, len(self.header) + self.length, self.header, self.offset)
 
     def value(self, raw: Buffer) -> Any:
-        raise DamagedShardError("the bytes of another object are not among the shard's own")
+        raise _elsewhere()
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +301,7 @@ class Folder:
     """Where all of it lies, below the storage's root."""
 
     def value(self, raw: Buffer) -> Any:
-        raise DamagedShardError("the bytes of another object are not among the shard's own")
+        raise _elsewhere()
 
 
 def _array_png(shape: tuple[int, ...], pixels: Callable[[], Any]) -> Content:

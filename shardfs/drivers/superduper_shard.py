@@ -88,10 +88,13 @@ class SuperduperShard:
         for start, end in zip(self._starts, [*self._starts[1:], len(self.raw)], strict=True):
             yield Record(start, end, self.tree(start, end))
 
-    def stems(self) -> list[str] | None:
-        """The rows' primary ids; None where some have none, or two are alike: then rows are numbered."""
+    def stems(self) -> list[str]:
+        """The rows' primary ids; numbers where some have none, or two are alike."""
         made = [names.escape_sample(name) for name in self._names if name is not None]
-        return made if len({*map(names.same_name, made)}) == len(self._names) else None
+        if len({*map(names.same_name, made)}) == len(self._names):
+            return made
+        digits = names.digits_for(len(self._names))
+        return [names.sample_number(number, digits) for number in range(len(self._names))]
 
     def tree(self, start: int, end: int) -> Tree:
         return decode(self.raw[start:end], start)
