@@ -23,7 +23,7 @@ from typing import Any
 from shardfs import names, reading_back
 from shardfs.copying import Rules, changes, copied
 from shardfs.drivers import mds, mds_writing
-from shardfs.drivers.base import Driver, NewRecord, Record, Shard, Value, Verbatim
+from shardfs.drivers.base import Driver, NamesSamples, NewRecord, Record, Shard, Value, Verbatim
 from shardfs.drivers.mltraq import EXPERIMENT
 from shardfs.drivers.mltraq_shards import MltraqShard
 from shardfs.drivers.squirrel import SquirrelDriver
@@ -231,8 +231,7 @@ class _Run:
         """All samples with the names that they are shown under, as far as can be said before all are seen; without
         those that the target has no columns for."""
         digits = names.digits_for(shard.samples_through or 0)
-        stems = shard.stems()
-        given = None if stems is None else iter(stems)
+        given = iter(shard.stems()) if isinstance(shard, NamesSamples) else None
         for at, record in enumerate(shard.records()):
             if self.stop.is_set():
                 raise _StoppedError
@@ -250,7 +249,7 @@ def _value(shard: Shard, record: Record, name: str, lowering: Lowering, whole: b
     """A sample's value, as the target can hold it, with its name in it where the system has given it one, as a seal
     would keep it."""
     value = copied(record.tree, shard.raw, whole)
-    if shard.stems() is None:
+    if not isinstance(shard, NamesSamples):
         return value
     value = lowering.sample(value)
     if type(value) is not dict:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, layout, names, shapes
-from shardfs.drivers.base import Record, Shard, ShardReader
+from shardfs.drivers.base import NamesSamples, Record, Shard, ShardReader
 from shardfs.errors import DamagedShardError
 from shardfs.folders import ROOT, Folders
 from shardfs.shapes import File
@@ -457,9 +457,8 @@ def _own_stems(shard: Shard) -> Strings | None:
     Looks at the first sample only, unless that one has a `__key__`.
     """
     packed = _Packed()
-    given = shard.stems()
-    if given is not None:
-        for name in given:
+    if isinstance(shard, NamesSamples):
+        for name in shard.stems():
             packed.number(name.encode("utf-8"))
         return packed.pack()
     seen: set[str] = set()

@@ -94,8 +94,6 @@ class _Layout:
         text = key if isinstance(key, str) else _display(key)
         field = names.escape(text[: config.NAME_MAX])
         suffix = self._add(value, (field,))
-        if isinstance(value, values.Named) and key == value.suffix:
-            return  # of two files that could be one field, as `a.png` and `a.jpg`, one is called as it is
         folder = isinstance(value, values.Folder)
         shown = suffix.partition("/")[0] if folder else names.field_part(suffix)
         if not isinstance(key, str) or len(key) > config.NAME_MAX or shown != field:

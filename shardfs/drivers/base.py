@@ -105,6 +105,14 @@ class Refilled(Protocol):
 
 
 @runtime_checkable
+class NamesSamples(Protocol):
+    """A Shard whose system names its samples itself."""
+
+    def stems(self) -> Iterable[str]:
+        """The part before the first dot of the names of each sample's files, in the order of samples; no two alike."""
+
+
+@runtime_checkable
 class WritesFiles(Protocol):
     """A Driver some of whose keys are directories, in which each file is stored by itself (`keeping` says how)."""
 
@@ -138,10 +146,6 @@ class Shard(ShardReader, Protocol):
     def samples_through(self) -> int | None:
         """Samples that share one numbering (a whole split), for the width of the numbers; None: this shard's."""
 
-    def stems(self) -> Iterable[str] | None:
-        """The part before the first dot of the names of each sample's files, no two alike, where the system names its
-        samples itself; None where they are numbered, or have a field that names them."""
-
     def records(self) -> Iterator[Record]:
         """All samples in order. Raises DamagedShardError, also after the last one when something is left over."""
 
@@ -174,9 +178,6 @@ class InMemory:
 
     def expect(self) -> None:
         """It is there."""
-
-    def stems(self) -> Iterable[str] | None:
-        return None
 
     def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
         return None

@@ -411,12 +411,12 @@ def test_hostile_blobs_are_shown_as_bytes_and_the_rest_lives(experiments: Experi
     else:
         experiments.add("e", cells)
     store = experiments.open()
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fields, run = store.get("e")
     assert run["good"] == [1]
     assert (fields["fields"] if where == "fields" else run["bad"]) == blob
     assert len(notes(store)) == 1, "the reason is told"
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10
     assert not os.path.exists("/tmp/shardfs-was-attacked")
 
@@ -523,10 +523,10 @@ def test_many_runs_that_refer_to_one_large_file_end(experiments: Experiments) ->
             "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000)"
             " INSERT INTO experiment_e SELECT id_experiment, id_run || n, ds FROM experiment_e, c"
         )
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DamagedShardError, match="more values"):
         experiments.open().get("e")
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30
 
 
 # --- large things, changes -------------------------------------------------------------------------------------------
@@ -650,3 +650,14 @@ def test_a_write_over_what_has_changed_is_stale(experiments: Experiments) -> Non
     with pytest.raises(StaleShardError):
         driver.write_files("p", iter([("new", b"new")]), [], base=base, note=lambda _: None)
     assert sorted(path.name for path in (experiments.datastore / "p").iterdir()) == ["old", "theirs"]
+
+
+def test_files_of_a_directory_are_shown_under_their_own_names(experiments: Experiments) -> None:
+    for name in ("cat.jpg", "cat.left.png", "cat.txt", "b.JSON", ".hidden", "no_extension", "a~b.bin"):
+        experiments.file(f"p/{name}", b"raw")
+    store = open_store(experiments.datastore, driver="mltraq")
+    expected = {"cat.jpg", "cat.left.png", "cat.txt", "b.JSON", "%2Ehidden.$value.bin", "no_extension.$value.bin"}
+    assert set(names(store, "p")) == {*expected, "a%7Eb.bin"}
+    # two that would be one field: the .json tells them apart
+    experiments.file("p/cat.left.jpg", b"raw")
+    assert set(names(store, "p")) == {*expected, "a%7Eb.bin", "cat.left.jpg", "cat.json"}
