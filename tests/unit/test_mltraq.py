@@ -653,10 +653,10 @@ def test_a_write_over_what_has_changed_is_stale(experiments: Experiments) -> Non
 
 
 def test_files_of_a_directory_are_shown_under_their_own_names(experiments: Experiments) -> None:
-    for name in ("cat.jpg", "cat.left.png", "cat.txt", "b.JSON", ".hidden", "no_extension", "a~b.bin"):
+    for name in ("cat.jpg", "cat.left.png", "cat.txt", "b.YAML", ".hidden", "no_extension", "a~b.bin"):
         experiments.file(f"p/{name}", b"raw")
     store = open_store(experiments.datastore, driver="mltraq")
-    expected = {"cat.jpg", "cat.left.png", "cat.txt", "b.JSON", "%2Ehidden.$value.bin", "no_extension.$value.bin"}
+    expected = {"cat.jpg", "cat.left.png", "cat.txt", "b.YAML", "%2Ehidden.$value.bin", "no_extension.$value.bin"}
     assert set(names(store, "p")) == {*expected, "a%7Eb.bin"}
     # two that would be one field: the .json tells them apart
     experiments.file("p/cat.left.jpg", b"raw")
