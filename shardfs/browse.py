@@ -12,7 +12,7 @@ from typing import Any
 from shardfs import config, index
 from shardfs.drivers.base import Shard
 from shardfs.errors import DamagedShardError, MissingKeyError
-from shardfs.index import ShardTable
+from shardfs.index import FolderTable, ShardTable
 from shardfs.store import Store
 from shardfs.tree import KeyDirectory, KeyTree
 
@@ -45,10 +45,25 @@ class Browser:
             return [_listed(name, child) for name, child in directory.children.items()]
         _, table = self._shard(directory)
         mtime = directory.entry.mtime_ns
+        if isinstance(table, FolderTable):
+            return [*self._inside(table, rest, path, mtime)]
         if rest:
             file = self._file(table, rest, path)
             return [Listed(rest, "file", table.size(file), mtime)]
         return [Listed(name.decode("utf-8"), "file", size, mtime) for name, size, _ in table.listing(0)]
+
+    def _inside(self, table: FolderTable, rest: str, path: str, mtime: int) -> Iterator[Listed]:
+        """`list` of what is in a key with directories inside."""
+        number = table.walk(rest.encode("utf-8", "surrogateescape")) if rest else None
+        if rest and number is None:
+            raise MissingKeyError(f"no {path.strip('/')} in {self._store.url}")
+        if number is not None and not table.is_folder(number):
+            yield Listed(rest, "file", table.size(number), mtime)
+            return
+        for name, child, _ in table.children(number, 0):
+            folder = table.is_folder(child)
+            text = name.decode("utf-8", "surrogateescape")
+            yield Listed(text, "dir" if folder else "file", 0 if folder else table.size(child), mtime)
 
     def read(self, path: str) -> Iterator[bytes]:
         """The content of one file in pieces. Raises at the call: MissingKeyError, DamagedShardError, StorageError."""
@@ -108,6 +123,9 @@ class Browser:
 
     def _file_info(self, key: KeyDirectory, name: str, path: str) -> dict[str, Any]:
         _, table = self._shard(key)
+        number = table.walk(name.encode("utf-8", "surrogateescape")) if isinstance(table, FolderTable) else None
+        if isinstance(table, FolderTable) and number is not None and table.is_folder(number):
+            return {"path": path.strip("/"), "kind": "dir", "entries": sum(1 for _ in table.children(number, 0))}
         file = self._file(table, name, path)
         return {
             "key": key.entry.key,
@@ -126,7 +144,10 @@ class Browser:
         return directory, rest
 
     def _file(self, table: ShardTable, name: str, path: str) -> int:
-        file = table.find(name.encode("utf-8", "surrogateescape"))
+        encoded = name.encode("utf-8", "surrogateescape")
+        file = table.walk(encoded) if isinstance(table, FolderTable) else table.find(encoded)
+        if file is not None and file >= table.files:
+            raise MissingKeyError(f"{path.strip('/')} is a directory")
         if file is None:
             raise MissingKeyError(f"no {path.strip('/')} in {self._store.url}")
         return file

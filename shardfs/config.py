@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from pathlib import Path
@@ -34,6 +35,24 @@ READERS = 256
 READERS_SHARE = 4
 """...and together no more than one part in this many of what the process may have: the rest is for shards that are
 read while they are pinned, and for storage, of which each of WORKERS_IO threads may hold two."""
+
+LINKED_OPEN = 64
+"""Objects of the storage that samples refer to and that are held open, for all shards of a driver together: who reads
+some files at once finds them open, and it is a small part of what any process may have."""
+
+LINKED_CHECKED = MIB
+"""Such an object is compared with its hash, where that is known, if it is no larger than this: what reads it whole in
+a request or a few pays for it with a millisecond."""
+
+JSON_TEXT = 64 * MIB
+"""A text in a column is looked into for what it says as JSON up to this many characters: a second's work."""
+
+FOLDER_FILES = 100_000
+"""Files in one directory that was stored as an artifact; one with more is not shown, as a shard that holds more than is
+reasonable is not."""
+
+GONE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+"""What opening says of an object that was removed, or that something else (a symbolic link) has taken the place of."""
 
 DESCRIPTORS = 4096
 """A process that serves a mount raises its limit of descriptors to this, as far as it may."""

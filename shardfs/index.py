@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, layout, names, shapes
-from shardfs.drivers.base import NamesSamples, Record, Shard, ShardReader
+from shardfs.drivers.base import LinksFiles, NamesSamples, Record, Shard, ShardReader
 from shardfs.errors import DamagedShardError
+from shardfs.folders import ROOT, Folders
 from shardfs.shapes import File
 from shardfs.values import Buffer, Members
 
@@ -53,7 +54,7 @@ class _Packed:
         known = self._numbers.get(text)
         if known is None:
             known = self._numbers[text] = len(self._numbers)
-            self._data += text if isinstance(text, bytes) else text.encode("utf-8")
+            self._data += text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
             self._starts.append(len(self._data))
         return known
 
@@ -85,6 +86,9 @@ class Strings:
 
 class ShardTable:
     """All files of one shard, by number: samples in order, each sample's files in the order of its fields."""
+
+    flat = True
+    """False where some of the files are in directories inside the key, or are one and the same (`FolderTable`)."""
 
     def __init__(
         self,
@@ -127,6 +131,11 @@ class ShardTable:
             + prefixes.nbytes
             + (0 if stems is None else stems.nbytes + 4 * len(stems))
         )
+
+    @property
+    def numbers(self) -> int:
+        """How many inode numbers the table has: one for each file, and behind these one for each directory."""
+        return self.files
 
     def stem(self, sample: int) -> bytes:
         """The part before the first dot of the names of a sample's files."""
@@ -249,6 +258,96 @@ class ShardTable:
         return data
 
 
+class FolderTable(ShardTable):
+    """A table with directories inside the key, or with files that have their bytes in common.
+
+    Directories have the numbers behind the files'. `find` gives files with the same bytes outside the rows (a blob that
+    several samples refer to) one number: the first one's. ValueError for names that no walk through directories gives.
+    """
+
+    flat = False
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.folders = Folders(self._file_start, self.columns["suffix"], list(self.suffixes))
+        self._first_with = self._shared()
+        self.nbytes += self.folders.nbytes + 4 * self.files
+
+    def _shared(self) -> array[int]:
+        """For each file the first one with the same bytes, where these are outside of all records."""
+        own_bytes = int(self.columns["record_end"].max(initial=0))
+        seen: dict[tuple[int, int, int], int] = {}
+        made = array("I", range(self.files))
+        outside = (self.columns["kind"] == SLICE) & (self.columns["offset"] >= own_bytes)
+        for file in np.flatnonzero(outside).tolist():
+            made[file] = seen.setdefault((self._offset[file], self._length[file], self._prefix[file]), file)
+        return made
+
+    @property
+    def numbers(self) -> int:
+        return self.files + len(self.folders)
+
+    def find(self, name: bytes) -> int | None:
+        file = super().find(name)
+        return None if file is None else self._first_with[file]
+
+    def is_folder(self, number: int) -> bool:
+        return number >= self.files
+
+    def find_in(self, folder: int | None, name: bytes) -> int | None:
+        """The number of what has this name in a directory, by that one's number (None: the key's own)."""
+        if folder is not None:
+            child = self.folders.find(folder - self.files, name)
+            return None if child is None else self._number_of(folder - self.files, child[1])
+        file = None if b"/" in name else self.find(name)
+        if file is not None:
+            return file
+        stem, dot, rest = name.partition(b".")
+        sample = self.find_sample(stem) if dot else None
+        if sample is None:
+            return None
+        below = self.folders.top(self._file_start[sample], self._file_start[sample + 1], rest)
+        return None if below is None else self.files + below
+
+    def _number_of(self, folder: int, first: int) -> int:
+        below = self.folders.at(folder, first)
+        return self._first_with[first] if below is None else self.files + below
+
+    def children(self, folder: int | None, start: int) -> Iterator[tuple[bytes, int, int]]:
+        """(name, number, offset behind it) of what is in a directory, from offset `start` on."""
+        if folder is not None:
+            for name, first, end in self.folders.children(folder - self.files, start):
+                yield name, self._number_of(folder - self.files, first), end
+            return
+        behind = 0
+        for name, _, file in self.listing(start):
+            if file < behind:
+                continue
+            below = self.folders.at(ROOT, file)
+            if below is None:
+                yield name, self._first_with[file], file + 1
+            else:
+                behind = self.folders.end(below)
+                yield name.partition(b"/")[0], self.files + below, behind
+
+    def walk(self, path: bytes) -> int | None:
+        """The number of what a path from the key's own directory leads to."""
+        number: int | None = None
+        for part in path.split(b"/"):
+            if number is not None and not self.is_folder(number):
+                return None
+            number = self.find_in(number, part)
+            if number is None:
+                return None
+        return number
+
+
+def make_table(*, linked: bool, suffixes: Strings, **parts: Any) -> ShardTable:
+    """A table of whichever kind these parts need. ValueError as for FolderTable."""
+    kind = FolderTable if linked or b"/" in suffixes.data else ShardTable
+    return kind(suffixes=suffixes, **parts)
+
+
 def _number(digits: int) -> bytes:
     """The format of samples' numbers."""
     return b"%%0%dd" % digits
@@ -314,7 +413,8 @@ class _Builder:
             "offset": np.frombuffer(self._offset, np.uint64).copy(),
             "length": np.frombuffer(self._length, np.uint64).copy(),
         }
-        return ShardTable(
+        return make_table(
+            linked=shard.linked if isinstance(shard, LinksFiles) else False,
             raw_bytes=shard.size,
             stems=stems,
             first_sample=first_sample,

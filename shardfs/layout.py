@@ -99,7 +99,10 @@ class _Layout:
         text = key if isinstance(key, str) else _display(key)
         field = names.escape(text[: config.NAME_MAX])
         suffix = self._add(value, (field,))
-        if not isinstance(key, str) or len(key) > config.NAME_MAX or names.field_part(suffix) != field:
+        folder = isinstance(value, values.Folder)
+        shown = suffix.partition("/")[0] if folder else names.field_part(suffix)
+        if not isinstance(key, str) or len(key) > config.NAME_MAX or shown != field:
+            suffix = shown if folder else suffix
             self._explained[suffix] = light_json.to_json(key, light_json.no_lift, ())
 
     def _unnamed_fields(self, fields: list[tuple[Any, Any]], light: dict[str, Any]) -> None:
@@ -116,6 +119,8 @@ class _Layout:
             self._explained[shown] = light_json.to_json(key, light_json.no_lift, ())
 
     def _add(self, value: Any, path: tuple[str, ...]) -> str:
+        if isinstance(value, values.Folder):
+            return self._add_folder(value, path)
         content = values.content_of(value, self._raw, self._arrays)
         if isinstance(value, values.Named):
             suffix = names.own_suffix(value.suffix, self._room)
@@ -124,6 +129,15 @@ class _Layout:
         suffix = names.tell_apart(suffix, self._taken, self._room)
         self._files.append(FilePlan(suffix, content))
         return suffix
+
+    def _add_folder(self, folder: values.Folder, path: tuple[str, ...]) -> str:
+        """A directory of files that keep their own names. What is shown of it in JSON: the one entry in it, or it."""
+        name = names.folder_name(path[0], path[1:], self._room)
+        name = names.tell_folders_apart(name, self._taken, self._room)
+        for inner, offset, length in folder.files:
+            self._files.append(FilePlan(f"{name}/{inner}", Content("", length, b"", offset)))
+        entries = {inner.partition("/")[0] for inner, _, _ in folder.files}
+        return f"{name}/{entries.pop()}" if len(entries) == 1 else name
 
 
 def _display(key: Any) -> str:

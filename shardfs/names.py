@@ -83,6 +83,24 @@ def file_suffix(field: str, inside: tuple[str, ...], ext: str, room: int) -> str
     return f"{stem}.{ext}"
 
 
+def folder_name(field: str, inside: tuple[str, ...], room: int) -> str:
+    """As `file_suffix`, for a directory, which has no extension."""
+    return shorten(".".join((field, *(escape(part) for part in inside))), room - (config.NAME_MAX - config.NAME_KEEP))
+
+
+def tell_folders_apart(name: str, taken: dict[str, int], room: int) -> str:
+    """As `tell_apart`, for a directory: `~2` comes last. It may be taken as it is by a file's whole suffix, too."""
+    wanted = made = same_name(name)
+    if wanted not in taken:
+        taken[wanted] = 1
+        return name
+    while same_name(made) in taken:
+        taken[wanted] += 1
+        made = f"{name}~{taken[wanted]}"
+    taken[same_name(made)] = 1
+    return made
+
+
 def own_suffix(text: str, room: int) -> str:
     """What follows `<sample>.` where that is a system's own text: as it stands, what cannot stand in a file name
     percent-escaped, and what would make it look like a program's passing file. At most `room` bytes, cut before the

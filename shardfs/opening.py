@@ -33,6 +33,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel-jsonl": ("shardfs.drivers.squirrel", "SquirrelDriver", {"format": "jsonl"}),
     "streaming": ("shardfs.drivers.streaming", "StreamingDriver", {}),
     "webdataset": ("shardfs.drivers.webdataset", "WebDatasetDriver", {}),
+    "superduper": ("shardfs.drivers.superduper", "SuperduperDriver", {}),
     "mltraq": ("shardfs.drivers.mltraq", "MltraqDriver", {}),
 }
 
@@ -59,12 +60,12 @@ def open_store(
     be read. Relative paths in it count from `directory`, by default where the program runs.
 
     A path of a tar, or of several with braces (`train/shard-{000..099}.tar`), means just these, for reading.
-    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, `webdataset`, or one that an installed package
-    offers); without it the store's content decides, and an empty or unclear store needs it. `options` are the driver's
-    own (squirrel, webdataset: compression, level; squirrel: format; streaming: validate_hash, size_limit, compression,
-    format),
-    and for stores far away `endpoint`, `anonymous` and `storage_options` (see `storage.urls.open_remote`), `cache_dir`,
-    `cache_size` and `min_free` (see `storage.disk_cache.cached`). BadStoreError, BadSettingError.
+    `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, `webdataset`, `mltraq`, `superduper`, or one
+    that an installed package offers); without it the store's content decides, and an empty or unclear store needs it.
+    `options` are the driver's own (squirrel, webdataset: compression, level; squirrel: format; streaming:
+    validate_hash, size_limit, compression, format; superduper: encodable), and for stores far away `endpoint`,
+    `anonymous` and `storage_options` (see `storage.urls.open_remote`), `cache_dir`, `cache_size` and `min_free` (see
+    `storage.disk_cache.cached`). BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
@@ -182,7 +183,7 @@ def driver_options(url_or_path: str | os.PathLike[str], driver: str | None = Non
 
 
 def _check_options(driver: str, factory: Any, options: dict[str, Any], first: str) -> None:
-    known = [word for word in inspect.signature(factory).parameters if word != first]
+    known = [word for word in inspect.signature(factory).parameters if word not in (first, "tables")]
     for option in options:
         if option not in known:
             raise BadSettingError(f"driver {driver} has no option {option!r}; it has: {', '.join(known) or 'none'}")

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from shardfs.index import SLICE, Note, ShardTable, Strings
+from shardfs.index import SLICE, Note, ShardTable, Strings, make_table
 
 _RENDERED = 64
 """A rendered file is at most this many times as large as its shard: JSON escapes a byte with six, and has tags."""
@@ -44,6 +44,7 @@ def pack(table: ShardTable) -> bytes:
         "raw_bytes": table.raw_bytes,
         "first_sample": table.first_sample,
         "digits": table.digits,
+        "linked": not table.flat,
         "notes": [[note.file, note.reason] for note in table.notes],
     }
     packed = msgpack.packb([head, strings, columns])
@@ -69,7 +70,8 @@ def unpack(data: bytes) -> ShardTable:
         raise ValueError("parts are missing")
     if files and (int(columns["suffix"].max()) >= len(suffixes) or int(columns["prefix"].max()) >= len(prefixes)):
         raise ValueError("names are missing")
-    return ShardTable(
+    return make_table(
+        linked=bool(head.get("linked")),
         raw_bytes=head["raw_bytes"],
         stems=unpacked["stems"],
         first_sample=head["first_sample"],

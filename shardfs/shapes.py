@@ -143,8 +143,8 @@ def _plain_shape(tree: dict[str, Any], text_files: bool) -> Shape | None:
     files: dict[str, str] = {}
     light: list[str] = []
     for key, value in tree.items():
-        if type(value) is values.Named:
-            return None  # its file is not named after the field
+        if isinstance(value, values.Folder | values.Named):
+            return None  # its files are not named after the field
         if values.is_file(value) or (text_files and isinstance(value, str)):
             files[key] = names.escape(key)
         elif values.is_heavy(value) or key == layout.FIELDS:

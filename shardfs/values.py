@@ -10,6 +10,7 @@ Knows nothing of file names (names.py, layout.py), of shards or of drivers.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import msgpack
 import numpy as np
 
 from shardfs import config
-from shardfs.errors import DamagedShardError
+from shardfs.errors import DamagedShardError, StorageError
 
 Buffer = memoryview
 """A shard's raw bytes: one-dimensional, format `B`."""
@@ -284,6 +285,43 @@ class Extension:
         return msgpack.ExtType(self.code, bytes(raw[self.offset : self.offset + self.length]))
 
 
+def _elsewhere() -> StorageError:
+    return StorageError("bytes of another object of the storage, which only its own file gives", errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """Bytes of another object of the storage, at `offset` in the shard's positions behind its own raw bytes: its file
+    is `header` and these. Nothing of them is looked at for that."""
+
+    offset: int
+    length: int
+    ext: str
+    header: bytes = b""
+
+    def content(self, raw: Buffer, arrays: str) -> Content:
+        return Content(self.ext, len(self.header) + self.length, self.header, self.offset)
+
+    def value(self, raw: Buffer) -> Any:
+        raise _elsewhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Files with names and directories of their own: other objects of the storage, as in Linked.
+
+    `files` has path (`/` between levels), offset and length of each, in the order of a walk through the directories; a
+    path that ends in `/` says that an empty directory is there.
+    """
+
+    files: tuple[tuple[str, int, int], ...]
+    name: str = ""
+    """Where all of it lies, below the storage's root."""
+
+    def value(self, raw: Buffer) -> Any:
+        raise _elsewhere()
+
+
 def _array_png(shape: tuple[int, ...], pixels: Callable[[], Any]) -> Content:
     from shardfs import images  # numpy-only, but a browser of texts never needs it
 
@@ -312,7 +350,9 @@ def _inline_content(value: Any, arrays: str) -> Content:
 
 def is_heavy(value: Any) -> bool:
     """True for a value that gets a file of its own. Decided by type, never by size."""
-    return hasattr(value, "content") or isinstance(value, bytes | bytearray | memoryview | np.ndarray | msgpack.ExtType)
+    return hasattr(value, "content") or isinstance(
+        value, bytes | bytearray | memoryview | np.ndarray | msgpack.ExtType | Folder
+    )
 
 
 def is_file(value: Any) -> bool:

@@ -19,7 +19,7 @@ from shardfs.attributes import Attributes, FileRun, StatFs
 from shardfs.drivers.base import Driver
 from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
 from shardfs.gifts import Gifts
-from shardfs.index import ShardTable
+from shardfs.index import FolderTable, ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.listers import Listers, has_canary
 from shardfs.model import Entry
@@ -41,6 +41,8 @@ class _OpenDirectory:
     names: tuple[bytes, ...]
     plus: bool = True
     """Whether attributes are handed out with the names of a key's files."""
+    folder: int | None = None
+    """The directory inside the key, by its number in the table; None for the key's own."""
 
 
 def _run(table: ShardTable, file: int, offset: int, size: int) -> tuple[bytes, int, int] | None:
@@ -119,7 +121,7 @@ class Vfs:
     def _supersede(self, key: KeyDirectory) -> None:
         table = self.cache.tables.known(key.entry)
         self.cache.drop(key.entry)
-        self.superseded(key, 0 if table is None else table.files)
+        self.superseded(key, 0 if table is None else table.numbers)
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -146,18 +148,27 @@ class Vfs:
 
     async def lookup(self, parent: int, name: bytes) -> Attributes:
         """Attributes of an entry; counts as a lookup of its inode. MissingKeyError (ENOENT)."""
+        key = self.tree.slot(inodes.slot_of(parent))
+        if key is not None:
+            return await self._lookup_inside(key, inodes.file_of(parent), name)
         directory = self._directory(parent)
         if isinstance(directory, Directory):
             return await self._lookup_directory(directory, name)
         assert isinstance(directory, KeyDirectory)
-        await self._current(directory)
-        table = await self._table(directory)
-        file = table.find(name)
-        if file is None:
+        return await self._lookup_inside(directory, None, name)
+
+    async def _lookup_inside(self, key: KeyDirectory, folder: int | None, name: bytes) -> Attributes:
+        """The same in a key's directory, or in one inside that."""
+        await self._current(key)
+        table = await self._table(key)
+        if folder is not None and folder < table.files:
+            raise _failure("not a directory", errno.ENOTDIR)
+        number = table.find_in(folder, name) if isinstance(table, FolderTable) else table.find(name)
+        if number is None:
             raise MissingKeyError(f"no entry {name!r}")
-        directory.lookups += 1
-        directory.asked = True
-        return self._file_attributes(directory, file, table.size(file))
+        key.lookups += 1
+        key.asked = True
+        return self._inside(key, table, number)
 
     async def _lookup_directory(self, directory: Directory, name: bytes) -> Attributes:
         below = directory.children.get(name)
@@ -173,7 +184,8 @@ class Vfs:
 
     def negative_timeout(self, parent: int) -> float:
         """Seconds for which a name that is missing in `parent` may be taken to stay missing."""
-        return config.FOREVER if isinstance(self.tree.directory(parent), KeyDirectory) else self.refresh.interval
+        inside = inodes.slot_of(parent) or isinstance(self.tree.directory(parent), KeyDirectory)
+        return config.FOREVER if inside else self.refresh.interval
 
     async def getattr(self, inode: int) -> Attributes:
         """Attributes by inode. For a file in a shard whose table is gone this loads the shard again."""
@@ -181,10 +193,10 @@ class Vfs:
         if slot is None:
             return self._directory_attributes(self._directory(inode))
         table = await self._table(slot)
-        file = inodes.file_of(inode)
-        if file >= table.files:
+        number = inodes.file_of(inode)
+        if number >= table.numbers:
             raise _failure("no such inode", errno.ESTALE)
-        return self._file_attributes(slot, file, table.size(file))
+        return self._inside(slot, table, number)
 
     def looked_up(self, inode: int, count: int = 1) -> None:
         """Count entries of one key that a listing handed out together with their attributes."""
@@ -254,16 +266,28 @@ class Vfs:
         inode = inodes.file_inode(key.slot, file)
         return Attributes(inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER)
 
+    def _inside(self, key: KeyDirectory, table: ShardTable, number: int) -> Attributes:
+        """Attributes of what has a number in a key's table: a file, or a directory."""
+        if number < table.files:
+            return self._file_attributes(key, number, table.size(number))
+        inode = inodes.file_inode(key.slot, number)
+        return Attributes(inode, stat.S_IFDIR | 0o555, 0, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER)
+
     # --- listings -----------------------------------------------------------------------------------------------
 
     async def opendir(self, inode: int, process: int = 0) -> int:
         """A handle for listing a directory, by a process (0: one that is not known). For a key this waits until its
         shard is indexed."""
-        directory = self._directory(inode)
+        key = self.tree.slot(inodes.slot_of(inode))
+        directory = self._directory(inode) if key is None else key
         if isinstance(directory, KeyDirectory):
             await self._current(directory)
             table = await self._table(directory)
-            return self._handle(_OpenDirectory(directory, table, (), self._listers.plus(process, directory, table)))
+            folder = None if key is None else inodes.file_of(inode)
+            if folder is not None and folder < table.files:
+                raise _failure("not a directory", errno.ENOTDIR)
+            plus = not table.flat or self._listers.plus(process, directory, table)
+            return self._handle(_OpenDirectory(directory, table, (), plus, folder))
         assert isinstance(directory, Directory)
         await self.refresh.listing()
         return self._handle(_OpenDirectory(directory, None, tuple(directory.children)))
@@ -276,9 +300,9 @@ class Vfs:
         return self._entries(opened, start)
 
     def files(self, handle: int) -> FileRun | None:
-        """The same for a key's directory; None if the handle is of no key."""
+        """The same for a key's directory; None if the handle is of no key, or of one with directories inside."""
         opened = self._handles.get(handle)
-        if opened is None or opened.table is None:
+        if opened is None or opened.table is None or not opened.table.flat:
             return None
         assert isinstance(opened.directory, KeyDirectory)
         return FileRun(self._shared(opened.directory), opened.table, opened.plus, has_canary(opened.table))
@@ -287,6 +311,10 @@ class Vfs:
         directory = opened.directory
         if isinstance(directory, KeyDirectory):
             assert opened.table is not None
+            if isinstance(opened.table, FolderTable):
+                for name, number, after in opened.table.children(opened.folder, start):
+                    yield name, self._inside(directory, opened.table, number), after
+                return
             for name, size, file in opened.table.listing(start):
                 yield name, self._file_attributes(directory, file, size), file + 1
             return
@@ -376,6 +404,8 @@ class Vfs:
 
     async def _content(self, key: KeyDirectory, file: int, offset: int, size: int) -> bytes | memoryview:
         loaded = await self.cache.shard(key.entry)
+        if file >= loaded.table.files:
+            raise _failure("a directory", errno.EISDIR)
         key.settled = True
         answer = self._part(loaded, file, offset, size)
         if answer is not None:

@@ -85,7 +85,8 @@ class ShardReader(Protocol):
 
     @property
     def size(self) -> int:
-        """Raw bytes of the whole shard."""
+        """Raw bytes of the whole shard: all positions are below it. Behind a shard's own bytes there may be positions
+        of other objects of the storage (see drivers/linked.py)."""
 
     @property
     def held(self) -> int:
@@ -158,6 +159,13 @@ class StoresObjects(Protocol):
 
     def objects(self, entry: Entry) -> list[tuple[str, Version]]:
         """Name and version of each stored object that loading a shard reads."""
+
+
+@runtime_checkable
+class LinksFiles(Protocol):
+    """A Shard whose files may lie outside its records: in objects of their own, which several samples may refer to."""
+
+    linked: bool
 
 
 @runtime_checkable

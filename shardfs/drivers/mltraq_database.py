@@ -180,6 +180,11 @@ class Snapshot:
         self._connection = connection
         self.state = state
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """For questions about the tables of other systems. Writing raises sqlite3.OperationalError."""
+        return self._connection
+
     def _has_table(self, name: str) -> bool:
         asked = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ? COLLATE NOCASE"
         return self._connection.execute(asked, (name,)).fetchone() is not None

@@ -39,7 +39,8 @@ Listing = list[Listed]
 Names = list[str]
 
 
-def _version(status: os.stat_result) -> Version:
+def version_of(status: os.stat_result) -> Version:
+    """What tells one content of a file from another."""
     # ctime too: mtime can be set back, as `cp -p` and `rsync -t` do to what they overwrite in place
     return Version(f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
 
@@ -137,7 +138,7 @@ class LocalStorage:
                 if ours == temporary and name.endswith(suffixes):
                     status = self._status(descriptor, entry.name)
                     if status is not None:
-                        found.append(Listed(name, status.st_size, status.st_mtime_ns, _version(status)))
+                        found.append(Listed(name, status.st_size, status.st_mtime_ns, version_of(status)))
 
     def changed(self) -> bool:
         """True if a name may have come, gone or been replaced since the last `list`. Costs a stat per directory.
@@ -163,13 +164,13 @@ class LocalStorage:
             status = self._status(descriptor, last)
         if status is None:
             raise StorageError(f"no such file: {name}", errno.ENOENT)
-        return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
+        return Listed(name, status.st_size, status.st_mtime_ns, version_of(status))
 
     def open(self, name: str, version: Version | None = None) -> LocalReader:
         """Open one file for reading; with `version`, exactly that content or StaleShardError. StorageError."""
         descriptor = self._open(name)
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or (version is not None and _version(status) != version):
+        if not stat.S_ISREG(status.st_mode) or (version is not None and version_of(status) != version):
             os.close(descriptor)
             if stat.S_ISREG(status.st_mode):
                 raise StaleShardError(f"{self.root / name} was replaced since it was listed")
@@ -283,7 +284,7 @@ class LocalStorage:
                     written.st_mtime_ns,
                 ):
                     raise StaleShardError(f"{name} was replaced as soon as it was written")
-                return Listed(name, status.st_size, status.st_mtime_ns, _version(status))
+                return Listed(name, status.st_size, status.st_mtime_ns, version_of(status))
             except BaseException as error:
                 with contextlib.suppress(OSError):  # what failed is what the caller is told, and not this
                     os.unlink(temporary, dir_fd=directory)
@@ -316,7 +317,7 @@ class LocalStorage:
     def _check_expected(self, directory: int, last: str, name: str, expected: Version | None) -> None:
         if expected is not None:
             status = self._status(directory, last)
-            if status is None or _version(status) != expected:
+            if status is None or version_of(status) != expected:
                 raise StaleShardError(f"{name} was replaced in {self.root} meanwhile")
 
     def _mark_of(self, directory: int, name: str) -> str:
@@ -379,7 +380,7 @@ class LocalStorage:
         """Remove a file that is still this version, durably. `check` is called right before that, and what it raises
         keeps the file. StaleShardError; StorageError, EBUSY for one that a writer of this kind has not ended with."""
         with self._parent(name) as (directory, last), open(self._open(name), "rb") as file:
-            if _version(os.fstat(file.fileno())) != version:
+            if version_of(os.fstat(file.fileno())) != version:
                 raise StaleShardError(f"{name} is another file than it was")
             if not renaming.unheld(file.fileno()):
                 raise StorageError(f"{name} is just being written", errno.EBUSY)

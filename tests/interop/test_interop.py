@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import bson
+import mongomock
 import numpy as np
 import pytest
 
@@ -20,14 +24,21 @@ from shardfs.converting import convert_all
 from shardfs.drivers.base import Value
 from shardfs.drivers.hashes import HASHES
 from shardfs.drivers.streaming_settings import LEVELS
+from shardfs.drivers.superduper import SuperduperDriver
+from shardfs.drivers.superduper_mongo import MongoTables
 from shardfs.model import Key
 from shardfs.sealing import Base, Changed, Source, Stored, seal
+from shardfs.storage.local import LocalStorage
+from shardfs.store import Store
 from shardfs.streaming import readers
 from shardfs.streaming_readers import FileReader
+from shardfs.superduper import artifact, file, insert, lazy_artifact, orphans
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import superduper3_side  # noqa: E402
+import superduper_side  # noqa: E402
 from describe import describe, opened  # noqa: E402
 from samples import JSONL, MSGPACK  # noqa: E402
 
@@ -408,3 +419,71 @@ def as_library(column: str, value: Any) -> Any:
     if column in ("jpg", "png"):
         return opened(value)
     return [opened(item) for item in value] if column in ("jpgs", "pngs") else value
+
+
+@pytest.mark.timeout(300)
+def test_superduper_and_we_read_each_other(tmp_path: Path) -> None:
+    theirs = library("superduper", tmp_path, "write", str(tmp_path))
+    store = open_store(f"superduper+sqlite://{tmp_path}/db.sqlite?artifacts={tmp_path}/artifacts")
+    assert store.keys() == ["docs"]
+    assert documents_of(store) == theirs
+    row = next(superduper_side.rows(tmp_path / "source2"))
+    insert(
+        store,
+        "docs",
+        row
+        | {
+            "id": "ours",
+            "art": artifact(row["art"]),
+            "lazy": lazy_artifact(row["lazy"]),
+            "enc": pickle.dumps(row["enc"], 4),
+            "f": file(row["f"]),
+            "d": file(row["d"]),
+            "fd": {name: file(path) for name, path in row["fd"].items()},
+        },
+    )
+    again = library("superduper", tmp_path, "dump", str(tmp_path))
+    assert again == documents_of(store)
+    assert {**again["ours"], "id": 0} == {**theirs["doc0"], "id": 0}, "what we wrote reads as what the library wrote"
+    assert [one.name for one in orphans(store)] == []
+
+
+@pytest.mark.timeout(300)
+def test_superduper_0_3_and_we_read_each_other(tmp_path: Path) -> None:
+    theirs = library("superduper3", tmp_path, "write", str(tmp_path))
+    store = open_store(f"superduper+sqlite://{tmp_path}/db.sqlite?artifacts={tmp_path}/artifacts")
+    assert documents_of(store, COLUMNS) == theirs
+    row = next(superduper3_side.rows(tmp_path / "source2"))
+    made = {"id": "ours", "x": artifact(row["x"]), "lazy": lazy_artifact(row["lazy"])}
+    insert(store, "docs", row | made | {"f": file(row["f"]), "d": file(row["d"])})
+    again = library("superduper3", tmp_path, "dump", str(tmp_path))
+    assert again == documents_of(store, COLUMNS)
+    assert {**again["ours"], "id": 0} == {**theirs["doc0"], "id": 0}, "what we wrote reads as what the library wrote"
+    assert [one.name for one in orphans(store)] == []
+
+
+@pytest.mark.timeout(300)
+def test_documents_that_superduper_0_3_keeps_in_mongodb(tmp_path: Path) -> None:
+    """The library's own documents; mongomock stands in for the server on both sides."""
+    theirs = library("superduper3", tmp_path, "mongo", str(tmp_path))
+    database = mongomock.MongoClient().test
+    for path in tmp_path.glob("*.bson"):
+        documents = bson.decode_all(path.read_bytes())
+        if documents:
+            database[path.stem].insert_many(documents)
+    driver = SuperduperDriver(LocalStorage(tmp_path / "artifacts"), tables=MongoTables(database))
+    store = Store("superduper+mongodb://test", driver)
+    assert store.keys() == ["docs"]
+    assert documents_of(store, COLUMNS) == theirs
+    assert [one.name for one in orphans(store)] == []
+
+
+COLUMNS = ("id", "n", "s", *superduper3_side.TYPES)
+
+
+def documents_of(store: Store, columns: Iterable[str] = tuple(superduper_side.FIELDS)) -> dict[str, Any]:
+    """All documents as the library's own side describes its own."""
+    documents = [document.unpack() for document in store.get("docs")]
+    return {
+        row["id"]: through_json({name: superduper_side.described(row[name]) for name in columns}) for row in documents
+    }
