@@ -38,6 +38,10 @@ class Sealing(Protocol):
     async def seal_all(self, seconds: float | None = None) -> dict[str, ShardfsError]: ...
     @property
     def at_work(self) -> bool: ...
+    @property
+    def stored(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,6 @@ class ChangingVfs(SettledVfs):
         read_ahead: bool = True,
     ) -> None:
         super().__init__(driver, cache, uid, gid, area, read_ahead)
-        self.driver = driver
         self.sealer = sealer
         self.allowed = allowed
         self.ending = False

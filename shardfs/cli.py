@@ -145,7 +145,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="OPT,...",
         help="ro, rw, allow_overwrite, allow_delete, write_back=, size_limit=, allow_other, nonempty, no_index, "
-        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, cache_dir=, cache_size=, min_free=; "
+        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, cache_dir=, cache_size=, min_free=, "
+        "metrics_addr=; "
         "fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
@@ -171,6 +172,12 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         "--size-limit",
         metavar="SIZE",
         help="with --rw, for data sets of MosaicML Streaming: split a larger new key into several (64mb)",
+    )
+    parser.add_argument(
+        "--metrics-addr",
+        metavar="HOST:PORT",
+        help="serve metrics for Prometheus over HTTP there (a port alone: to this machine only); they are in "
+        "MNT/.shardfs/metrics in any case",
     )
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)

@@ -554,6 +554,31 @@ CONTROL_REQUEST = 64 * 1024
 CONTROL_REPLY = 16 * MIB
 """Bytes of one answer: what is staged, of 50,000 keys."""
 
+CONTROL_LOOK = 1.0
+"""Seconds for which who looked at a document below `.shardfs` opens just that: `cp` looks, opens and looks again within
+a millisecond, and takes what has another number then for another file."""
+
+CONTROL_STATES = 256
+"""States of such documents that may be known to somebody at once, and stored shards that may be open there; the
+documents that grow are bounded to a megabyte, and most are some kilobytes."""
+
+CONTROL_SIZES = 10_000
+"""Shards of which the size of their light fields is remembered: to tell it anew takes a microsecond a sample."""
+
+CONTROL_SHARE = 2
+"""The light fields of a shard are shown in one file if they take no more than one part in this many of the budget:
+they are made as a whole, beside their shard."""
+
+LOG_LINES = 1_000
+LOG_LINE = 1_000
+"""Lines of the log that a mount shows, and characters of each: a megabyte."""
+
+METRICS_CLIENTS = 8
+METRICS_IDLE = 5.0
+METRICS_REQUEST = 8 * 1024
+"""Clients that may ask for metrics over HTTP at once, the seconds that each may take, and the bytes it may send: one or
+two programs ask, every few seconds."""
+
 STAYING_TOLD = 20
 """Staged keys that `shardfs umount` tells of one by one when they stay on disk; `shardfs staging list` has them all."""
 

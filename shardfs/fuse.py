@@ -12,6 +12,7 @@ import errno
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from time import perf_counter
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
@@ -20,6 +21,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from shardfs.attributes import Attributes, FileRun, StatFs
 from shardfs.bulk_listing import Bulk
 from shardfs.errors import MissingKeyError, ShardfsError
+from shardfs.metrics import FIRST_BOUND, Meter
 from shardfs.vfs import Vfs
 
 log = logging.getLogger("shardfs")
@@ -52,21 +54,37 @@ def errno_of(error: BaseException) -> int:
 def handler(
     work: Callable[Concatenate[S, P], Awaitable[R]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """A handler that raises only FUSEError. Cancelled is no Exception and passes, as trio needs it."""
+    """A handler that raises only FUSEError, and is counted. Cancelled is no Exception and passes, as trio needs it."""
+    name = work.__name__
 
     @functools.wraps(work)
     async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        begun = perf_counter()
         try:
             return await work(self, *args, **kwargs)
-        except FUSEError:
+        except FUSEError as error:
+            self.meter.failed(name, _name_of(error.errno))
             raise
         except (ShardfsError, OSError) as error:  # said on purpose; whoever found it has logged it where that is due
+            self.meter.failed(name, _name_of(errno_of(error)))
             raise FUSEError(errno_of(error)) from error
         except Exception as error:
-            self.log_unexpected(work.__name__, error)
+            self.meter.failed(name, _name_of(errno.EIO))
+            self.log_unexpected(name, error)
             raise FUSEError(errno.EIO) from error
+        finally:
+            # `Latency.add`, written out: a call would take as long as all of this
+            seen, seconds = self.seen[name], perf_counter() - begun
+            seen.count += 1
+            seen.seconds += seconds
+            if seconds > FIRST_BOUND:
+                seen.slow(seconds)
 
     return guarded
+
+
+def _name_of(code: int) -> str:
+    return errno.errorcode.get(code, str(code))
 
 
 def silent(work: Callable[Concatenate[Operations, P], None]) -> Callable[Concatenate[Operations, P], None]:
@@ -113,6 +131,8 @@ class Operations(pyfuse3.Operations):
     def __init__(self, vfs: Vfs, gifts: bool = True) -> None:
         """With `gifts` small files are given to the kernel when they are first opened."""
         super().__init__()
+        self.meter = Meter()
+        self.seen = self.meter.operations
         self._vfs = vfs
         self._gifts = gifts
         self._bulk = Bulk()
@@ -185,7 +205,7 @@ class Operations(pyfuse3.Operations):
         if found is not None:
             return self._fill_file(*found)
         try:
-            return self._fill(await self._vfs.lookup(parent_inode, name))
+            return self._fill(await self._vfs.lookup(parent_inode, name, ctx.pid))
         except (ShardfsError, OSError) as error:
             if errno_of(error) != errno.ENOENT:
                 raise
@@ -193,6 +213,7 @@ class Operations(pyfuse3.Operations):
             timeout = self._vfs.negative_timeout(parent_inode) if isinstance(error, MissingKeyError) else 0.0
         if timeout <= 0:
             refuse(errno.ENOENT)
+        self.meter.failed("lookup", "ENOENT")
         self._missing.entry_timeout = timeout
         return self._missing
 

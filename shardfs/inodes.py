@@ -23,3 +23,7 @@ def slot_of(inode: int) -> int:
 
 def file_of(inode: int) -> int:
     return inode & FILE_MASK
+
+
+CONTROL = 1 << 62
+"""Numbers from here on are those of what is below `.shardfs`: no slot ever comes so far."""

@@ -17,14 +17,15 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pyfuse3
 import trio
 
-from shardfs import config, daemon, request_loop
+from shardfs import __version__, config, daemon, metering, metrics_server, request_loop
+from shardfs.control_documents import documents_of
 from shardfs.control_handlers import handlers_of
 from shardfs.control_server import Handlers, served
 from shardfs.errors import MissingSystemError, MountError
@@ -32,8 +33,10 @@ from shardfs.fuse import Operations
 from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
+from shardfs.log_lines import LogLines
 from shardfs.notices import Notices
 from shardfs.shard_cache import ShardCache
+from shardfs.storage.disk_cache import DiskCache
 from shardfs.store import Store
 from shardfs.vfs import Vfs
 
@@ -81,6 +84,10 @@ class MountOptions:
     refresh: float | None = None
     """Seconds between questions to the store whether something has changed there (inf: never by itself); None: what
     fits the store."""
+    metrics: str | None = None
+    """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What was asked for, and where: for `.shardfs/config.json`."""
 
 
 def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -94,7 +101,10 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     check_system()
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
+    lines = LogLines()
+    logging.getLogger().addHandler(lines)
     with contextlib.ExitStack() as stack:
+        stack.callback(logging.getLogger().removeHandler, lines)
         area = stack.enter_context(contextlib.closing(_open_area(store))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:
@@ -105,7 +115,32 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
             log.warning("%s", problem)
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
-        trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
+        end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
+        operations, writable = _operations(vfs)
+        telling = _document(vfs, operations, path, handlers, options, lines)
+        made = _Made(vfs, operations, writable, path, fuse_options(store, options), store.url, handlers)
+        trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
+
+
+def _document(
+    vfs: Vfs, operations: Operations, path: str, handlers: Handlers, options: MountOptions, lines: LogLines
+) -> Callable[[], str]:
+    """Have `.shardfs` show what there is to be said of a mount. Returns what makes the metrics' text."""
+    area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
+    settings = {name: dict(one) for name, one in options.settings.items()}
+    storage = getattr(vfs.driver, "storage", None)
+    real: dict[str, Any] = {"driver": vfs.driver.name, "memory": vfs.cache.budget, "refresh": vfs.refresh.interval}
+    if isinstance(storage, DiskCache):
+        files = storage.files
+        real |= {"cache_dir": str(files.root), "cache_size": files.limit, "min_free": files.min_free}
+    for name, value in real.items():
+        settings.setdefault(name, {"from": "default"})["value"] = value
+
+    def metrics() -> str:
+        return metering.text_of(vfs, operations.meter, __version__, area, sealer)
+
+    vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, metrics)
+    return metrics
 
 
 def _open_area(store: Store) -> StagingArea:
@@ -265,23 +300,41 @@ def _percent(character: str) -> str:
 # --- serving ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What `_serve` puts to work."""
+
+    vfs: Vfs
+    operations: Operations
+    writable: WritableVfs | None
+    path: str
+    options: set[str]
+    """Those of libfuse."""
+    url: str
+    handlers: Handlers
+
+
+def is_writable(vfs: Vfs) -> TypeGuard[WritableVfs]:
+    """Whether it is a writable one, without importing that for one that is not."""
+    return vfs.writable
+
+
 def _operations(vfs: Vfs) -> tuple[Operations, WritableVfs | None]:
     """The handlers of a mount, and its file system if that is a writable one."""
-    if not vfs.writable:
+    if not is_writable(vfs):
         return Operations(vfs, prefills()), None
     from shardfs.fuse_writing import WritableOperations
-    from shardfs.writing import WritableVfs
 
-    assert isinstance(vfs, WritableVfs)
     return WritableOperations(vfs, prefills()), vfs
 
 
 async def _serve(
-    vfs: Vfs, path: str, options: set[str], url: str, handlers: Handlers, ready: Callable[[], None]
+    made: _Made, metrics: Callable[[], contextlib.AbstractAsyncContextManager[None]], ready: Callable[[], None]
 ) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
+    vfs, operations, writable, path = made.vfs, made.operations, made.writable, made.path
+    options, url, handlers = made.options, made.url, made.handlers
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        operations, writable = _operations(vfs)
         descriptor = init(operations, path, options)
         device = _device(path)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor, vfs.cache.calm)
@@ -306,7 +359,7 @@ async def _serve(
                 _hanging_ends(path, device) as (ending, give_up),
                 notices.running(),
             ):
-                async with vfs.running(), served(path, handlers), trio.open_nursery() as nursery:
+                async with vfs.running(), served(path, handlers), metrics(), trio.open_nursery() as nursery:
                     stored = trio.Event()
 
                     def terminate() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 
+from shardfs import inodes
+from shardfs.control_files import NAME as CONTROL_NAME
 from shardfs.errors import KeyExistsError, ShardfsError, StaleShardError, StorageError
 from shardfs.numbering import refuse
 from shardfs.overlaid import Place
@@ -27,6 +29,8 @@ async def rename(vfs: WritableVfs, parent: int, name: bytes, new_parent: int, ne
     vfs.check_open()
     if flags & ~NOREPLACE:
         raise StorageError("names cannot be exchanged", errno.EINVAL)
+    if (inodes.ROOT, CONTROL_NAME) in ((parent, name), (new_parent, new_name)):
+        raise StorageError(".shardfs cannot be renamed, or replaced", errno.EROFS)
     source, target = vfs.place(parent), vfs.place(new_parent)
     if isinstance(source.directory, Directory) and isinstance(target.directory, Directory):
         async with vfs.calls.alone("rename"):

@@ -97,6 +97,8 @@ class OverlaidVfs(Vfs):
     def place(self, inode: int) -> Place:
         """The directory with this number. ESTALE, ENOTDIR."""
         directory = self.tree.directory(inode)
+        if inode >= inodes.CONTROL:
+            raise StorageError("nothing below .shardfs can be changed", errno.EROFS)
         if directory is not None:
             if isinstance(directory, KeyDirectory) and directory.superseded:
                 raise StaleShardError(f"{directory.entry.key} was replaced since it was looked up")
@@ -156,10 +158,10 @@ class OverlaidVfs(Vfs):
             return None
         return super().lookup_now(parent, name)
 
-    async def lookup(self, parent: int, name: bytes) -> Attributes:
-        place = self.place(parent)
-        if place.overlay is None:
-            return await super().lookup(parent, name)
+    async def lookup(self, parent: int, name: bytes, process: int = 0) -> Attributes:
+        place = None if parent >= inodes.CONTROL else self.place(parent)
+        if place is None or place.overlay is None:
+            return await super().lookup(parent, name, process)
         found = await self.find(place, name)
         if isinstance(found, StagedEntry):
             ref = self.known(place.overlay, found)
@@ -230,8 +232,8 @@ class OverlaidVfs(Vfs):
     # --- listings -----------------------------------------------------------------------------------------------
 
     async def opendir(self, inode: int, process: int = 0) -> int:
-        place = self.place(inode)
-        if place.overlay is None:
+        place = None if inode >= inodes.CONTROL else self.place(inode)
+        if place is None or place.overlay is None:
             return await super().opendir(inode, process)
         listing = Listing(inode, None)
         await self._begin(listing, place)

@@ -101,6 +101,9 @@ class Sealer:
         self.changed: dict[str, list[dict[str, Any]]] = {}
         """Keys that were new -> what the last seal made of types that the store has no word for: `field`, `was`, `is`
         and the number of `samples`."""
+        self.stored = 0
+        """Seals that stored something, so far."""
+        self.failures = 0
         self._works: dict[str, _Work] = {}
         self._unclean: list[tuple[StagedDirectory, bool]] = []
         self._waiting = WriteBack(area, driver.appends)
@@ -259,6 +262,7 @@ class Sealer:
                     if self._nursery is None:
                         raise StorageError("the mount is being ended")
                     work.sealed = await self._seal(work)
+                self.stored += work.sealed is not None
                 self._waiting.succeeded(staged, work.sealed is not None and work.sealed.left is not None)
             except ShardfsError as error:
                 work.error = error
@@ -269,6 +273,7 @@ class Sealer:
                 code = error.errno if isinstance(error, OSError) else None
                 work.error = StorageError(text, code or errno.EIO)
             finally:
+                self.failures += work.error is not None
                 if work.error is not None and self._nursery is not None:
                     self._waiting.failed(staged, work.error, trio.current_time())
                 del self._works[staged.id]

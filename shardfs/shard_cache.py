@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import trio
 
 from shardfs import config, index
+from shardfs.damage import DamageList
 from shardfs.drivers.base import Driver, Refilled, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
@@ -26,6 +29,8 @@ from shardfs.values import Buffer
 from shardfs.workers import Workers
 
 log = logging.getLogger("shardfs")
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -68,6 +73,13 @@ class CacheCounts:
     """Shards that were opened for reading parts, in place of a load."""
     failures: int = 0
     evictions: int = 0
+    rendered_hits: int = 0
+    rendered_misses: int = 0
+    rendered_evictions: int = 0
+    fetches: int = 0
+    """Raw bytes that were not at hand and were got for a read."""
+    decode_seconds: float = 0.0
+    """Time that workers took for loading: fetching, decompressing and indexing, and waiting for each of these."""
 
 
 class _NotWorthItError(Exception):
@@ -104,6 +116,8 @@ class ShardCache:
         self._workers: Workers | None = None
         self._nursery: trio.Nursery | None = None
         self.counts = CacheCounts()
+        self.damage = DamageList()
+        """What could not be loaded, or not all of it."""
         self.on_load: Callable[[Entry, Loaded], None] = lambda entry, loaded: None
         """Called on the event loop when a shard has been loaded and its waiters have been woken."""
         self.on_touch: Callable[[Entry], None] = lambda entry: None
@@ -119,6 +133,11 @@ class ShardCache:
     def used(self) -> int:
         """Bytes held, or reserved for loads under way."""
         return self._room.used
+
+    @property
+    def rendered_bytes(self) -> int:
+        """Bytes of rendered files, a part of `used`."""
+        return sum(map(len, self._rendered.values()))
 
     @property
     def budget(self) -> int:
@@ -213,9 +232,13 @@ class ShardCache:
 
     async def fresh_entry(self, key: Key) -> Entry:
         """What the store says of a key now. MissingKeyError, StorageError."""
+        return await self.in_worker(lambda: self._driver.entry(key))
+
+    async def in_worker(self, work: Callable[[], T], size: int | None = None) -> T:
+        """Run something that computes over `size` bytes, or without that, something that waits for storage."""
         if self._workers is None:
             raise StorageError("the mount is being ended")
-        return await self._workers.io(lambda: self._driver.entry(key))
+        return await (self._workers.io(work) if size is None else self._workers.cpu(work, size))
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
@@ -227,6 +250,7 @@ class ShardCache:
         identity = (entry.key, entry.version)
         assert self._workers is not None
         workers, reader = self._workers, loaded.shard
+        self.counts.fetches += 1
         with self._pinning(identity, loaded):
             try:
                 if reader.computes:
@@ -275,15 +299,23 @@ class ShardCache:
 
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
+        table = loaded.table
+        return await self.made(
+            entry, loaded, file, table.size(file), lambda: table.render(file, loaded.shard, self.arrays)
+        )
+
+    async def made(self, entry: Entry, loaded: Loaded, file: int, size: int, make: Callable[[], bytes]) -> bytes:
+        """The same for what `make` makes of a shard: `size` bytes, kept under the number `file`."""
         identity = (entry.key, entry.version)
         kept = self._rendered.get((identity, file))
         if kept is not None:
             self._rendered.move_to_end((identity, file))
+            self.counts.rendered_hits += 1
             return kept
-        table = loaded.table
+        self.counts.rendered_misses += 1
         assert self._workers is not None
         with self._pinning(identity, loaded):
-            data = await self._workers.cpu(lambda: table.render(file, loaded.shard, self.arrays), table.size(file))
+            data = await self._workers.cpu(make, size)
         if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
             self._keep_rendered(identity, file, data)
         return data
@@ -310,6 +342,7 @@ class ShardCache:
             self._tell(identity, load.error)
         except Exception as error:
             self.counts.failures += 1
+            self.damage.note(*identity, f"{type(error).__name__}: {error}")
             if identity not in self._told:
                 self._remember(identity)
                 log.exception("loading %s", load.entry.key)
@@ -362,7 +395,11 @@ class ShardCache:
                 return Loaded(shard, built), True
             return Loaded(in_place, built, partial=True), True
 
-        loaded, built = await workers.cpu(work, estimate)
+        begun = time.perf_counter()
+        try:
+            loaded, built = await workers.cpu(work, estimate)
+        finally:
+            self.counts.decode_seconds += time.perf_counter() - begun
         if built:
             self.tables.publish(entry, loaded.table)
         return loaded
@@ -388,6 +425,8 @@ class ShardCache:
         self._count(loaded)
         self._close_some()
         self.tables.keep(entry, loaded.table)
+        for note in loaded.table.notes:
+            self.damage.note(*identity, note.reason, file=note.file)
         if identity not in self._told:
             for note in loaded.table.notes[: config.NOTES_LOGGED]:
                 if note.file:
@@ -403,6 +442,7 @@ class ShardCache:
         while room.used + size > room.budget and self._rendered:
             _, data = self._rendered.popitem(last=False)
             room.held -= len(data)
+            self.counts.rendered_evictions += 1
         for identity in list(self._shards):
             if room.used + size <= room.budget:
                 break
@@ -446,6 +486,8 @@ class ShardCache:
             return  # no fault of anybody's: the store was changed
         if isinstance(error, DamagedShardError):
             error.key = identity[0]
+        reason = error.reason if isinstance(error, DamagedShardError) else str(error)
+        self.damage.note(*identity, reason, offset=getattr(error, "offset", None))
         if identity not in self._told:
             self._remember(identity)
             text = str(error)

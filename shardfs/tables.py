@@ -37,6 +37,16 @@ class Tables:
         self._nursery: trio.Nursery | None = None
         self.indexed = 0
         """Tables that came out of the index so far, for those who asked for nothing else."""
+        self.evictions = 0
+
+    def __len__(self) -> int:
+        """Tables in memory."""
+        return len(self._tables)
+
+    @property
+    def used(self) -> int:
+        """Bytes of memory that they take."""
+        return self._bytes
 
     def start(self, nursery: trio.Nursery, workers: Workers) -> None:
         """The index is asked only after this, and until `end`."""
@@ -62,6 +72,7 @@ class Tables:
         while self._bytes > self._budget and len(self._tables) > 1:
             _, oldest = self._tables.popitem(last=False)
             self._bytes -= oldest.nbytes
+            self.evictions += 1
 
     def drop(self, entry: Entry) -> None:
         """Forget one, here and not in the index."""

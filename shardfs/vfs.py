@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 from shardfs import config, inodes
 from shardfs.attributes import Attributes, FileRun, StatFs
+from shardfs.control_files import NAME as CONTROL_NAME
+from shardfs.control_files import ControlFiles
 from shardfs.drivers.base import Driver
 from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, StorageError
 from shardfs.gifts import Gifts
@@ -70,6 +72,7 @@ class Vfs:
     def __init__(self, driver: Driver, cache: ShardCache, uid: int, gid: int, read_ahead: bool = True) -> None:
         self.uid = uid
         self.gid = gid
+        self.driver = driver
         self.cache = cache
         self.tree = KeyTree(driver.entries())
         self.superseded: Callable[[KeyDirectory, int], None] = lambda key, files: None
@@ -78,12 +81,14 @@ class Vfs:
         self.loaded: Callable[[KeyDirectory, Loaded], None] = lambda key, loaded: None
         """Told of each key whose shard has just been loaded: for giving its files to the kernel before it asks."""
         self.cache.on_load = self._on_load
-        self._read_ahead = ReadAhead()
+        self.read_ahead = ReadAhead()
         if read_ahead:
             self.cache.on_touch = self._on_touch
             self.cache.on_evict = self._on_evict
         self.refresh = Refresh(driver, self.tree, self._supersede)
         """Watches the store; its interval is also how long the kernel may believe what it says of keys."""
+        self.control = ControlFiles(driver, self.tree, cache)
+        """What is below `.shardfs`; its documents are for the mount to add."""
         self._handles: dict[int, _OpenDirectory] = {}
         self._gifts = Gifts()
         self._listers = Listers()
@@ -104,19 +109,19 @@ class Vfs:
         key = self.tree.current(entry.key)
         if key is None:
             return
-        for slot in self._read_ahead.touch(key.slot):
+        for slot in self.read_ahead.touch(key.slot):
             guess = self.tree.slot(slot)
             if guess is None or guess.superseded:
                 continue
             table = self.cache.tables.known(guess.entry)
             size = table.raw_bytes if table is not None else guess.entry.raw_bytes or 4 * guess.entry.stored_bytes
             if self.cache.load_ahead(guess.entry, size):
-                self._read_ahead.guessed(slot)
+                self.read_ahead.guessed(slot)
 
     def _on_evict(self, identity: Identity) -> None:
         key = self.tree.current(identity[0])
         if key is not None:
-            self._read_ahead.evicted(key.slot)
+            self.read_ahead.evicted(key.slot)
 
     def _supersede(self, key: KeyDirectory) -> None:
         table = self.cache.tables.known(key.entry)
@@ -146,11 +151,14 @@ class Vfs:
         assert isinstance(key.shared, Attributes)
         return key.shared
 
-    async def lookup(self, parent: int, name: bytes) -> Attributes:
-        """Attributes of an entry; counts as a lookup of its inode. MissingKeyError (ENOENT)."""
+    async def lookup(self, parent: int, name: bytes, process: int = 0) -> Attributes:
+        """Attributes of an entry, for a process (0: one that is not known); counts as a lookup of its inode.
+        MissingKeyError (ENOENT)."""
         key = self.tree.slot(inodes.slot_of(parent))
         if key is not None:
             return await self._lookup_inside(key, inodes.file_of(parent), name)
+        if parent >= inodes.CONTROL or (parent == inodes.ROOT and name == CONTROL_NAME):
+            return await self.control.lookup(parent, name, process)
         directory = self._directory(parent)
         if isinstance(directory, Directory):
             return await self._lookup_directory(directory, name)
@@ -184,12 +192,16 @@ class Vfs:
 
     def negative_timeout(self, parent: int) -> float:
         """Seconds for which a name that is missing in `parent` may be taken to stay missing."""
+        if parent >= inodes.CONTROL:
+            return 0.0
         inside = inodes.slot_of(parent) or isinstance(self.tree.directory(parent), KeyDirectory)
         return config.FOREVER if inside else self.refresh.interval
 
     async def getattr(self, inode: int) -> Attributes:
         """Attributes by inode. For a file in a shard whose table is gone this loads the shard again."""
         slot = self.tree.slot(inodes.slot_of(inode))
+        if slot is None and inode >= inodes.CONTROL:
+            return await self.control.getattr(inode)
         if slot is None:
             return self._directory_attributes(self._directory(inode))
         table = await self._table(slot)
@@ -205,6 +217,8 @@ class Vfs:
             key.lookups += count
             if inode == key.inode:
                 key.entered += count
+        elif inode >= inodes.CONTROL:
+            self.control.looked_up(inode, count)
 
     def forget(self, inode: int, count: int) -> None:
         """The kernel has dropped `count` lookups of an inode."""
@@ -213,6 +227,8 @@ class Vfs:
             if inode == key.inode:
                 key.entered -= count
             self.tree.forget(key, count)
+        elif inode >= inodes.CONTROL:
+            self.control.looked_up(inode, -count)
 
     def _key_of(self, inode: int) -> KeyDirectory | None:
         """The key that a file belongs to, or that a directory is."""
@@ -278,6 +294,8 @@ class Vfs:
     async def opendir(self, inode: int, process: int = 0) -> int:
         """A handle for listing a directory, by a process (0: one that is not known). For a key this waits until its
         shard is indexed."""
+        if inode >= inodes.CONTROL:
+            return self.control.opendir(inode)
         key = self.tree.slot(inodes.slot_of(inode))
         directory = self._directory(inode) if key is None else key
         if isinstance(directory, KeyDirectory):
@@ -295,6 +313,8 @@ class Vfs:
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on, each with its attributes and the offset behind it."""
         opened = self._handles.get(handle)
+        if opened is None and handle >= inodes.CONTROL:
+            return iter(await self.control.entries(handle, start))
         if opened is None:
             raise _failure("no such handle", errno.EBADF)
         return self._entries(opened, start)
@@ -357,6 +377,8 @@ class Vfs:
         if flags & WRITING:
             raise _failure("the file system is read-only", errno.EROFS)
         key = self.tree.slot(inodes.slot_of(inode))
+        if key is None and inode >= inodes.CONTROL:
+            return await self.control.open(inode)
         if key is None:
             raise _failure("a directory", errno.EISDIR)
         await self._current(key)
@@ -394,6 +416,8 @@ class Vfs:
         The same bytes as ever for this handle, or ESTALE; EIO if the shard is damaged.
         """
         key = self.tree.slot(inodes.slot_of(handle))
+        if key is None and handle >= inodes.CONTROL:
+            return await self.control.read(handle, offset, size)
         if key is None:
             raise StaleShardError("a file of a shard that was replaced")
         try:
@@ -419,7 +443,10 @@ class Vfs:
 
     def release(self, handle: int) -> None:
         """A handle was closed for good."""
-        self._gifts.released(handle)
+        if handle >= inodes.CONTROL:
+            self.control.release(handle)
+        else:
+            self._gifts.released(handle)
 
     def _handle(self, opened: _OpenDirectory) -> int:
         if len(self._handles) >= config.HANDLES:

@@ -14,9 +14,10 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from shardfs import config
+from shardfs import config, inodes
 from shardfs.attributes import Attributes, StatFs
 from shardfs.changing import Allowed, ChangingVfs
+from shardfs.control_files import NAME as CONTROL_NAME
 from shardfs.errors import NotWritableError, StaleShardError, StorageError
 from shardfs.numbering import refuse
 from shardfs.overlay import ROOT, OpenFile, Overlay, Ref, attributes_of, overlay_of
@@ -77,6 +78,8 @@ class WritableVfs(ChangingVfs):
     async def fsyncdir(self, handle: int) -> None:
         """Store a key: EBUSY while a file in it is open for writing, and whatever else the seal raises. Of any other
         directory: make durable what is staged in it."""
+        if handle >= inodes.CONTROL:
+            return
         place = self.place(self.listed(handle))
         if place.overlay is None:
             if isinstance(place.directory, Directory):
@@ -109,6 +112,8 @@ class WritableVfs(ChangingVfs):
         """Change what is given. What a stored file has besides its bytes is no part of a sample: it is accepted, and
         forgotten."""
         self.check_open()
+        if inode >= inodes.CONTROL:
+            self.place(inode)  # which refuses it
         ref = self.ref_of(inode)
         if change.size is not None:
             opened = None if handle is None else self._files.get(handle)
@@ -156,7 +161,7 @@ class WritableVfs(ChangingVfs):
             self.looked_up(ref.inode)
             return attributes_of(ref.inode, entry)
         async with self.calls.alone((above.inode, name)):
-            if name in above.children:
+            if name in above.children or (above is self.tree.root and name == CONTROL_NAME):
                 raise StorageError(f"{os.fsdecode(name)} is there", errno.EEXIST)
             if len(name) > config.NAME_MAX:
                 raise StorageError("too long a name", errno.ENAMETOOLONG)

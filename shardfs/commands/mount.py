@@ -13,7 +13,7 @@ import os
 import shlex
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from typing import Any
 from shardfs import background, config, daemon
 from shardfs.commands import OK, explain, tell
 from shardfs.commands.options import (
+    ARRAYS,
+    TEXTS,
     MountWords,
     cache_options,
     parse_refresh,
@@ -60,6 +62,9 @@ class Request:
     size_limit: str | None
     verbosity: int
     log_file: str | None
+    metrics: str | None
+    settings: dict[str, dict[str, Any]]
+    """Each setting, and where it came from."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -107,7 +112,43 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         size_limit=size_limit,
         verbosity=arguments.verbose,
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
+        metrics=arguments.metrics_addr or words.metrics_addr,
+        settings=settings_of(arguments, words),
     )
+
+
+_NO_SETTINGS = ("command", "options", "from_mount8", "rw_by_default", "version")
+
+
+def settings_of(arguments: argparse.Namespace, words: MountWords) -> dict[str, dict[str, Any]]:
+    """Each setting of a mount as it was given, and where: `flag`, `-o`, or `default` for what was not (`value` is null
+    then, or false, where the default depends on the machine or the store)."""
+    made: dict[str, dict[str, Any]] = {}
+    for name, given in sorted({**asdict(words), **vars(arguments)}.items()):
+        said = getattr(words, name, None)
+        if name in _NO_SETTINGS:
+            continue
+        if name in ("store", "mountpoint"):
+            made[name] = {
+                "value": daemon.resolved(given) if name == "mountpoint" else shown_store(absolute_store(given))
+            }
+        elif hasattr(arguments, name) and given:
+            made[name] = {"value": given, "from": "flag"}
+        elif said:
+            made[name] = {"value": said, "from": "-o"}
+        else:
+            made[name] = {"value": _DEFAULTS.get(name, given), "from": "default"}
+    return made
+
+
+_DEFAULTS = {"arrays": ARRAYS[0], "text": TEXTS[0], "write_back": config.WRITE_BACK}
+
+
+def shown_store(text: str) -> str:
+    """A store as anybody may see it, without a password in a URL or what is behind its question mark."""
+    scheme, separator, rest = text.partition("://")
+    authority, slash, path = rest.partition("?")[0].partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}" if separator else text
 
 
 def absolute_store(text: str) -> str:
@@ -183,6 +224,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         allow_delete=request.allow_delete,
         write_back=request.write_back,
         refresh=request.refresh,
+        metrics=request.metrics,
+        settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)
 

@@ -16,7 +16,7 @@ from shardfs.errors import BadSettingError
 OURS = (
     *("ro", "rw", "allow_overwrite", "allow_delete", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
-    *("refresh=", "endpoint=", "anonymous", "cache_dir=", "cache_size=", "min_free="),
+    *("refresh=", "endpoint=", "anonymous", "cache_dir=", "cache_size=", "min_free=", "metrics_addr="),
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -30,7 +30,7 @@ HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
 ARRAYS = ("png", "npy")
 TEXTS = ("json", "files")
 
-_WITH_VALUES = ("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint")
+_WITH_VALUES = ("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint", "metrics_addr")
 _CACHE = ("cache_dir", "cache_size", "min_free")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -58,6 +58,7 @@ class MountWords:
     allow_delete: bool = False
     write_back: str | None = None
     size_limit: str | None = None
+    metrics_addr: str | None = None
     rw_by_default: bool = False
     """`rw` was said by mount(8), which always says one of ro and rw, and nothing else that speaks of writing."""
 

@@ -59,7 +59,7 @@ class MadeUpVfs:
         if self.wrong is not None:
             raise self.wrong
 
-    async def lookup(self, parent: int, name: bytes) -> Attributes:
+    async def lookup(self, parent: int, name: bytes, process: int = 0) -> Attributes:
         self._note("lookup", parent, name)
         if name != b"file":
             raise MissingKeyError("no such name")
