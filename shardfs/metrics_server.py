@@ -45,6 +45,12 @@ def listening(address: str) -> socket.socket:
     return made
 
 
+def address_of(end: socket.socket) -> str:
+    """Where a socket listens, as `listening` takes it."""
+    host, port = end.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _parsed(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     host = "127.0.0.1" if host in ("", "localhost") else host.strip("[]")

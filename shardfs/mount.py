@@ -15,6 +15,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -117,24 +118,39 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
         operations, writable = _operations(vfs)
-        telling = _document(vfs, operations, path, handlers, options, lines)
+        real = _real(vfs, end)
+        telling = _document(vfs, operations, path, handlers, _settings(options, real), lines)
         made = _Made(vfs, operations, writable, path, fuse_options(store, options), store.url, handlers)
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
 
 
-def _document(
-    vfs: Vfs, operations: Operations, path: str, handlers: Handlers, options: MountOptions, lines: LogLines
-) -> Callable[[], str]:
-    """Have `.shardfs` show what there is to be said of a mount. Returns what makes the metrics' text."""
-    area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
-    settings = {name: dict(one) for name, one in options.settings.items()}
-    storage = getattr(vfs.driver, "storage", None)
+def _real(vfs: Vfs, metrics: socket.socket | None) -> dict[str, Any]:
+    """Settings as they turned out, where what was asked for does not say it."""
     real: dict[str, Any] = {"driver": vfs.driver.name, "memory": vfs.cache.budget, "refresh": vfs.refresh.interval}
+    storage = getattr(vfs.driver, "storage", None)
     if isinstance(storage, DiskCache):
         files = storage.files
         real |= {"cache_dir": str(files.root), "cache_size": files.limit, "min_free": files.min_free}
+    return real if metrics is None else {**real, "metrics_addr": metrics_server.address_of(metrics)}
+
+
+def _settings(options: MountOptions, real: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    settings = {name: dict(one) for name, one in options.settings.items()}
     for name, value in real.items():
         settings.setdefault(name, {"from": "default"})["value"] = value
+    return settings
+
+
+def _document(
+    vfs: Vfs,
+    operations: Operations,
+    path: str,
+    handlers: Handlers,
+    settings: dict[str, dict[str, Any]],
+    lines: LogLines,
+) -> Callable[[], str]:
+    """Have `.shardfs` show what there is to be said of a mount. Returns what makes the metrics' text."""
+    area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
 
     def metrics() -> str:
         return metering.text_of(vfs, operations.meter, __version__, area, sealer)
