@@ -7,23 +7,21 @@ nothing of what is counted.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 
 BOUNDS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 """Upper bounds of a latency's buckets, in seconds: a request answered from memory; a rendering; a small load; a load;
 a large load, or a store far away; what somebody will complain about."""
 
 
-FIRST_BOUND = BOUNDS[0]
-
-
 class Latency:
-    """Calls of one operation: how many, how long. What is below the first bound is counted by the sum only, so that
-    most calls cost two additions. One writer at a time."""
+    """Calls of one operation: how many, and how long those took that had to wait. One writer at a time."""
 
     __slots__ = ("count", "seconds", "slower")
 
@@ -36,13 +34,23 @@ class Latency:
     def add(self, seconds: float) -> None:
         """One call ended that took so long."""
         self.count += 1
-        self.seconds += seconds
-        if seconds > FIRST_BOUND:
-            self.slow(seconds)
+        self.waited(seconds)
 
-    def slow(self, seconds: float) -> None:
-        """The part of `add` for a call that took longer than FIRST_BOUND."""
-        self.slower[bisect_left(BOUNDS, seconds) - 1] += 1
+    def waited(self, seconds: float) -> None:
+        """A call that is counted already took so long. One of which this is not said took less than the first bound,
+        and no part in the sum."""
+        self.seconds += seconds
+        if seconds > BOUNDS[0]:
+            self.slower[bisect_left(BOUNDS, seconds) - 1] += 1
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """`waited`, with the time that the block takes."""
+        begun = perf_counter()
+        try:
+            yield
+        finally:
+            self.waited(perf_counter() - begun)
 
     def buckets(self) -> list[int]:
         """Calls that took no longer than each bound, and, last, all."""
@@ -105,7 +113,7 @@ def _requests(meter: Meter, prefix: str) -> list[str]:
         _line(f"{prefix}_errors_total", {"operation": each, "errno": code}, count)
         for (each, code), count in sorted(meter.errors().items())
     ]
-    lines += _head(name, "histogram", "Seconds that a request took, by operation.")
+    lines += _head(name, "histogram", "Seconds that a request took; one that was answered at once counts as 0.")
     for each, seen in operations:
         buckets, seconds = seen.buckets(), seen.seconds
         for bound, count in zip((*BOUNDS, "+Inf"), buckets, strict=True):
