@@ -15,7 +15,7 @@ from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, e
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
-    *("cache", "warm", "pin", "unpin"),
+    *("cache", "warm", "pin", "unpin", "verify", "doctor"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -95,7 +95,31 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in (("pin", "keep shards in the cache, whatever its limit"), ("unpin", "take a pin away")):
         pin = commands.add_parser(name, parents=looking, help=text)
         pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
+    _add_verify(commands.add_parser("verify", parents=looking, help="read every shard, and tell what is damaged"))
+    _add_doctor(commands.add_parser("doctor", parents=[common], help="look for what keeps mounts from working here"))
     return parser
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Reads every shard of STORE, or those whose keys fit a KEY: checks hashes, decompresses, decodes every sample. "
+        "Reads the store itself: without --cache-dir or --cache-size nothing is taken from the cache, or put there. "
+        "Exit status 1 if something is damaged."
+    )
+    parser.add_argument("keys", metavar="KEY", nargs="*", help="keys, with * and ? (default: all)")
+    parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Looks at this machine, and at STORE if one is named, for what keeps mounts from working or makes them slow, "
+        "and says how to mend it. Changes nothing. Exit status 5 if mounts cannot work as it is."
+    )
+    parser.add_argument("store", metavar="STORE", nargs="?", help="a store that is to be mounted, as for mount")
+    parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
+    _add_far(parser)
+    parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
 def _add_cache(parser: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -399,6 +423,14 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import convert
 
         return convert.run(parsed)
+    if parsed.command == "verify":
+        from shardfs.commands import verify
+
+        return verify.run(parsed)
+    if parsed.command == "doctor":
+        from shardfs.commands import doctor
+
+        return doctor.run(parsed)
     if parsed.command in ("cache", "warm", "pin", "unpin"):
         from shardfs.commands import cache
 

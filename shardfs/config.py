@@ -573,6 +573,30 @@ LOG_LINES = 1_000
 LOG_LINE = 1_000
 """Lines of the log that a mount shows, and characters of each: a megabyte."""
 
+KERNEL_MIN = (5, 4)
+"""Older kernels than this are told of: pidfd_open, by which a daemon's end is waited for, came with 5.3, and 5.4 is
+the long-term release after it."""
+
+PYFUSE3 = "3.5.0"
+"""The release whose request loop is replaced (docs/DESIGN.md says why); pyproject.toml pins it."""
+
+MEMORY_LOW = 512 * MIB
+"""Below it a quarter holds a shard of 100 MiB and little else."""
+
+STAGING_LOW = 1 << 30
+"""Bytes free for staging below which `doctor` tells: a new key is staged whole, and once more when it is stored."""
+
+CLOCK_FLOOR = 1_735_689_600.0
+"""2025-01-01: no clock is right that says less."""
+
+CLOCK_AHEAD = 300.0
+"""Seconds that a shard may be younger than now: object stores refuse clocks that are wrong by more than 15 minutes."""
+
+LISTING_SLOW = 5.0
+LATENCY_HIGH = 0.2
+"""Seconds for a listing, and for what is said of one object, above which `doctor` tells: the first is half of what
+people wait for, the second is felt in each `ls`."""
+
 METRICS_CLIENTS = 8
 METRICS_IDLE = 5.0
 METRICS_REQUEST = 8 * 1024

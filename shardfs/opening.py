@@ -94,6 +94,11 @@ def open_store(
     return Store(text, made, path)
 
 
+def is_far(text: str) -> bool:
+    """Whether a store's name is a URL of one far away, which takes the options of the cache on disk."""
+    return "://" in text and urlsplit(text).scheme in SCHEMES
+
+
 def _named_tars(path: Path) -> tuple[Path, list[str]] | None:
     """The directory, and the names in it, of tars that a path names; None for a path that means a directory."""
     text = os.fspath(path)
