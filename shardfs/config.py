@@ -377,8 +377,10 @@ def default_budget() -> int:
     return max(16 * MIB, memory_available() // 4)
 
 
+NOTES_LISTED = 100
 NOTES_LOGGED = 20
-"""Cells that could not be decoded, logged one by one for each shard; there may be one in every sample."""
+"""Cells that could not be decoded, listed below `.shardfs` and logged one by one for each shard; there may be one in
+every sample."""
 
 NOTICES = 10_000
 """Superseded keys the kernel is still to be told of; above it, it finds out by itself."""

@@ -15,6 +15,8 @@ from shardfs.control_files import Document
 from shardfs.control_server import Handlers
 from shardfs.damage import DamageList
 from shardfs.log_lines import LogLines
+from shardfs.storage.disk_cache import DiskCache
+from shardfs.vfs import Vfs
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Name -> `value`, and `from` where it came: `flag`, `-o` or `default`."""
@@ -53,6 +55,19 @@ def documents_of(
         b"config.json": config,
         b"log": log,
     }
+
+
+def settings_of(vfs: Vfs, given: Settings, real: Mapping[str, Any]) -> Settings:
+    """What was asked for of a mount, with what it came to where that says more; `real` is added to that."""
+    storage = getattr(vfs.driver, "storage", None)
+    came = {"driver": vfs.driver.name, "memory": vfs.cache.budget, "refresh": vfs.refresh.interval, **real}
+    if isinstance(storage, DiskCache):
+        files = storage.files
+        came |= {"cache_dir": str(files.root), "cache_size": files.limit, "min_free": files.min_free}
+    made = {name: dict(one) for name, one in given.items()}
+    for name, value in came.items():
+        made.setdefault(name, {"from": "default"})["value"] = value
+    return made
 
 
 def plain(value: Any) -> Any:

@@ -20,8 +20,8 @@ class Damage:
     key: str
     version: str
     file: str | None
-    """The file that shows the bytes of a cell as they are, as its declared encoding cannot decode them; None: it is the
-    whole shard that cannot be read."""
+    """The file that shows the bytes of a cell as they are, as its declared encoding cannot decode them; empty:
+    something of the shard is not shown; None: the whole shard cannot be read."""
     reason: str
     offset: int | None
     """Byte of the shard's raw bytes, where that is known."""

@@ -15,18 +15,18 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pyfuse3
 import trio
 
 from shardfs import __version__, config, daemon, metering, metrics_server, request_loop
-from shardfs.control_documents import documents_of
+from shardfs.control_documents import documents_of, settings_of
 from shardfs.control_handlers import handlers_of
 from shardfs.control_server import Handlers, served
 from shardfs.errors import MissingSystemError, MountError
@@ -37,7 +37,6 @@ from shardfs.kernel_limits import raise_limits
 from shardfs.log_lines import LogLines
 from shardfs.notices import Notices
 from shardfs.shard_cache import ShardCache
-from shardfs.storage.disk_cache import DiskCache
 from shardfs.store import Store
 from shardfs.vfs import Vfs
 
@@ -116,45 +115,13 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
         operations, writable = _operations(vfs)
-        real = _real(vfs, end)
-        telling = _document(vfs, operations, path, handlers, _settings(options, real), lines)
+        real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
+        settings = settings_of(vfs, options.settings, real)
+        area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
+        telling = partial(metering.text_of, vfs, operations.meter, __version__, area, sealer)
+        vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, telling)
         made = _Made(vfs, operations, writable, path, fuse_options(store, options), store.url, handlers)
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
-
-
-def _real(vfs: Vfs, metrics: socket.socket | None) -> dict[str, Any]:
-    """Settings as they turned out, where what was asked for does not say it."""
-    real: dict[str, Any] = {"driver": vfs.driver.name, "memory": vfs.cache.budget, "refresh": vfs.refresh.interval}
-    storage = getattr(vfs.driver, "storage", None)
-    if isinstance(storage, DiskCache):
-        files = storage.files
-        real |= {"cache_dir": str(files.root), "cache_size": files.limit, "min_free": files.min_free}
-    return real if metrics is None else {**real, "metrics_addr": metrics_server.address_of(metrics)}
-
-
-def _settings(options: MountOptions, real: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    settings = {name: dict(one) for name, one in options.settings.items()}
-    for name, value in real.items():
-        settings.setdefault(name, {"from": "default"})["value"] = value
-    return settings
-
-
-def _document(
-    vfs: Vfs,
-    operations: Operations,
-    path: str,
-    handlers: Handlers,
-    settings: dict[str, dict[str, Any]],
-    lines: LogLines,
-) -> Callable[[], str]:
-    """Have `.shardfs` show what there is to be said of a mount. Returns what makes the metrics' text."""
-    area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
-
-    def metrics() -> str:
-        return metering.text_of(vfs, operations.meter, __version__, area, sealer)
-
-    vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, metrics)
-    return metrics
 
 
 def _open_area(store: Store) -> StagingArea:

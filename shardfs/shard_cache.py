@@ -425,7 +425,7 @@ class ShardCache:
         self._count(loaded)
         self._close_some()
         self.tables.keep(entry, loaded.table)
-        for note in loaded.table.notes:
+        for note in loaded.table.notes[: config.NOTES_LISTED]:
             self.damage.note(*identity, note.reason, file=note.file)
         if identity not in self._told:
             for note in loaded.table.notes[: config.NOTES_LOGGED]:

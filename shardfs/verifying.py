@@ -23,7 +23,8 @@ class Finding:
 
     key: str
     file: str | None
-    """The file that shows the bytes of a cell that cannot be decoded; None: it is the whole shard."""
+    """The file that shows the bytes of a cell that cannot be decoded; empty: something of the shard is not shown; None:
+    it is the whole shard."""
     reason: str
     damaged: bool = True
     """False where the shard could not be got: what it holds is not known."""

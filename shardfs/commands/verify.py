@@ -71,8 +71,10 @@ def _tell(arguments: argparse.Namespace, report: Report, problems: list[str], se
 
 
 def _line(finding: Finding) -> str:
-    where = finding.key if finding.file is None else f"{finding.key}/{finding.file}"
+    where = finding.key if not finding.file else f"{finding.key}/{finding.file}"
     at = "" if finding.offset is None else f" at byte {finding.offset}"
+    if finding.file == "":
+        return f"{where}: not shown: {finding.reason}"
     if finding.file is not None:
         return f"{where}: shown as bytes: {finding.reason}"
     return (

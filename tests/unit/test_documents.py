@@ -1,0 +1,104 @@
+"""The documents speak of every command, option, exit status and metric that there is, and of no other."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shardfs.cli import COMMANDS, build_parser
+from shardfs.commands import EXIT_STATUS
+from shardfs.commands.options import OURS
+from shardfs.metering import _loads, _memory, _process, _staging, _store, _tables
+from shardfs.metrics import Meter, exposition
+from shardfs.opening import open_store
+from shardfs.vfs import build_vfs
+
+REPOSITORY = Path(__file__).parents[2]
+OPERATIONS = (REPOSITORY / "docs/OPERATIONS.md").read_text(encoding="utf-8")
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+OPENING = ("mount", "ls", "cat", "info", "index", "verify", "warm", "pin", "unpin", "staging recover")
+
+
+def section(title: str) -> str:
+    return OPERATIONS.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def options() -> Iterator[tuple[str, list[str]]]:
+    """Each command with the options that its parser takes."""
+
+    def of(parser: argparse.ArgumentParser, path: str) -> Iterator[tuple[str, list[str]]]:
+        below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+        for action in below:
+            for name, inside in action.choices.items():
+                yield from of(inside, f"{path} {name}".strip())
+        if path and not below:
+            yield (
+                path,
+                [one for action in parser._actions for one in action.option_strings if one not in ("-h", "--help")],
+            )
+
+    return of(build_parser(), "")
+
+
+def rows() -> dict[str, str]:
+    """The table of commands: words of the command -> its row."""
+    names = [name for name, _ in options()]
+    found = {}
+    for line in section("Commands and their options").splitlines():
+        if line.startswith("| `") and not line.startswith("| `--"):
+            words = re.match(r"\| `([^`]+)`", line)
+            assert words is not None
+            (name,) = [name for name in names if f"{words[1]} ".startswith(f"{name} ")]
+            assert name not in found
+            found[name] = line
+    return found
+
+
+def named(text: str) -> set[str]:
+    return set(re.findall(r"(?<=`)--?[a-z][a-z-]*", text))
+
+
+def test_every_command_has_a_row() -> None:
+    assert set(rows()) == {name for name, _ in options()}
+    assert {name.split()[0] for name in rows()} == set(COMMANDS)
+    for command in COMMANDS:
+        assert f"`shardfs {command}" in README, command
+
+
+@pytest.mark.parametrize(("command", "taken"), list(options()), ids=lambda value: str(value) if " " in value else None)
+def test_every_option_is_there(command: str, taken: list[str]) -> None:
+    text = section("Commands and their options")
+    shared = named("\n".join(line for line in text.splitlines() if line.startswith("| `--")))
+    own = named(rows()[command])
+    allowed = own | {"-v", "--verbose"} | (shared if command in OPENING else set())
+    assert set(taken) - allowed == set(), "missing in the documents"
+    assert own - set(taken) == set(), "not taken by the command"
+    if command in OPENING:
+        assert shared <= set(taken)
+
+
+def test_every_word_of_o_is_there() -> None:
+    text = section("Commands and their options").split("The words of `mount -o`", 1)[1].split("What fstab", 1)[0]
+    assert sorted(re.findall(r"`([a-z_]+=?)`", text)) == sorted(OURS)
+
+
+def test_exit_statuses_are_told_once_and_as_they_are() -> None:
+    told = {int(status): meaning for status, meaning in re.findall(r"^\| (\d+) \| (.*) \|$", OPERATIONS, re.MULTILINE)}
+    assert told == EXIT_STATUS
+    for meaning in EXIT_STATUS.values():
+        assert meaning not in README
+
+
+def test_every_metric_is_there(tmp_path: Path) -> None:
+    vfs = build_vfs(open_store(tmp_path, "squirrel"), budget=1, arrays="png", uid=0, gid=0)
+    families = [*_process(""), *_memory(vfs), *_tables(vfs), *_loads(vfs), *_store(vfs), *_staging(None, None)]
+    made = set(re.findall(r"^# TYPE (\S+)", exposition(families, Meter(), "shardfs"), re.MULTILINE))
+    source = (REPOSITORY / "shardfs/metering.py").read_text(encoding="utf-8")
+    made |= {f"shardfs_{name}" for name in re.findall(r'(?:f|F)amily\("([a-z_]+)"', source)}
+    told = set(re.findall(r"`(shardfs_[a-z_]+)(?:\{[a-z,]+\})?`", section("Metrics").split("Worth an alarm")[0]))
+    assert told == made
