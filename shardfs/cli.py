@@ -15,7 +15,7 @@ from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, e
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
-    *("cache", "warm", "pin", "unpin", "verify", "doctor"),
+    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -97,6 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
         pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
     _add_verify(commands.add_parser("verify", parents=looking, help="read every shard, and tell what is damaged"))
     _add_doctor(commands.add_parser("doctor", parents=[common], help="look for what keeps mounts from working here"))
+    completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
+    completion.set_defaults(verbose=0)
     return parser
 
 
@@ -431,6 +434,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import doctor
 
         return doctor.run(parsed)
+    if parsed.command == "completion":
+        from shardfs.commands import completion
+
+        return completion.run(parsed, build_parser())
     if parsed.command in ("cache", "warm", "pin", "unpin"):
         from shardfs.commands import cache
 

@@ -45,6 +45,9 @@ def _inode(kind: int, number: int) -> Inode:
     return Inode(inodes.CONTROL | kind << _BITS | number)
 
 
+_LASTING = (_inode(_TOP, 0), _inode(_RAW_DIRECTORY, inodes.ROOT), _inode(_INDEX_DIRECTORY, inodes.ROOT))
+
+
 def _meaning(inode: int) -> tuple[int, int]:
     inside = inode - inodes.CONTROL
     return inside >> _BITS, inside & ((1 << _BITS) - 1)
@@ -147,7 +150,10 @@ class ControlFiles:
         return self._directory(Inode(inode))
 
     def _directory(self, inode: Inode) -> Attributes:
-        return Attributes(inode, stat.S_IFDIR | 0o555, 0, self._begun, 1, 0.0, 0.0)
+        """Attributes of a directory. The kernel may believe for good what is said of the three that are always there:
+        else finding them anew would wait for whoever holds the root, a rename that stores a key for instance."""
+        seconds = config.FOREVER if inode in _LASTING else 0.0
+        return Attributes(inode, stat.S_IFDIR | 0o555, 0, self._begun, 1, seconds, seconds)
 
     def _file(self, inode: Inode, size: int, mtime_ns: int) -> Attributes:
         return Attributes(inode, stat.S_IFREG | 0o444, size, mtime_ns, 1, 0.0, 0.0)

@@ -138,6 +138,8 @@ def settings_of(arguments: argparse.Namespace, words: MountWords) -> dict[str, d
             made[name] = {"value": said, "from": "-o"}
         else:
             made[name] = {"value": _DEFAULTS.get(name, given), "from": "default"}
+        if name == "endpoint" and made[name]["value"]:
+            made[name]["value"] = shown_store(made[name]["value"])
     return made
 
 

@@ -1,0 +1,60 @@
+"""`shardfs completion`: what bash completes, asked of a real bash; zsh and fish where they are installed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from shardfs import cli
+from shardfs.commands.completion import commands_of
+
+
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> str:
+    assert cli.main(["completion", request.param]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def completed(script: str, *words: str) -> list[str]:
+    """What bash would offer for the last word."""
+    line = " ".join(f"'{word}'" for word in words)
+    asked = f"{script}\nCOMP_WORDS=(shardfs {line}); COMP_CWORD={len(words)}; _shardfs; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "--norc", "-c", asked], capture_output=True, text=True, timeout=20)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("script", ["bash", "zsh"], indirect=True)
+def test_bash(script: str) -> None:
+    script = script.replace("autoload -U +X bashcompinit && bashcompinit", "")
+    assert completed(script, "mo") == ["mount"]
+    assert set(completed(script, "")) == {*cli.COMMANDS, "--version", "-h", "--help"}
+    assert completed(script, "mount", "--mem") == ["--memory"]
+    assert completed(script, "mount", "store", "mnt", "--allow-o") == ["--allow-other", "--allow-overwrite"]
+    assert completed(script, "staging", "re") == ["recover"]
+    assert completed(script, "staging", "recover", "--t") == ["--text", "--to"]
+    assert completed(script, "cache", "verify", "--js") == ["--json"]
+    assert completed(script, "ls", "--arrays", "") == ["png", "npy"]
+    assert completed(script, "umount", "/mnt/no-such") == []
+    assert completed(script, "nothing", "--") == []
+
+
+@pytest.mark.parametrize("script", ["fish"], indirect=True)
+def test_fish_has_a_line_for_each_option(script: str) -> None:
+    lines = script.splitlines()
+    assert all(re.fullmatch(r"complete -c shardfs .*-d '(?:[^'\\]|\\.)*'", line) for line in lines[1:])
+    count = sum(len(one.below) + (len(one.options) if one.path else 0) for one in commands_of(cli.build_parser()))
+    assert len(lines) == count + 1
+    if shutil.which("fish"):
+        asked = f"{script}\ncomplete -C 'shardfs mount --mem'"
+        assert "--memory" in subprocess.run(["fish", "-c", asked], capture_output=True, text=True, timeout=20).stdout
+
+
+def test_another_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", "sh"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
