@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
+from collections.abc import Iterator
 
 from shardfs import config
 
@@ -24,3 +26,18 @@ class LogLines(logging.Handler):
         """All lines, the oldest first."""
         with_ends = [line + "\n" for line in self._lines.copy()]
         return "".join(with_ends).encode("utf-8", "backslashreplace")
+
+
+@contextlib.contextmanager
+def kept_lines() -> Iterator[LogLines]:
+    """The lines that are logged inside this block. Where nobody has set up logging they go to stderr as before, for
+    which the logging module only cares as long as there is no handler at all."""
+    root, lines = logging.getLogger(), LogLines()
+    added = [lines, *([logging.lastResort] if not root.handlers and logging.lastResort is not None else [])]
+    for handler in added:
+        root.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        for handler in added:
+            root.removeHandler(handler)

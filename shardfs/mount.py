@@ -34,7 +34,7 @@ from shardfs.fuse import Operations
 from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
-from shardfs.log_lines import LogLines
+from shardfs.log_lines import kept_lines
 from shardfs.notices import Notices
 from shardfs.shard_cache import ShardCache
 from shardfs.store import Store
@@ -101,10 +101,8 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     check_system()
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
-    lines = LogLines()
-    logging.getLogger().addHandler(lines)
     with contextlib.ExitStack() as stack:
-        stack.callback(logging.getLogger().removeHandler, lines)
+        lines = stack.enter_context(kept_lines())
         area = stack.enter_context(contextlib.closing(_open_area(store))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:

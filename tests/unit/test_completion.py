@@ -23,7 +23,8 @@ def script(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -
 def completed(script: str, *words: str) -> list[str]:
     """What bash would offer for the last word."""
     line = " ".join(f"'{word}'" for word in words)
-    asked = f"{script}\nCOMP_WORDS=(shardfs {line}); COMP_CWORD={len(words)}; _shardfs; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    typed = f"COMP_WORDS=(shardfs {line}); COMP_CWORD={len(words)}"
+    asked = f"{script}\n{typed}; _shardfs; printf '%s\\n' \"${{COMPREPLY[@]}}\""
     done = subprocess.run(["bash", "--norc", "-c", asked], capture_output=True, text=True, timeout=20)
     assert done.stderr == ""
     return done.stdout.split()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+import pytest
+
 from shardfs import config
 from shardfs.damage import DamageList
-from shardfs.log_lines import LogLines
+from shardfs.log_lines import LogLines, kept_lines
 from shardfs.metrics import BOUNDS, Family, Latency, Meter, exposition, family
 
 
@@ -56,3 +58,16 @@ def test_the_log_is_bounded() -> None:
     assert max(map(len, text.splitlines())) == config.LOG_LINE
     assert f"line {config.LOG_LINES + 4} " in text
     assert "line 4 " not in text
+
+
+def test_keeping_lines_does_not_silence_who_has_set_up_no_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, []
+    try:
+        with kept_lines() as lines:
+            logging.getLogger("shardfs").error("it still hangs")
+        assert root.handlers == []
+    finally:
+        root.handlers = before
+    assert b"ERROR it still hangs" in lines.text()
+    assert capsys.readouterr().err == "it still hangs\n"
