@@ -307,7 +307,7 @@ def _value(shard: Shard, found: _Found, name: str, copy: _Copy, lowering: Loweri
         return {KEY_FIELD: tree.key, **{name: value for name, value in fields.items() if name != KEY_FIELD}}
     value = copied(tree, found.raw, whole)
     if not isinstance(shard, NamesSamples):
-        return value
+        return lowering.loose(value)
     value = lowering.sample(value)
     if type(value) is not dict:
         lowering.changes["", "name of a lone value", "number"] = None
