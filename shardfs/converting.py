@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from shardfs import config, names
 from shardfs.copying import Rules, changes, copied, has_extension, read_members, rules_between, shown
@@ -43,7 +43,7 @@ from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.drivers.streaming import ChooseColumns, StreamingDriver
 from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError
-from shardfs.gathering import Gathered
+from shardfs.gathering import Gathered, LinkedShard
 from shardfs.index import KEY_FIELD
 from shardfs.lowering import Lowering
 from shardfs.model import Entry, Key
@@ -292,7 +292,7 @@ class _Found:
 def _found(shard: Shard, record: Record) -> _Found:
     if not isinstance(shard, LinksFiles):
         return _Found(record.tree, shard.raw)
-    gathered = Gathered(shard, record)
+    gathered = Gathered(cast(LinkedShard, shard), record)
     return _Found(gathered.tree, gathered.raw, gathered.changes)
 
 

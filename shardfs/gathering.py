@@ -11,17 +11,21 @@ import ast
 import hashlib
 import io
 import tarfile
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from shardfs import config, values
-from shardfs.drivers.base import Record, Shard
+from shardfs.drivers.base import LinksFiles, Record, Shard
 from shardfs.errors import DamagedShardError
 from shardfs.values import Buffer, Tree
 
 Change = tuple[str, str, str]
 """Field, what it was, what it is then."""
+
+
+class LinkedShard(Shard, LinksFiles, Protocol):
+    """A shard whose files lie elsewhere."""
 
 
 class Gathered:
@@ -31,7 +35,7 @@ class Gathered:
     config.GATHERED_SAMPLE bytes), StaleShardError, StorageError.
     """
 
-    def __init__(self, shard: Shard, record: Record) -> None:
+    def __init__(self, shard: LinkedShard, record: Record) -> None:
         self._shard = shard
         self._raw = bytearray(shard.raw[record.start : record.end])
         self._changes: dict[Change, None] = {}
@@ -92,11 +96,10 @@ class Gathered:
     def _fetched(self, offset: int, length: int) -> bytes:
         self._check_size(length)
         data = bytes(self._shard.fetch(offset, offset + length)) if length else b""
-        # an opened blob is compared with its hash only where that costs next to nothing
-        known = getattr(self._shard, "object_at", None)
-        sha1 = None if known is None or not length else known(offset).sha1
-        if sha1 is not None and hashlib.sha1(data, usedforsecurity=False).hexdigest() != sha1:
-            raise DamagedShardError(f"{known(offset).name} does not hold what its SHA-1 is of")
+        thing = self._shard.object_at(offset)
+        # who opens it compares it with its hash only where that costs next to nothing
+        if thing.sha1 is not None and hashlib.sha1(data, usedforsecurity=False).hexdigest() != thing.sha1:
+            raise DamagedShardError(f"{thing.name} does not hold what its SHA-1 is of")
         return data
 
     def _add(self, data: bytes) -> int:
@@ -119,4 +122,4 @@ def _of_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
     return np.lib.format.descr_to_dtype(said["descr"]), said["shape"]
 
 
-__all__ = ["Gathered"]
+__all__ = ["Gathered", "LinkedShard"]
