@@ -19,6 +19,7 @@ from shardfs import cli, config, values
 from shardfs.browse import Browser
 from shardfs.converting import Report, convert_all
 from shardfs.drivers import superduper_python
+from shardfs.errors import BadStoreError
 from shardfs.opening import open_store
 from shardfs.store import Store
 from shardfs.superduper import Artifact, FileArtifact
@@ -243,3 +244,44 @@ def test_a_sample_too_large_for_one_record_is_told(field: str, tmp_path: Path, m
     monkeypatch.setattr(config, "GATHERED_SAMPLE", 2 << 20 if field == "blob" else 5 << 20)
     report = convert_all(open_store(made.url).driver, open_store(tmp_path / "t", "squirrel").driver, jobs=1)
     assert "too large for one record" in report.failed["t"]
+
+
+@pytest.mark.parametrize("inside", ["artifacts", "artifacts/t", "."])
+def test_a_target_among_the_artifacts_of_the_source_is_refused(
+    inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A target in the directory of artifacts was written to."""
+    made = made_store(tmp_path / "s")
+    before = sorted(tmp_path.rglob("*"))
+    status, err = command(capsys, made.url, tmp_path / "s" / inside, "--driver", "squirrel")
+    assert status == 2
+    assert "one is the other, or lies in it" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["DST", "--driver", "superduper"], "superduper"),
+        (["DST", "--driver", "mltraq"], "mltraq"),
+        (["superduper+sqlite:///db.sqlite"], "superduper"),
+        (["mltraq+sqlite:///exp.db", "--driver", "mltraq"], "mltraq"),
+    ],
+    ids=str,
+)
+def test_systems_that_are_no_targets_are_told_in_one_line(
+    words: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = superduper_stores.DATA.parent / "squirrel/msgpack_basic/store"
+    status, err = command(capsys, source, *(word.replace("DST", str(tmp_path / "t")) for word in words))
+    assert status == 2
+    assert err.startswith(f"shardfs: {named} cannot be converted into: use squirrel, squirrel-jsonl, ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "t").exists()
+
+
+def test_artifacts_that_are_nowhere_are_told_when_they_are_named(tmp_path: Path) -> None:
+    """Such a store was shown with the references as texts."""
+    made = made_store(tmp_path / "s")
+    with pytest.raises(BadStoreError, match="none is no directory: it is to be the artifact store of"):
+        open_store(made.url.partition("?")[0] + f"?artifacts={tmp_path}/none")
