@@ -44,6 +44,10 @@ LINKED_CHECKED = MIB
 """Such an object is compared with its hash, where that is known, if it is no larger than this: what reads it whole in
 a request or a few pays for it with a millisecond."""
 
+GATHERED_SAMPLE = 1024 * MIB
+"""Bytes of one sample with all files that it refers to, where `convert` puts them into one record: held in memory a few
+times over while that is written, and few systems' records can be larger."""
+
 JSON_TEXT = 64 * MIB
 """A text in a column is looked into for what it says as JSON up to this many characters: a second's work."""
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from shardfs import config, names
 from shardfs.copying import Rules, changes, copied, has_extension, read_members, rules_between, shown
@@ -29,6 +29,7 @@ from shardfs.drivers.base import (
     Files,
     KeepsFiles,
     KeptFiles,
+    LinksFiles,
     NamesSamples,
     NewRecord,
     Record,
@@ -42,11 +43,12 @@ from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.drivers.streaming import ChooseColumns, StreamingDriver
 from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError
+from shardfs.gathering import Gathered, LinkedShard
 from shardfs.index import KEY_FIELD
 from shardfs.lowering import Lowering
 from shardfs.model import Entry, Key
 from shardfs.reading_back import field_name
-from shardfs.values import Members
+from shardfs.values import Buffer, Members, Tree
 
 Change = tuple[str, str, str]
 """Field, what it was in the source, what it is in the target."""
@@ -212,9 +214,9 @@ class _Run:
             if _is_apart(shard, EXPERIMENT):
                 copy.changes[EXPERIMENT, "the experiment's own fields", "nothing: they have no columns"] += 1
             for name, record in self._records(shard):
-                lowering = Lowering(wanted)
-                survey.add(_value(shard, record, name, copy, lowering, whole=False), name)
-                copy.changes.update([*_changes(record, rules), *lowering.changes])
+                lowering, found = Lowering(wanted), _found(shard, record)
+                survey.add(_value(shard, found, name, copy, lowering, whole=False), name)
+                copy.changes.update([*_changes(found.tree, rules), *found.changes, *lowering.changes])
             copy.columns = survey.columns
             copy.records = self._values(copy, shard, None)
         else:
@@ -239,17 +241,22 @@ class _Run:
         """The samples to be encoded; they are counted as they are taken, and with `rules` their changes too."""
         for name, record in self._records(shard):
             copy.samples += 1
-            lowering = Lowering(_form_of(self._target))
-            value = _value(shard, record, name, copy, lowering)
+            lowering, found = Lowering(_form_of(self._target)), _found(shard, record)
+            value = _value(shard, found, name, copy, lowering)
             if rules is not None:
-                copy.changes.update([*_changes(record, rules), *lowering.changes])
+                copy.changes.update([*_changes(found.tree, rules), *found.changes, *lowering.changes])
             yield Value(value, name)
 
     def _files(self, copy: _Copy, shard: Shard) -> Iterator[NewRecord]:
         """The samples as the files that show them; out of a shard of such files, with all that stands around them."""
         for at, (name, record) in enumerate(self._records(shard)):
             copy.samples += 1
-            yield Value(_stored_files(shard, at, record) or _shown_files(shard, name, record), name)
+            stored = _stored_files(shard, at, record)
+            if stored is None:
+                found = _found(shard, record)
+                stored = _shown_files(found, name)
+                copy.changes.update(found.changes)
+            yield Value(stored, name)
 
     def _records(self, shard: Shard) -> Iterator[tuple[str, Record]]:
         """All samples with the names that they are shown under, as far as can be said before all are seen; without
@@ -272,18 +279,35 @@ class _Run:
             yield (names.escape_sample(own) if type(own) is str else number), record
 
 
-def _value(shard: Shard, record: Record, name: str, copy: _Copy, lowering: Lowering, whole: bool = True) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A sample as it was found: a tree and the bytes that its positions are in."""
+
+    tree: Tree
+    raw: Buffer
+    changes: list[Change] = field(default_factory=list)
+    """What having them in one place has changed."""
+
+
+def _found(shard: Shard, record: Record) -> _Found:
+    if not isinstance(shard, LinksFiles):
+        return _Found(record.tree, shard.raw)
+    gathered = Gathered(cast(LinkedShard, shard), record)
+    return _Found(gathered.tree, gathered.raw, gathered.changes)
+
+
+def _value(shard: Shard, found: _Found, name: str, copy: _Copy, lowering: Lowering, whole: bool = True) -> Any:
     """A sample as a copy of its files would be read back, and as the target can hold it; with its name in it where the
     system has given it one."""
-    tree = record.tree
+    tree = found.tree
     if type(tree) is Members:
         fields = read_members(tree, shard.fetch)
         if not copy.named or fields.get(KEY_FIELD) == tree.key:
             return fields
         return {KEY_FIELD: tree.key, **{name: value for name, value in fields.items() if name != KEY_FIELD}}
-    value = copied(tree, shard.raw, whole)
+    value = copied(tree, found.raw, whole)
     if not isinstance(shard, NamesSamples):
-        return value
+        return lowering.loose(value)
     value = lowering.sample(value)
     if type(value) is not dict:
         lowering.changes["", "name of a lone value", "number"] = None
@@ -306,8 +330,7 @@ def _are_named(shard: Shard, through: bool) -> bool:
     return keys != [names.sample_number(first + at, digits) for at in range(len(keys))]
 
 
-def _changes(record: Record, rules: Rules) -> list[Change]:
-    tree = record.tree
+def _changes(tree: Tree, rules: Rules) -> list[Change]:
     if type(tree) is not Members:
         return changes(tree, rules)
     return [("", "file without an extension", "left out") for file in tree.files if not has_extension(file)]
@@ -326,8 +349,8 @@ def _stored_files(shard: Shard, number: int, record: Record) -> Files | None:
     return Files(kept.key, tuple(cells))
 
 
-def _shown_files(shard: Shard, name: str, record: Record) -> Files:
-    files = tuple((field_name(suffix), data) for suffix, data in shown(record.tree, shard.raw, name))
+def _shown_files(found: _Found, name: str) -> Files:
+    files = tuple((field_name(suffix), data) for suffix, data in shown(found.tree, found.raw, name))
     return Files(field_name(name), files)
 
 

@@ -15,6 +15,7 @@ import msgpack
 import numpy as np
 
 from shardfs import config, layout, light_json, names, reading_back
+from shardfs.errors import DamagedShardError
 from shardfs.pictures import Picture
 from shardfs.values import NO_SUFFIX, Array, Blob, Buffer, Members, Named, Pickle, Tree
 
@@ -78,6 +79,8 @@ def shown(tree: Tree, raw: Buffer, stem: str) -> list[tuple[str, bytes]]:
         content = plan.content
         end = content.offset + content.size - len(content.prefix)
         data = content.prefix + bytes(raw[content.offset : end]) if content.render is None else content.render()
+        if len(data) != content.size:
+            raise DamagedShardError(f"file {plan.suffix} of sample {stem} has {len(data)} bytes of {content.size}")
         made.append((plan.suffix, data))
     return made
 

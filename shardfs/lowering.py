@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from decimal import Decimal
 from typing import Any
 
 from shardfs import light_json, values
@@ -24,9 +25,10 @@ class Lowering:
         """Field, what it was, what it is then; each once."""
 
     def sample(self, value: Any) -> Any:
-        """A sample. Dates and UUIDs become texts, sets lists; ints that msgpack has no room for texts; dicts with keys
-        that JSON has no word for lists of pairs; and for columns, tuples lists, a lone value the field `value`, and
-        dicts that hold arrays or bytes one field for each member, called `field.member`, as their files are."""
+        """A sample. Dates and UUIDs become texts, sets lists; decimal numbers texts where no column is for them, and
+        ints that msgpack has no room for; dicts with keys that JSON has no word for lists of pairs; and for columns,
+        tuples lists, a lone value the field `value`, and dicts that hold arrays or bytes one field for each member,
+        called `field.member`, as their files are."""
         if type(value) is not dict:
             lone = self._lowered("", value)
             return {"value": lone} if self._form == "mds" else lone
@@ -37,6 +39,11 @@ class Lowering:
             else:
                 made[name] = self._lowered(str(name), item)
         return made
+
+    def loose(self, value: Any) -> Any:
+        """The same for a sample that need not fit columns; where it has to, it stays what it is, to be refused if it
+        does not."""
+        return value if self._form == "mds" else self.sample(value)
 
     def _spread(self, name: str, value: dict[Any, Any], made: dict[Any, Any], sample: dict[Any, Any]) -> None:
         for key, item in value.items():
@@ -61,6 +68,9 @@ class Lowering:
         if isinstance(value, _TEXTS):
             self.changes[field, kind.__name__, "text"] = None
             return str(value) if isinstance(value, uuid.UUID) else value.isoformat()
+        if kind is Decimal and self._form != "mds":
+            self.changes[field, "Decimal", "text"] = None
+            return str(value)
         if kind in (set, frozenset):
             self.changes[field, "set", "list"] = None
             members = sorted(value, key=lambda item: light_json.json_bytes(light_json.to_json(item, _no_file, ())))

@@ -11,6 +11,8 @@ import contextlib
 import mmap
 from collections.abc import Callable
 
+import numpy as np
+
 from shardfs import config
 
 Whole = bytearray | mmap.mmap
@@ -18,6 +20,9 @@ Whole = bytearray | mmap.mmap
 
 _BEHIND = 4096
 """Room for what comes behind the bytes that are expected, if only to find out that it is nothing."""
+
+_SMALL = 16 * 1024
+"""A copy of fewer bytes is done before another thread could be let in."""
 
 
 class RawBytes:
@@ -40,8 +45,12 @@ class RawBytes:
         data = self._with_room(behind)
         if isinstance(data, bytearray):
             data += piece
-        else:
+        elif len(piece) < _SMALL:
             data[self.size : behind] = piece
+        else:
+            # numpy copies without the GIL, which the pages' first touch would be made to wait with: other threads that
+            # decompress go on meanwhile
+            np.frombuffer(data, np.uint8)[self.size : behind] = np.frombuffer(piece, np.uint8)
         self.size = behind
 
     def fill(self, readinto: Callable[[memoryview], int]) -> int:

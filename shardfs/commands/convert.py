@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from shardfs.commands import FAILED, OK, as_json, one_line, tell
 from shardfs.commands.progress import Progress
@@ -15,9 +16,13 @@ from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError
 from shardfs.in_order import cores
 from shardfs.opening import detect, local_path, open_store
+from shardfs.storage.local import LocalStorage
 from shardfs.store import Store
 
 _COMPRESSION = re.compile(r"(none|gz|zst|zstd|bz2|br|snappy)(?::([0-9]{1,2}))?")
+
+_NO_TARGETS = ("mltraq", "superduper")
+"""Systems whose stores are not made of shards that are written as a whole."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     jobs = cores() if arguments.jobs is None else arguments.jobs
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
+    _check_target(arguments.target, arguments.driver)
     source = open_store(arguments.source, arguments.from_driver)
     _check_apart(source, arguments.target)
     target = _open_target(arguments.target, arguments.driver, arguments.compression)
@@ -45,13 +51,24 @@ def run(arguments: argparse.Namespace) -> int:
     return _result(arguments, target, report)
 
 
+def _check_target(target: str, driver: str | None) -> None:
+    """Before anything of it is opened."""
+    scheme = urlsplit(target).scheme if "://" in target else ""
+    if driver in _NO_TARGETS or "+" in scheme:
+        what = driver or scheme.partition("+")[0]
+        raise BadSettingError(f"{what} cannot be converted into: use squirrel, squirrel-jsonl, streaming or webdataset")
+
+
 def _check_apart(source: Store, target: str) -> None:
     """The source is never written to, also not by a target that lies in it; and no store is to show another's files."""
-    if source.place is None:
-        return
-    paths = [os.path.realpath(path) for path in (source.place, local_path(target))]
-    if os.path.commonpath(paths) in paths:
-        raise BadSettingError(f"{source.url} and {target}: one is the other, or lies in it; name another directory")
+    places = list(source.places)
+    storage = getattr(source.driver, "storage", None)
+    if isinstance(storage, LocalStorage):  # a database's artifacts may lie apart from it
+        places.append(storage.root)
+    for place in places:
+        paths = [os.path.realpath(path) for path in (place, local_path(target))]
+        if os.path.commonpath(paths) in paths:
+            raise BadSettingError(f"{source.url} and {target}: one is the other, or lies in it; name another directory")
 
 
 def _open_target(target: str, driver: str | None, compression: str | None) -> Store:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from shardfs.drivers.linked import Object
 from shardfs.model import Entry, Key, Version
 from shardfs.storage.base import Storage
 from shardfs.values import Buffer, Tree
@@ -166,6 +167,9 @@ class LinksFiles(Protocol):
     """A Shard whose files may lie outside its records: in objects of their own, which several samples may refer to."""
 
     linked: bool
+
+    def object_at(self, offset: int) -> Object:
+        """The object that a position is in. DamagedShardError."""
 
 
 @runtime_checkable

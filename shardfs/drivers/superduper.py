@@ -167,6 +167,8 @@ class SuperduperDriver:
         settings = dict(parse_qsl(parts.query, keep_blank_values=True))
         root = artifacts or settings.pop(ARTIFACTS, None)
         root = None if root is None else root.removeprefix("filesystem://")
+        if root is not None and not Path(root).expanduser().is_dir():
+            raise BadStoreError(f"{root} is no directory: it is to be the artifact store of {url}")
         if kind == "sqlite":
             for word in settings:
                 raise BadSettingError(f"{url}: no setting {word!r}; there is: {', '.join(sorted(_SETTINGS))}")

@@ -125,13 +125,31 @@ def test_rows_of_text_become_mds_and_squirrel(case: str, tmp_path: Path) -> None
             assert [list(target.get(key)) for key in target] == [list(source.get(key)) for key in source]
 
 
-def test_all_encodings_of_mds_but_the_one_that_msgpack_lacks(tmp_path: Path) -> None:
-    case = DATA / "streaming/mds_all_encodings/data"
-    source = open_store(case)
-    report, _ = convert(source, tmp_path / "squirrel", "squirrel", keep_going=True)
+def test_all_encodings_of_mds_with_decimals_as_texts(tmp_path: Path) -> None:
+    source = open_store(DATA / "streaming/mds_all_encodings/data")
+    report, target = convert(source, tmp_path / "squirrel", "squirrel", keep_going=True)
+    assert report.failed == {}
+    assert report.changes["s_decimal", "Decimal", "text"] == report.samples == 8
+    for key in source:
+        for ours, theirs in zip(target.get(key), source.get(key), strict=True):
+            assert ours["s_decimal"] == str(theirs["s_decimal"])
+            assert set(ours) == set(theirs)
+
+
+def test_what_json_lines_cannot_hold_leaves_nothing_behind(tmp_path: Path) -> None:
+    source = open_store(DATA / "streaming/mds_all_encodings/data")
+    report, _ = convert(source, tmp_path / "lines", "squirrel-jsonl", keep_going=True)
     assert set(report.failed) == set(source.keys())
-    assert all("sample 00000" in why and "s_decimal" in why and "Decimal" in why for why in report.failed.values())
-    assert not (tmp_path / "squirrel").exists() or not list((tmp_path / "squirrel").iterdir())
+    assert all("sample 00000" in why and "c_bytes" in why and "bytes" in why for why in report.failed.values())
+    assert not (tmp_path / "lines").exists() or not list((tmp_path / "lines").iterdir())
+
+
+def test_large_ints_of_json_lines_are_texts_in_msgpack(tmp_path: Path) -> None:
+    source = open_store(tmp_path / "s", "squirrel-jsonl")
+    source.set([{"n": 1, "big": 1 << 70}, {"n": 2, "big": 5}], "k")
+    report, target = convert(source, tmp_path / "t", "squirrel")
+    assert (report.failed, dict(report.changes)) == ({}, {("big", "int of more than 64 bits", "text"): 1})
+    assert list(target.get("k")) == [{"n": 1, "big": str(1 << 70)}, {"n": 2, "big": 5}]
 
 
 @pytest.mark.parametrize("case", sorted(path.name for path in (DATA / "streaming").glob("mds_*")))

@@ -1,0 +1,230 @@
+"""What any driver's stores must be, whatever their format: the suite that a new driver's tests are a subclass of.
+
+A subclass says how the format's own library writes a shard, which samples the format can hold, and how a tree is
+served; see docs/FORMATS.md. What is particular to a format has suites of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardfs import layout, names
+from shardfs.drivers.base import Driver, Value
+from shardfs.errors import KeyExistsError, MissingKeyError, StaleShardError
+from shardfs.model import Key
+from shardfs.opening import open_store
+from tests.conformance import manifests
+from tests.conformance.trees import Tree, fails, wait_for
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Equal values, arrays among them."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        ours, theirs = np.asarray(one), np.asarray(other)
+        return ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    return bool(one == other)
+
+
+class DriverSuite:
+    """Tests of a driver, each with a store of its own."""
+
+    driver: str
+    """What `--driver` calls it."""
+
+    def serve(self, store: Path, **options: Any) -> AbstractContextManager[Tree]:
+        """A tree over a store: `trees.InProcessTree`, or a real mount of it."""
+        raise NotImplementedError
+
+    def samples(self, count: int, seed: int = 0, size: int = 500) -> list[dict[str, Any]]:
+        """Samples that the format holds and gives back equal, other ones for each seed; the first file that is no .json
+        has about `size` bytes, which cannot be compressed."""
+        raise NotImplementedError
+
+    def put(self, store: Path, key: str, samples: list[dict[str, Any]]) -> Path:
+        """Write a shard as the format's own library does; the file that it is in."""
+        raise NotImplementedError
+
+    def stems(self, samples: list[dict[str, Any]]) -> list[str]:
+        """What the samples are called: numbers, unless the format has names for them."""
+        return [names.sample_number(at, names.digits_for(len(samples))) for at in range(len(samples))]
+
+    def opened(self, store: Path) -> Any:
+        return open_store(store, self.driver)
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def test_keys_are_directories_of_samples(self, tmp_path: Path) -> None:
+        for number, key in enumerate(("b", "a", "deep/er/c")):
+            self.put(tmp_path, key, self.samples(3 + number, number))
+        (tmp_path / "README.md").write_text("not a shard")
+        with self.serve(tmp_path) as tree:
+            assert sorted(tree.names("")) == ["a", "b", "deep"]
+            assert tree.names("deep/er") == ["c"]
+            for number, key in enumerate(("b", "a", "deep/er/c")):
+                files = manifests.by_sample(manifests.key_files(tree, key))
+                expected = self.samples(3 + number, number)
+                assert list(files) == self.stems(expected)
+                for sample, (stem, by_suffix) in zip(expected, files.items(), strict=True):
+                    assert equal(self.read_back(stem, by_suffix), sample)
+
+    def read_back(self, stem: str, files: dict[str, bytes]) -> Any:
+        """The sample that the files of a stem are, given by what stands behind it."""
+        return layout.read_back(files)
+
+    def test_sizes_are_exact_and_any_part_is_the_same_bytes(self, tmp_path: Path) -> None:
+        rng = random.Random(1)
+        self.put(tmp_path, "k", self.samples(4))
+        with self.serve(tmp_path, budget=1) as tree:
+            for name, data in manifests.key_files(tree, "k").items():
+                assert tree.stat(f"k/{name}").size == len(data)
+                for _ in range(10):
+                    offset, size = rng.randrange(len(data) + 10), rng.choice((1, 100, 4096))
+                    assert tree.read(f"k/{name}", offset, size) == data[offset : offset + size]
+
+    def test_modes_times_and_missing_names(self, tmp_path: Path) -> None:
+        path = self.put(tmp_path, "k", self.samples(2))
+        os.utime(path, ns=(1, 1_600_000_000_123_456_789))
+        with self.serve(tmp_path) as tree:
+            for name in tree.names("k"):
+                found = tree.stat(f"k/{name}")
+                assert (stat.S_IMODE(found.mode), found.mtime_ns) == (0o444, 1_600_000_000_123_456_789)
+            for name in ("x", "k/999999.json", "k/x", "x/y"):
+                with fails(errno.ENOENT):
+                    tree.stat(name)
+
+    def test_inode_numbers_are_unique_and_stable(self, tmp_path: Path) -> None:
+        for number in range(3):
+            self.put(tmp_path, f"k{number}", self.samples(5, number))
+        with self.serve(tmp_path, budget=1) as tree:  # each key evicts the others
+            seen: dict[str, int] = {}
+            for _ in range(2):
+                for key in tree.names(""):
+                    for path in [key, *(f"{key}/{name}" for name in tree.names(key))]:
+                        ino = tree.stat(path).ino
+                        assert seen.setdefault(path, ino) == ino
+            assert len(set(seen.values())) == len(seen) > 3
+
+    # --- trouble --------------------------------------------------------------------------------------------------
+
+    def test_damage_is_eio_and_the_others_live(self, tmp_path: Path) -> None:
+        self.put(tmp_path, "good", self.samples(3))
+        for number, part in enumerate((0.02, 0.3, 0.7)):
+            path = self.put(tmp_path, f"bad{number}", self.samples(30))
+            os.truncate(path, int(path.stat().st_size * part) | 1)
+        with self.serve(tmp_path) as tree:
+            assert sorted(tree.names("")) == ["bad0", "bad1", "bad2", "good"]
+            for number in range(3):
+                with fails(errno.EIO):
+                    tree.names(f"bad{number}")
+            assert len({name.partition(".")[0] for name in tree.names("good")}) == 3
+
+    def test_a_shard_that_was_replaced_is_the_new_one_and_never_a_mixture(self, tmp_path: Path) -> None:
+        path = self.put(tmp_path / "store", "k", self.samples(3, 0, 300_000))
+        other = self.put(tmp_path / "other", "k", self.samples(3, 1, 300_000))
+        with self.serve(tmp_path / "store", budget=1) as tree:
+            files = manifests.key_files(tree, "k")
+            self.put(tmp_path / "store", "another", self.samples(1))
+            name = next(name for name in files if not name.endswith(".json"))
+            opened = tree.open(f"k/{name}")
+            assert opened.read_at(0, 10) == files[name][:10]
+            os.replace(other, path)
+            wait_for(lambda: _first(tree, self, "k", self.samples(3, 1, 300_000)[0]))
+            wait_for(lambda: _first(tree, self, "another", self.samples(1)[0]))  # and takes the place of `k` in memory
+            with fails(errno.ESTALE):
+                opened.read_at(200_000, 10)
+            opened.close()
+
+    def test_the_store_is_never_written_to(self, tmp_path: Path) -> None:
+        for key in ("a", "d/b"):
+            self.put(tmp_path, key, self.samples(3))
+        before = _all_files(tmp_path)
+        with self.serve(tmp_path) as tree:
+            for key in ("a", "d/b"):
+                manifests.key_files(tree, key)
+        assert _all_files(tmp_path) == before
+
+    # --- in Python ------------------------------------------------------------------------------------------------
+
+    def test_a_store_in_python(self, tmp_path: Path) -> None:
+        self.put(tmp_path, "d/k", self.samples(4))
+        store = self.opened(tmp_path)
+        assert store.keys() == ["d/k"]
+        assert equal(list(store.get("d/k")), self.samples(4))
+        for key in ("x", "d", "d/k/x", "../k", "", "k" * 300):
+            try:
+                store.get(key)
+            except MissingKeyError:
+                continue
+            raise AssertionError(key)
+        if not store.driver.writable:
+            return
+        store.set(self.samples(2, 1), "new")
+        store.set(self.samples(3, 2), "d/k")
+        assert sorted(store.keys()) == ["d/k", "new"]
+        assert equal(list(store.get("new")), self.samples(2, 1))
+        assert equal(list(store.get("d/k")), self.samples(3, 2))
+        store.delete("new")
+        assert store.keys() == ["d/k"]
+
+    def test_records_are_written_all_or_nothing_and_settled(self, tmp_path: Path) -> None:
+        driver: Driver = self.opened(tmp_path).driver
+        if not driver.writable:
+            return
+        key, told = Key("k"), []
+        entry = driver.write_records(key, self._records(3, 0), base=None, note=told.append)
+        assert driver.settle(key, told[-1]) == entry == driver.entry(key)
+        _fails_with(KeyExistsError, lambda: driver.write_records(key, self._records(3, 1), base=None))
+        newer = driver.write_records(key, self._records(2, 1), base=entry, note=told.append)
+        assert newer.version != entry.version
+        _fails_with(StaleShardError, lambda: driver.write_records(key, self._records(2, 1), base=entry))
+        _fails_with(StaleShardError, lambda: driver.load(entry, lambda _: None))
+        before = _all_files(tmp_path)
+        _fails_with(ZeroDivisionError, lambda: driver.write_records(key, self._failing(), base=newer, note=told.append))
+        assert driver.settle(key, told[-1]) is None
+        assert _all_files(tmp_path) == before
+
+    def _records(self, count: int, seed: int) -> Iterator[Value]:
+        samples = self.samples(count, seed)
+        yield from (Value(sample, stem) for sample, stem in zip(samples, self.stems(samples), strict=True))
+
+    def _failing(self) -> Iterator[Value]:
+        yield from self._records(1, 2)
+        raise ZeroDivisionError
+
+
+def _fails_with(kind: type[Exception], work: Any) -> None:
+    try:
+        work()
+    except kind:
+        return
+    raise AssertionError(f"this should raise {kind.__name__}")
+
+
+def _first(tree: Tree, suite: DriverSuite, key: str, sample: Any) -> bool:
+    """Whether the first sample of a key is this one by now."""
+    try:
+        files = manifests.by_sample(manifests.key_files(tree, key))
+    except OSError as error:
+        if error.errno not in (errno.ESTALE, errno.ENOENT):
+            raise
+        return False
+    return equal(suite.read_back(*next(iter(files.items()))), sample)
+
+
+def _all_files(folder: Path) -> list[tuple[str, int, bytes]]:
+    return [
+        (str(path), path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()
+    ]
