@@ -63,6 +63,11 @@ class Directory:
         """What a shard is made of."""
         return {name: node for name, node in self.files().items() if name not in TEMPORARY}
 
+    def differs(self) -> bool:
+        """Whether anything is staged over what is stored: what was made and removed again is not."""
+        gone = any(name not in self.children for name in self.stored or ())
+        return gone or any(file.staged for file in self.files().values())
+
     def remove(self, name: str) -> None:
         file = self.children.pop(name)
         if isinstance(file, File) and not file.own:

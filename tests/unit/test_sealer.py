@@ -333,7 +333,7 @@ def test_mds_a_new_key_waits_for_what_is_added_to_the_last(mds: World) -> None:
     """Else that would be in the middle by then, and could never be stored."""
 
     async def test() -> None:
-        put(new := mds.area.create("shard.00002"), b"000000.json", line(n=7, text=""))
+        put(new := mds.area.create("shard.00002"), b"000007.json", line(n=7, text=""))
         mds.sealer.touched(new)
         await trio.sleep(QUIET / 2)
         put(last := mds.over("shard.00001"), b"000006.json", line(n=6, text="t6"))
@@ -464,6 +464,42 @@ def test_an_open_writer_is_ebusy_and_sealed_by_time_once_it_is_closed(world: Wor
 
     world.run(test, QUIET)
     assert ns(world) == [1]
+
+
+def test_by_time_no_sample_gets_another_number(world: World) -> None:
+    """Somebody removes one after the other: with a pause in between, the next number would mean another sample."""
+    world.driver.write_records(K, values(0, 4), base=None)
+
+    async def test() -> None:
+        staged = world.over()
+        await world.hide(staged, b"000001.json")
+        world.sealer.touched(staged)
+        while not world.sealer.problems():
+            await trio.sleep(QUIET / 5)
+        assert "other numbers" in world.sealer.problems()["k"]
+        await world.hide(staged, b"000003.json")
+        world.sealer.touched(staged)
+        assert await world.sealer.seal(staged) is not None, "whoever asks has it"
+        assert world.sealer.problems() == {}
+
+    world.run(test, QUIET)
+    assert ns(world) == [0, 2]
+
+
+def test_who_asks_does_not_hear_what_is_only_said_of_a_seal_by_time(world: World) -> None:
+    world.driver.write_records(K, values(0, 4), base=None)
+
+    async def test() -> None:
+        staged = world.over()
+        await world.hide(staged, b"000001.json")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.sealer._try, staged)
+            while not world.sealer._works:
+                await trio.lowlevel.checkpoint()
+            assert await world.sealer.seal(staged) is not None
+
+    world.run(test)
+    assert ns(world) == [0, 2, 3]
 
 
 def test_each_change_begins_the_quiet_anew(world: World) -> None:
@@ -705,11 +741,12 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: st
         driver: Driver = StreamingDriver(storage) if system == "streaming" else SquirrelDriver(storage)
         world = World(tmp_path, driver)
         some(world)
+        number = driver.first_number(Key("new")) if isinstance(driver, StreamingDriver) else 0
         (store / "ballast").write_bytes(bytes(170_000))
 
         async def test() -> None:
             staged = world.area.create("new")
-            world.put(staged, b"000000.json", line(n=1, text=random.Random(1).randbytes(100_000).hex()))
+            world.put(staged, b"%06d.json" % number, line(n=1, text=random.Random(1).randbytes(100_000).hex()))
             with refused(errno.ENOSPC):
                 await world.sealer.seal(staged)
             assert staged.state == "staged"
