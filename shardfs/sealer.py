@@ -77,6 +77,10 @@ class _Work:
     error: ShardfsError | None = None
 
 
+async def _at_once() -> None:
+    """Nothing is to be done first."""
+
+
 async def _ignore(staged: StagedDirectory) -> None:
     """Nobody shows it, and nobody closes anything."""
 
@@ -113,13 +117,15 @@ class Sealer:
         self._wake: trio.Event | None = None
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Keys are sealed only inside this block. It begins with what a crash has left half done, and takes up what was
-        staged before; it ends when the seals under way have ended."""
+    async def running(self, prepare: Callable[[], Awaitable[None]] = _at_once) -> AsyncIterator[None]:
+        """Keys are sealed only inside this block. It begins with what a crash has left half done; then it awaits
+        `prepare`, and nothing is sealed by itself before that has ended; then it takes up what was staged before. It
+        ends when the seals under way have ended."""
         async with self._serving():
             for staged in self._area.directories():
                 if staged.kind == "key" and staged.seal.snapshot is not None and staged.damage is None:
                     await self._settle_at_start(staged)
+            await prepare()
             for staged in self._area.directories():
                 self.touched(staged)
             assert self._nursery is not None
@@ -355,8 +361,9 @@ class Sealer:
         and has paused, would not know, and go on under names that mean others."""
         if work.asked or not await self._working().io(lambda: seal_steps.renames(self._driver, work.staged, table)):
             return
-        text = "samples would have other numbers then, which must be asked for: by `sync` or `shardfs commit`"
-        raise UnaskedError(text)
+        raise UnaskedError(
+            "samples would have other numbers then, which is done when asked for (`sync`, `shardfs commit`)"
+        )
 
     async def _settled(self, staged: StagedDirectory) -> Sealed | None:
         """Find out how a seal ended that was left: None if the store does not have it."""

@@ -10,12 +10,12 @@ import logging
 from dataclasses import dataclass
 
 from shardfs import config
-from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError, StagingError, UnaskedError
+from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError, StagingError
 from shardfs.staging import StagedDirectory, StagingArea
 
 log = logging.getLogger("shardfs")
 
-_LASTING = BadSampleError | BadSettingError | NotWritableError | UnaskedError
+_LASTING = BadSampleError | BadSettingError | NotWritableError
 """Why trying again is of no use before something is changed."""
 
 

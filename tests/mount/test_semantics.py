@@ -381,6 +381,8 @@ class TestWhatIsDurableWhen:
             for mnt in (one, two):
                 wait_for(lambda mnt=mnt: "samples would have other numbers" in (mnt.parent / "log").read_text())
             wait_for(lambda: "new" in open_store(squirrel))
+            for mnt in (one, two):
+                assert "samples would have other numbers" in shardfs("status", mnt).stdout
             assert list(open_store(mds)) == ["a"]
             label(one / "new", 3, 13)
             (two / "a/000002.json").unlink()

@@ -73,12 +73,14 @@ class World:
             raise error from None
 
     @contextlib.asynccontextmanager
-    async def running(self, quiet: float | None) -> AsyncIterator[None]:
+    async def running(
+        self, quiet: float | None, prepare: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    ) -> AsyncIterator[None]:
         self.cache = ShardCache(self.driver, 1 << 24, self.arrays)
         self.sealer = Sealer(self.driver, self.cache, self.area, self.arrays, quiet)
         self.sealer.on_sealed = self._on_sealed
         self.sealer.on_parked = lambda staged, key: self.parked.append((staged, key))
-        async with self.cache.running(), self.sealer.running():
+        async with self.cache.running(), self.sealer.running(prepare):
             yield
 
     def _on_sealed(self, sealed: Sealed) -> None:
@@ -519,6 +521,23 @@ def test_each_change_begins_the_quiet_anew(world: World) -> None:
 def test_what_was_staged_before_is_sealed_after_some_quiet(world: World) -> None:
     put(world.area.create(K), b"000000.json", line(n=1))
     world.run(lambda: world.sealed_times(1), QUIET)
+    assert ns(world) == [1]
+
+
+def test_nothing_is_sealed_by_itself_before_all_is_shown(world: World) -> None:
+    """A mount that took longer than the quiet to show what was staged met a key that was stored meanwhile: it ended."""
+    put(world.area.create(K), b"000000.json", line(n=1))
+
+    async def prepare() -> None:
+        await trio.sleep(6 * QUIET)
+        assert world.sealed == []
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE):
+            async with world.running(QUIET, prepare):
+                await world.sealed_times(1)
+
+    trio.run(main)
     assert ns(world) == [1]
 
 
