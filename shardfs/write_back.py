@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 
 from shardfs import config
-from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError, StagingError
+from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError, StagingError, UnaskedError
 from shardfs.staging import StagedDirectory, StagingArea
 
 log = logging.getLogger("shardfs")
@@ -93,7 +93,9 @@ class WriteBack:
         if str(error) != waiting.problem:
             log.warning("%s is not sealed, and stays staged: %s", staged.key, error)
         waiting.problem = str(error)
-        waiting.stuck = seen and isinstance(error, _LASTING)
+        # the numbers of a new key's samples depend on other keys, those of a stored one on itself alone
+        unasked = isinstance(error, UnaskedError) and staged.base_version is not None
+        waiting.stuck = seen and (unasked or isinstance(error, _LASTING))
         waiting.delay = min(max(2 * waiting.delay, config.SEAL_RETRY), config.SEAL_RETRY_MAX)
         waiting.not_before = now + waiting.delay
 
