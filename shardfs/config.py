@@ -515,12 +515,14 @@ SEAL_RETRY_MAX = 60.0
 """Seconds until a seal that failed is tried again: twice as long each time, up to this."""
 
 SEAL_CLOSING = 0.5
-"""Seconds a seal waits for files that are open for writing to be closed, before it says that they are: the kernel tells
-of a close without waiting for the answer, so it may come later than the request to store what was closed. No longer,
-because who asks may have them open."""
+SEAL_CLOSING_MOST = 10.0
+"""Seconds a seal waits for files that are open for writing to be closed, before it says that they are: so long for the
+next of them, because the kernel tells of closes later than of the request to store what was closed, and no longer,
+because who asks may have them open; and so long in all, as somebody may go on opening and closing."""
 
-SEAL_CLOSING_STEP = 0.01
-"""Seconds between two looks."""
+VALUE_BYTES = (1 << 32) - 1
+"""Largest staged file that can become a field: msgpack's lengths and MDS's positions have 32 bits. It is said before
+the file is read: it would be taken into memory as a whole."""
 
 SEAL_RESCUES = 4
 """A seal that is done looks so often for bytes that only the old shard has; each time somebody may just have taken over

@@ -7,15 +7,15 @@ sockets, nor of how a seal works.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardfs.control import error_as_json
 from shardfs.control_server import Handler, Handlers
-from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError, StorageError
+from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError
 from shardfs.model import Entry, Key
 from shardfs.vfs import Vfs
 
@@ -71,7 +71,9 @@ def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
         return None if found is None else found.entry
 
     return {
-        **status_handlers(vfs, store, driver, writable=True, area=area, changed=sealer.changed),
+        **status_handlers(
+            vfs, store, driver, writable=True, area=area, changed=sealer.changed, problems=sealer.problems
+        ),
         **staging_handlers(
             sealer,
             area,
@@ -95,8 +97,10 @@ def status_handlers(
     writable: bool = False,
     area: StagingArea | None = None,
     changed: Changed = _NONE,
+    problems: Callable[[], Mapping[str, str]] = dict,
 ) -> Handlers:
-    """`ping`, `status` and `refresh`; `area` is what is staged, for a writable mount."""
+    """`ping`, `status` and `refresh`; `area` is what is staged, for a writable mount, and `problems` why keys of that
+    are not stored by themselves."""
     begun = time.time_ns()
 
     async def ping(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def status_handlers(
                 "shards": len(cache),
                 **dataclasses.asdict(cache.counts),
             },
-            "staged": None if area is None else _reports(area),
+            "staged": None if area is None else _reports(area, problems()),
             "changed": None if area is None else dict(changed),
         }
 
@@ -127,8 +131,9 @@ def status_handlers(
     return {"ping": ping, "status": status, "refresh": refresh}
 
 
-def _reports(area: StagingArea) -> list[dict[str, Any]]:
-    return [dataclasses.asdict(report) for report in area.reports()]
+def _reports(area: StagingArea, problems: Mapping[str, str] = MappingProxyType({})) -> list[dict[str, Any]]:
+    told = (dataclasses.replace(report, reason=report.reason or problems.get(report.key)) for report in area.reports())
+    return [dataclasses.asdict(report) for report in told]
 
 
 # --- writable mounts --------------------------------------------------------------------------------------------------
@@ -220,8 +225,6 @@ def _discard_handler(area: StagingArea, remove: Callable[[StagedDirectory], Awai
     async def discard(arguments: dict[str, Any]) -> dict[str, Any]:
         directory = _staged(area, arguments.get("key"))
         key = directory.key
-        if directory.writers or directory.seal.snapshot is not None:
-            raise StorageError(f"{key}: a file is open for writing, or it is being stored", errno.EBUSY)
         await remove(directory)
         return {"discarded": key}
 

@@ -96,6 +96,12 @@ class RenumberingError(NotWritableError):
     errno = errno.EPERM
 
 
+class UnaskedError(ShardfsError):
+    """A key that is stored when somebody asks for that, and not by itself."""
+
+    errno = errno.EAGAIN
+
+
 class StorageError(ShardfsError, OSError):
     """Bytes could not be fetched or put; `errno` is that of the operating system where there is one."""
 

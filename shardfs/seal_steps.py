@@ -27,6 +27,7 @@ import zstandard
 
 from shardfs import config, copying, keeping, packing, sealing
 from shardfs.drivers.base import Driver, KeepsFiles, NewRecord, Note, Value, WritesFiles
+from shardfs.drivers.numbered import NumberedThrough
 from shardfs.errors import MissingKeyError, ShardfsError, StagingError, StaleShardError
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
@@ -87,6 +88,20 @@ def keeps_count(staged: StagedDirectory, table: ShardTable) -> bool:
     names = [name for name, _, number in table.listing(0) if not staged.hides(number)]
     names += [entry.name for entry in staged.children() if not sealing.is_temporary(entry.name)]
     return len({name.partition(b".")[0] for name in names}) == table.samples
+
+
+def renames(driver: Driver, staged: StagedDirectory, table: ShardTable | None) -> bool:
+    """Whether samples would have other names in the store than they are staged under, over what has that table.
+    BadSampleError; errors of `NumberedThrough.first_number`."""
+    if isinstance(driver, KeepsFiles | WritesFiles):
+        return False
+    first = driver.first_number(Key(staged.key)) if isinstance(driver, NumberedThrough) and table is None else 0
+    files: list[tuple[bytes, Source]] = []
+    if table is not None:
+        kept = (number for _, _, number in table.listing(0) if not staged.hides(number))
+        files += [(table.name(number), Stored(table.sample_of(number), number)) for number in kept]
+    files += [(entry.name, Changed(bytes, entry.size)) for entry in staged.children()]
+    return sealing.renames(files, table, first)
 
 
 def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry: Entry | None) -> Written | None:

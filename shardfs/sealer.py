@@ -30,6 +30,7 @@ from shardfs.errors import (
     StagingError,
     StaleShardError,
     StorageError,
+    UnaskedError,
 )
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key, Version
@@ -67,11 +68,17 @@ class _Work:
     """A seal under way, and what became of it."""
 
     staged: StagedDirectory
+    asked: bool
+    """False if it is made by itself, after some quiet."""
     begun: bool = False
     """True from when on it may not see what is changed."""
     done: trio.Event = field(default_factory=trio.Event)
     sealed: Sealed | None = None
     error: ShardfsError | None = None
+
+
+async def _at_once() -> None:
+    """Nothing is to be done first."""
 
 
 async def _ignore(staged: StagedDirectory) -> None:
@@ -97,7 +104,7 @@ class Sealer:
         self.on_nothing: Callable[[StagedDirectory], Awaitable[None]] = _ignore
         """Called with what there is nothing to be sealed of, over a stored shard."""
         self.closed: Callable[[StagedDirectory], Awaitable[None]] = _ignore
-        """Waits for what is being closed in a directory, before it is asked whether a file is open for writing."""
+        """Waits for what is being closed in a directory; whether a file is open for writing is asked then."""
         self.changed: dict[str, list[dict[str, Any]]] = {}
         """Keys that were new -> what the last seal made of types that the store has no word for: `field`, `was`, `is`
         and the number of `samples`."""
@@ -113,13 +120,15 @@ class Sealer:
         self._wake: trio.Event | None = None
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Keys are sealed only inside this block. It begins with what a crash has left half done, and takes up what was
-        staged before; it ends when the seals under way have ended."""
+    async def running(self, prepare: Callable[[], Awaitable[None]] = _at_once) -> AsyncIterator[None]:
+        """Keys are sealed only inside this block. It begins with what a crash has left half done; then it awaits
+        `prepare`, and nothing is sealed by itself before that has ended; then it takes up what was staged before. It
+        ends when the seals under way have ended."""
         async with self._serving():
             for staged in self._area.directories():
                 if staged.kind == "key" and staged.seal.snapshot is not None and staged.damage is None:
                     await self._settle_at_start(staged)
+            await prepare()
             for staged in self._area.directories():
                 self.touched(staged)
             assert self._nursery is not None
@@ -169,7 +178,7 @@ class Sealer:
         sealed: Sealed | None = None
         while True:
             work = self._works.get(staged.id) or self._start(staged)
-            late = work.begun
+            late = work.begun or not work.asked
             await work.done.wait()
             if work.error is not None and (not late or isinstance(work.error, StaleShardError)):
                 raise work.error
@@ -237,17 +246,16 @@ class Sealer:
 
     async def _try(self, staged: StagedDirectory) -> None:
         with contextlib.suppress(ShardfsError):  # logged, and kept for `problems`
-            work = self._works.get(staged.id) or self._start(staged)
-            await work.done.wait()
+            await self._sealed_by_itself(staged)
         if self._waiting.tried(staged):
             self._awake()
 
     # --- one seal -----------------------------------------------------------------------------------------------
 
-    def _start(self, staged: StagedDirectory) -> _Work:
+    def _start(self, staged: StagedDirectory, asked: bool = True) -> _Work:
         if self._nursery is None:
             raise StorageError("the mount is being ended")
-        work = self._works[staged.id] = _Work(staged)
+        work = self._works[staged.id] = _Work(staged, asked)
         self._nursery.start_soon(self._run, work)
         return work
 
@@ -257,7 +265,7 @@ class Sealer:
         # not ended by cancellation: who waits may go away, and a half-done seal would only have to be settled
         with trio.CancelScope(shield=True):
             try:
-                await self._behind(staged)  # before it has a place, as another seal may have to have one
+                await self._behind(work)  # before it has a place, as another seal may have to have one
                 async with self._places:
                     if self._nursery is None:
                         raise StorageError("the mount is being ended")
@@ -282,10 +290,10 @@ class Sealer:
                     self._awake()
             await self._clean()
 
-    async def _behind(self, staged: StagedDirectory) -> None:
+    async def _behind(self, work: _Work) -> None:
         """Samples can be added to the last key of some stores only while it is the last: so what was added there, or
         taken away, is stored before a new key. If that fails, so does the new key."""
-        driver, problem = self._driver, "all its samples were removed, and not the key"
+        staged, driver, problem = work.staged, self._driver, "all its samples were removed, and not the key"
         if staged.base_version is not None or not isinstance(driver, NumberedThrough):
             return
         try:
@@ -296,7 +304,7 @@ class Sealer:
         if last is None or before is None or before.kind != "key" or before.base_version is None:
             return
         try:
-            await self.seal(before)
+            await (self.seal(before) if work.asked else self._sealed_by_itself(before))
         except ShardfsError as error:
             problem = str(error)
         if self._area.find(last) is not before or before.parked is not None or before.finished:
@@ -305,6 +313,12 @@ class Sealer:
         if not await self._working().io(lambda: seal_steps.keeps_count(before, table)):
             text = f"{last}, behind which {staged.key} would come, has changes that could not be stored"
             raise StorageError(f"{text}: {problem}", errno.EBUSY)
+
+    async def _sealed_by_itself(self, staged: StagedDirectory) -> None:
+        work = self._works.get(staged.id) or self._start(staged, asked=False)
+        await work.done.wait()
+        if work.error is not None:
+            raise work.error
 
     async def _seal(self, work: _Work) -> Sealed | None:
         staged = work.staged
@@ -316,9 +330,6 @@ class Sealer:
         if staged.damage is not None or staged.doubt is not None:
             raise StagingError(f"{staged.key}: {staged.damage or staged.doubt}", errno.EIO)
         await self.closed(staged)
-        with trio.move_on_after(config.SEAL_CLOSING):
-            while staged.writers:
-                await trio.sleep(config.SEAL_CLOSING_STEP)
         if staged.writers:
             raise StagingError(f"{staged.key}: a file is open for writing", errno.EBUSY)
         workers = self._working()
@@ -330,23 +341,34 @@ class Sealer:
             return before
         key, version = Key(staged.key), staged.base_version
         try:
-            return await self._sealed(staged, key, version) or before
+            return await self._sealed(work, key, version) or before
         except (StaleShardError, MissingKeyError, KeyExistsError) as error:
             raise await self._parked(staged, key, version, error) from error
 
-    async def _sealed(self, staged: StagedDirectory, key: Key, version: str | None) -> Sealed | None:
-        workers, driver = self._working(), self._driver
+    async def _sealed(self, work: _Work, key: Key, version: str | None) -> Sealed | None:
+        workers, driver, staged = self._working(), self._driver, work.staged
         if version is None:
+            await self._check_names(work, None)
             size = staged.data_bytes
             written = await workers.cpu(lambda: seal_steps.write(driver, staged, None, None), size)
             return None if written is None else await self._finished(staged, written, None)
         # what is written has the format and the columns of the stored shard, so its records can stay as they are
         entry = replace(await self._cache.fresh_entry(key), version=Version(version))
         async with self._cache.pinned(entry) as loaded:
+            await self._check_names(work, loaded.table)
             base = Base(loaded.shard, loaded.table, self._arrays)
             size = staged.data_bytes + loaded.table.raw_bytes
             written = await workers.cpu(lambda: seal_steps.write(driver, staged, base, entry), size)
             return None if written is None else await self._finished(staged, written, base)
+
+    async def _check_names(self, work: _Work, table: ShardTable | None) -> None:
+        """UnaskedError where nobody has asked, and samples would have other names: whoever is still at work in the key,
+        and has paused, would not know, and go on under names that mean others."""
+        if work.asked or not await self._working().io(lambda: seal_steps.renames(self._driver, work.staged, table)):
+            return
+        raise UnaskedError(
+            "samples would have other numbers then, which is done when asked for (`sync`, `shardfs commit`)"
+        )
 
     async def _settled(self, staged: StagedDirectory) -> Sealed | None:
         """Find out how a seal ended that was left: None if the store does not have it."""

@@ -15,13 +15,15 @@ Order: stored samples as they are stored, then new ones: numbers first, numerica
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from shardfs import config, layout, names, reading_back
 from shardfs.drivers.base import Cell, Files, KeptFiles, NewRecord, ShardReader, Value, Verbatim
-from shardfs.errors import BadSampleError
+from shardfs.errors import BadSampleError, StorageError
 from shardfs.index import KEY_FIELD, ShardTable
 from shardfs.values import Buffer
 
@@ -230,10 +232,25 @@ class Seal:
 def seal(files: Sequence[tuple[bytes, Source]], base: Base | None = None, as_files: bool = False) -> Seal:
     """The samples that these files are, temporary ones left out. `base` is what the key has in the store, if it is not
     new. `as_files`: for a driver that keeps samples as files, which are not looked into. BadSampleError for a name that
-    cannot be a sample's file, and for one that is given twice; NotWritableError for a base that cannot be kept."""
+    cannot be a sample's file, and for one that is given twice; NotWritableError for a base that cannot be kept;
+    StorageError, EFBIG, for a file that no field can hold."""
+    for name, source in files if not as_files else ():
+        if isinstance(source, Changed) and source.size > config.VALUE_BYTES and not is_temporary(name):
+            text = f"{os.fsdecode(name)} has {source.size} bytes, and no field can have more than {config.VALUE_BYTES}"
+            raise StorageError(text, errno.EFBIG)
     if as_files and base is not None and isinstance(base.reader, KeptFiles):
         base.reader.check_kept()
     return Seal(_groups(files, None if base is None else base.table), base, as_files)
+
+
+def renames(files: Sequence[tuple[bytes, Source]], table: ShardTable | None, first: int) -> bool:
+    """Whether `seal` would give some of these samples other names. `table` is that of its base; a new shard's first
+    sample has the number `first`. BadSampleError as `seal`."""
+    groups = _groups(files, table)
+    if all(group.number is None for group in groups) and (table is None or table.stems is not None):
+        return False  # all have names of their own, and keep them
+    start = first if table is None else table.first_sample
+    return any(group.number != number for number, group in enumerate(groups, start))
 
 
 def _groups(files: Sequence[tuple[bytes, Source]], table: ShardTable | None) -> list[_Group]:
@@ -348,5 +365,6 @@ __all__ = [
     "Verbatim",
     "is_temporary",
     "placed",
+    "renames",
     "seal",
 ]

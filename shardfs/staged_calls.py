@@ -32,7 +32,7 @@ class StagedCalls:
     def __init__(self) -> None:
         self._workers: Workers | None = None
         self._quick_from = 0.0
-        self._closing: dict[str, tuple[trio.Event, list[None]]] = {}
+        self._closing: dict[str, trio.Event] = {}
         self._locks: dict[Hashable, tuple[trio.Lock, list[None]]] = {}
 
     @contextlib.asynccontextmanager
@@ -75,23 +75,30 @@ class StagedCalls:
 
     async def closing(self, staged: StagedDirectory, work: Callable[[], None]) -> None:
         """Close a file: whoever asks for what no open file may disturb waits for it, by `closed`."""
-        event, under_way = self._closing.setdefault(staged.id, (trio.Event(), []))
-        under_way.append(None)
         try:
             await self.quick(staged, work, steady=False)
         finally:
-            under_way.pop()
-            if not under_way:
-                del self._closing[staged.id]
-                event.set()
+            told = self._closing.pop(staged.id, None)
+            if told is not None:
+                told.set()
 
     async def closed(self, staged: StagedDirectory) -> None:
-        """Wait until all files of a directory are closed whose closing was asked for before. The kernel does so when
-        close(2) has returned, and waits for no answer: who closes a file and then stores it must not hear that it is
-        open."""
-        found = self._closing.get(staged.id)
-        if found is not None:
-            await found[0].wait()
+        """Wait until no file of a directory is open for writing, as long as one after the other is closed.
+
+        The kernel asks for a close when close(2) has returned, waits for no answer, and sends so many such requests at
+        once, which others overtake: who closes a thousand files and then stores them must not hear that they are open.
+        Nor must anybody wait for who has one open in earnest: none closed for config.SEAL_CLOSING seconds, or
+        config.SEAL_CLOSING_MOST in all, and this returns all the same.
+        """
+        with trio.move_on_after(config.SEAL_CLOSING_MOST):
+            while staged.writers:
+                told = self._closing.setdefault(staged.id, trio.Event())
+                with trio.move_on_after(config.SEAL_CLOSING):
+                    await told.wait()
+                if not told.is_set():
+                    if not told.statistics().tasks_waiting and self._closing.get(staged.id) is told:
+                        del self._closing[staged.id]
+                    return
 
     async def long(self, work: Callable[[], T]) -> T:
         """Do what waits for the disk."""

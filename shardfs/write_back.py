@@ -10,10 +10,13 @@ import logging
 from dataclasses import dataclass
 
 from shardfs import config
-from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError, StagingError
+from shardfs.errors import BadSampleError, BadSettingError, NotWritableError, ShardfsError, StagingError, UnaskedError
 from shardfs.staging import StagedDirectory, StagingArea
 
 log = logging.getLogger("shardfs")
+
+_LASTING = BadSampleError | BadSettingError | NotWritableError
+"""Why trying again is of no use before something is changed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,13 +86,16 @@ class WriteBack:
         if staged.parked is not None or staged.kind != "key" or self._area.find(staged.key) is not staged:
             return
         waiting = self._waiting.setdefault(staged.id, _Waiting(staged, now))
-        waiting.changed = True
+        # what was changed since it began, it has not seen
+        seen, waiting.changed = not waiting.changed, True
         if error.errno == errno.EBUSY and isinstance(error, StagingError):
             return  # somebody writes, which is nobody's fault: it is looked at again anyway
         if str(error) != waiting.problem:
             log.warning("%s is not sealed, and stays staged: %s", staged.key, error)
         waiting.problem = str(error)
-        waiting.stuck = isinstance(error, BadSampleError | BadSettingError | NotWritableError)
+        # the numbers of a new key's samples depend on other keys, those of a stored one on itself alone
+        unasked = isinstance(error, UnaskedError) and staged.base_version is not None
+        waiting.stuck = seen and (unasked or isinstance(error, _LASTING))
         waiting.delay = min(max(2 * waiting.delay, config.SEAL_RETRY), config.SEAL_RETRY_MAX)
         waiting.not_before = now + waiting.delay
 

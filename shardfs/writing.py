@@ -53,8 +53,7 @@ class WritableVfs(ChangingVfs):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        async with super().running(), self.sealer.running():
-            await self.show_all()
+        async with super().running(), self.sealer.running(self.show_all):
             yield
 
     async def finish(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -94,15 +93,8 @@ class WritableVfs(ChangingVfs):
     async def discard(self, staged: StagedDirectory) -> None:
         """Remove what is staged for a key, or in a plain directory, for good. EBUSY while a file in it is open for
         writing, or it is being stored."""
-
-        def end() -> None:
-            with staged.held():
-                if staged.writers or staged.seal.snapshot is not None:
-                    raise StorageError(f"{staged.key}: a file is open for writing, or it is being stored", errno.EBUSY)
-                staged.close(f"{staged.key} was discarded", reap=False)
-
         await self.calls.closed(staged)
-        await self.calls.long(end)
+        await self.calls.long(lambda: staged.end(f"{staged.key} was discarded"))
         self.discarded(staged)
         await self.calls.long(lambda: self.area.discard(staged))
 

@@ -103,6 +103,8 @@ def _block(one: dict[str, Any]) -> str:
         held = sum(report["data_bytes"] for report in one["staged"])
         staged = f"{number(len(one['staged']), 'key')}, {number(files, 'file')}, {size(held)}"
         lines.append(f"  staged: {staged} (shardfs staging list)")
+        told = [report for report in one["staged"] if report.get("reason")]
+        lines += [one_line(f"  {report['key']}: {report['reason']}") for report in told[: config.NOTES_LOGGED]]
     return "\n".join(_printable(line) for line in lines)
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from shardfs.drivers.garbage import Garbage
 from shardfs.errors import StaleShardError
 from shardfs.storage.base import Storage
-from shardfs.storage.local import TEMPORARY, LocalStorage, touched_ns
-
-_OURS = re.compile(re.escape(TEMPORARY) + "([0-9a-f]{8}-)?[0-9a-f]{16}")
+from shardfs.storage.local import LocalStorage, touched_ns
+from shardfs.storage.temporaries import is_ours
 
 
 def leftovers(storage: Storage) -> list[Garbage]:
@@ -24,7 +21,7 @@ def leftovers(storage: Storage) -> list[Garbage]:
 
 
 def is_leftover(name: str) -> bool:
-    return _OURS.fullmatch(name.rpartition("/")[2]) is not None
+    return is_ours(name.rpartition("/")[2])
 
 
 def discard(storage: Storage, found: Garbage) -> None:

@@ -37,6 +37,9 @@ class NumberedThrough(Protocol):
         """What may be done to a key, as the store is now. MissingKeyError, StorageError,
         BadStoreError."""
 
+    def first_number(self, key: Key) -> int:
+        """The number that the first sample of a new key of this name would have. Errors as `key_before`."""
+
     def key_before(self, key: Key) -> Key | None:
         """The stored key that a new one of this name would come right behind, if samples can still be added to that.
         BadSettingError for what cannot be a key, RenumberingError and NotWritableError where none can be added, errors

@@ -161,6 +161,10 @@ class StreamingDriver:
         scan = self._all()
         return streaming_order.standing(scan.splits, scan.places.get(key, place))
 
+    def first_number(self, key: Key) -> int:
+        """See NumberedThrough."""
+        return streaming_order.first_number(self._all().splits, new_place(self._storage, key)[0])
+
     def key_before(self, key: Key) -> Key | None:
         """See NumberedThrough."""
         split, _ = new_place(self._storage, key)

@@ -80,6 +80,12 @@ def samples_behind(place: Place) -> int:
     return place.samples_through - place.first_sample - place.samples
 
 
+def first_number(splits: Splits, split: str) -> int:
+    """What the samples of a new key in a split are numbered from."""
+    inside = splits.get(outermost(splits, split)[0] + INDEX, [])
+    return inside[-1].samples_through if inside else 0
+
+
 def key_before(splits: Splits, split: str, places: Mapping[Key, Place]) -> Key | None:
     """The key behind whose samples those of a new one in a split would come; None where there are none yet."""
     inside = splits.get(outermost(splits, split)[0] + INDEX, [])

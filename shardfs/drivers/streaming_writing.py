@@ -13,6 +13,7 @@ between the look and the rename; the shards of the loser are still there then, b
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -226,7 +227,8 @@ class Publication:
             return  # what nobody names does no harm, and what somebody names is all there is
         if not {shard["raw_data"]["basename"] for shard in self.made}.intersection(map(basename_of, shards)):
             for name in self.files:
-                self.storage.remove(name)
+                with contextlib.suppress(StorageError):  # gc finds it; what failed first is what the caller is told
+                    self.storage.remove(name)
             self.files.clear()
 
 

@@ -198,6 +198,9 @@ class WebDatasetDriver:
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the key has the content that was about to be given its name, whoever did."""
         told = json.loads(noted)
+        if "mark" not in told:  # it never came to the rename: that is known without asking the store
+            self.storage.forget_temporary(told["file"], told["temporary"])
+            return None
         self.storage.remove_temporary(told["file"], told["temporary"])
         try:
             entry = self.entry(key)

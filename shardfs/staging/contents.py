@@ -124,9 +124,9 @@ class Contents:
 
     @property
     def writers(self) -> int:
-        """Openings for writing of files that are in the directory (not of removed ones)."""
-        with self._lock:
-            return sum(opened.writers for opened in self._open.values() if opened.linked)
+        """Openings for writing of files that are in the directory (not of removed ones). Waits for nobody: the event
+        loop asks, and whoever has the lock may be copying."""
+        return sum(opened.writers for opened in list(self._open.values()) if opened.linked)
 
     def has_writers(self, node: Node) -> bool:
         opened = self._open.get(node.id)

@@ -332,6 +332,13 @@ class StagedDirectory(DirectoryView):
             self.close(reason)
             return True
 
+    def end(self, reason: str) -> None:
+        """Close it, for being discarded. EBUSY while a file is open for writing, or a seal runs."""
+        with self._lock:
+            if self.writers or self._tree.seal is not None:
+                raise StagingError(f"{self.key}: a file is open for writing, or it is being stored", errno.EBUSY)
+            self.close(reason, reap=False)
+
     def close(self, reason: str, *, reap: bool = True) -> None:
         """End all use of it; what is on disk stays. EBADF from then on. Without `reap` this does not touch the disk."""
         with self._lock:

@@ -381,7 +381,7 @@ class LocalStorage:
         with self._parent(name) as (directory, last), open(self._open(name), "rb") as file:
             if version_of(os.fstat(file.fileno())) != version:
                 raise StaleShardError(f"{name} is another file than it was")
-            if not renaming.unheld(file.fileno()):
+            if not temporaries.unheld(file.fileno()):
                 raise StorageError(f"{name} is just being written", errno.EBUSY)
             check()
             try:

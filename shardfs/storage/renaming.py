@@ -36,26 +36,6 @@ def locked(directory: int) -> Iterator[None]:
         fcntl.flock(directory, fcntl.LOCK_UN)
 
 
-def hold(file: int) -> None:
-    """Say of an open file that is being written that it is in use, for as long as it is open, also under another name.
-    Where files cannot be locked nobody is told."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def unheld(file: int) -> bool:
-    """True if nobody has said so of an open file; nobody can then until it is closed. StorageError, EOPNOTSUPP, where
-    files cannot be locked."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        text = "files cannot be locked there, so it cannot be known whether somebody is just writing them"
-        raise StorageError(text, errno.EOPNOTSUPP) from error
-    return True
-
-
 _NO_LINKS = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV))
 """What making a hard link says on a file system that has none."""
 

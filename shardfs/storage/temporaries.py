@@ -7,6 +7,7 @@ machine, for another one may have locks of its own. Knows nothing of what files 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -17,11 +18,12 @@ import time
 from pathlib import Path
 
 from shardfs import config
+from shardfs.errors import StorageError
 
 TEMPORARY = ".shardfs-tmp-"
 """Names that begin so are unfinished writes; no listing shows them."""
 
-_OURS = re.compile(re.escape(TEMPORARY) + r"([0-9a-f]{8})-[0-9a-f]{16}")
+_OURS = re.compile(re.escape(TEMPORARY) + r"(?:([0-9a-f]{8})-)?[0-9a-f]{16}")
 _UNKNOWN = "0" * 8
 
 
@@ -37,6 +39,24 @@ def _machine() -> str:
 def temporary_name() -> str:
     """A name for a file that is still being written, from which this run of this machine can be told."""
     return f"{TEMPORARY}{_machine()}-{secrets.token_hex(8)}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file's name is one that `temporary_name` gives, or has given before it told of the machine."""
+    return _OURS.fullmatch(name) is not None
+
+
+def unheld(file: int) -> bool:
+    """True if no writer on this machine holds an open file, by whatever name; none can then until it is closed.
+    StorageError, EOPNOTSUPP, where files cannot be locked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        text = "files cannot be locked there, so it cannot be known whether somebody is just writing them"
+        raise StorageError(text, errno.EOPNOTSUPP) from error
+    return True
 
 
 def create(directory: int, name: str) -> int:
@@ -61,14 +81,15 @@ def remove_dead(directory: int, name: str) -> bool:
     descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     try:
         status = os.fstat(descriptor)
-        if ours is None or not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        if ours is None or ours[1] is None or not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             return False
         here = ours[1] == _machine() != _UNKNOWN
         if not here and time.time() - status.st_mtime < config.TEMPORARY_AGE:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # held, or no locks here
+            if not unheld(descriptor):
+                return False
+        except StorageError:  # no locks here
             return False
         if os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino != status.st_ino:
             return False

@@ -435,7 +435,11 @@ class Player:
             return
         mine = directory.files()
         changed = [name for name, file in mine.items() if file.staged and file.own]
-        if not changed or not directory.lasting() or self.model.has_writers(directory):
+        if (
+            not changed
+            or not (directory.lasting() and directory.differs(lasting=True))
+            or self.model.has_writers(directory)
+        ):
             return  # without anything to be stored, nothing is in conflict with what is
         self._elsewhere(key, self._samples(number))
 

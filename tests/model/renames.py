@@ -70,7 +70,8 @@ def _directory(model: Model, node: Directory, target: Directory | None, new_name
     stored = target is not None and target.stored is not None
     if target is not None and target.stored is None and target.children:
         raise Fails(errno.ENOTEMPTY)
-    if target is not None and stored and (target.dirty or (target.overlaid and model.happened == errno.EBUSY)):
+    changed = target is not None and (target.dirty and target.differs())
+    if target is not None and stored and (changed or (target.overlaid and model.happened == errno.EBUSY)):
         # an empty directory is refused for what it is, too
         raise Fails(errno.EBUSY, *([] if node.children else [errno.EEXIST]))
     plain = is_plain(new_name)

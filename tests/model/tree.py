@@ -63,6 +63,12 @@ class Directory:
         """What a shard is made of."""
         return {name: node for name, node in self.files().items() if name not in TEMPORARY}
 
+    def differs(self, lasting: bool = False) -> bool:
+        """Whether anything is staged over what is stored: what was made and removed again is not. `lasting`: anything
+        that a shard is made of."""
+        gone = any(name not in self.children for name in self.stored or ())
+        return gone or any(file.staged for file in (self.lasting() if lasting else self.files()).values())
+
     def remove(self, name: str) -> None:
         file = self.children.pop(name)
         if isinstance(file, File) and not file.own:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shardfs import open_store
+from shardfs import daemon, open_store
 from tests.mount.conftest import mounting
 
 JPEG = b"\xff\xd8\xff\xe0"
@@ -115,3 +116,12 @@ def a_world(folder: Path, *words: str) -> Iterator[World]:
     store, state = a_store(folder / "store"), folder / "state"
     with mounting(store, *WORDS, *words, XDG_STATE_HOME=str(state)) as mnt, mounting(store) as other:
         yield World(store, state, mnt, other)
+
+
+def kill(path: Path) -> None:
+    """End a daemon without a word, and take its mount away."""
+    record = daemon.find(str(path))
+    assert record is not None
+    os.kill(record.pid, signal.SIGKILL)
+    assert daemon.wait_until_gone(record)
+    daemon.unmount(str(path), lazy=True)

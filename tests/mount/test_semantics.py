@@ -31,6 +31,7 @@ from tests.mount.semantics import (
     command,
     contents,
     fill,
+    kill,
     label,
     labels,
     refused,
@@ -364,6 +365,32 @@ class TestWhatIsDurableWhen:
             label(key, 1, 6)
             wait_for(lambda: labels(alone, key) == [0, 6, 2])
 
+    def test_quiet_gives_no_sample_another_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of three keys that are written at once, those are stored whose samples keep their names."""
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        mds, squirrel = tmp_path / "mds", tmp_path / "squirrel"
+        open_store(mds, driver="streaming").set([{"label": number} for number in range(3)], "a")
+        open_store(squirrel, driver="squirrel").set([{"label": number} for number in range(3)], "a")
+        words = ("--rw", "--write-back", "0.3", "--allow-delete")
+        with mounting(mds, *words) as one, mounting(squirrel, *words) as two:
+            (one / "new").mkdir()
+            label(one / "new", 0, 10)
+            (two / "a/000001.json").unlink()
+            (two / "new").mkdir()
+            label(two / "new", 0, 11)
+            for mnt in (one, two):
+                wait_for(lambda mnt=mnt: "samples would have other numbers" in (mnt.parent / "log").read_text())
+            wait_for(lambda: "new" in open_store(squirrel))
+            for mnt in (one, two):
+                assert "samples would have other numbers" in shardfs("status", mnt).stdout
+            assert list(open_store(mds)) == ["a"]
+            label(one / "new", 3, 13)
+            (two / "a/000002.json").unlink()
+            for mnt in (one, two):
+                assert shardfs("commit", mnt).returncode == 0
+        assert labels(mds, one / "new") == [10, 13]
+        assert labels(squirrel, two / "a") == [0]
+
     def test_a_sync_of_everything_stores_nothing(self, world: World) -> None:
         key = world.key()
         label(key, 1, 7)
@@ -405,15 +432,6 @@ class TestWhatIsDurableWhen:
         assert labels(alone, key) == [0, 1, 2]
 
 
-def kill(path: Path) -> None:
-    """End a daemon without a word, and take its mount away."""
-    record = daemon.find(str(path))
-    assert record is not None
-    os.kill(record.pid, signal.SIGKILL)
-    assert daemon.wait_until_gone(record)
-    daemon.unmount(str(path), lazy=True)
-
-
 class TestCrashes:
     def test_a_killed_daemon_loses_nothing(self, alone: Path) -> None:
         with mount_point() as path:
@@ -443,11 +461,3 @@ class TestCrashes:
         assert labels(alone, key) == [0, 7, 2]
         with gzip.open(alone / f"{key.name}.gz") as file:
             assert file.read()
-
-
-class TestMdsDataSets:
-    def test_mds_data_sets_are_not_mounted_for_writing(self, tmp_path: Path) -> None:
-        open_store(tmp_path / "mds", driver="streaming").set([{"n": 1}], "shard.00000")
-        done = shardfs("mount", "--rw", tmp_path / "mds", tmp_path / "mnt")
-        assert (done.returncode, "--rw" in done.stderr) == (2, True)
-        assert len(list(open_store(tmp_path / "mds").get("shard.00000"))) == 1

@@ -17,7 +17,7 @@ import pytest
 
 from shardfs import open_store
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import mounting
+from tests.mount.conftest import mount_point, mounting
 from tests.mount.conftest import run as shardfs
 from tests.mount.semantics import (
     JPEG,
@@ -26,6 +26,7 @@ from tests.mount.semantics import (
     command,
     contents,
     fill,
+    kill,
     label,
     labels,
     new_name,
@@ -223,6 +224,32 @@ class TestConflicts:
         assert (kept / "000000.json").read_text() == '{"label": 77}\n'
         assert labels(world.store, key) == [88]
         shutil.rmtree(kept)
+
+    @pytest.mark.parametrize("way", ["commit", "write-back", "umount"])
+    def test_a_version_that_is_not_known_any_more_is_a_conflict_too(self, alone: Path, way: str) -> None:
+        quiet = ("--rw", "--write-back", "1" if way == "write-back" else "off", "--no-index", "--log")
+        with mount_point() as path:
+            log = path.parent / "log"
+            assert shardfs("mount", alone, path, *WORDS, "--no-index").returncode == 0
+            key = path / "there"
+            label(key, 0, 77)
+            kill(path)
+            assert shardfs("mount", alone, path, *quiet, log).returncode == 0
+            open_store(alone).set([{"label": 88}], "there")  # before anybody has looked into it
+            if way == "commit":
+                for look in (lambda: sync(key), lambda: os.listdir(key)):
+                    with refused(errno.ESTALE):
+                        look()
+                assert "there.conflict-" in shardfs("commit", path, "there").stderr
+            if way == "umount":
+                assert shardfs("umount", path).returncode == 4, "it stays mounted"
+            wait_for(lambda: any(path.glob("there.conflict-*")))
+            (kept,) = path.glob("there.conflict-*")
+            assert (kept / "000000.json").read_text() == '{"label": 77}\n'
+            wait_for(lambda: (key / "000000.json").read_text() == '{"label": 88}\n')
+            shutil.rmtree(kept)
+            assert shardfs("umount", path).returncode == 0
+        assert labels(alone, key) == [88]
 
     def test_other_keys_are_no_conflict(self, world: World) -> None:
         key, other, opened = world.key(), world.key(), open_store(world.store)

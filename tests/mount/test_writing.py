@@ -611,3 +611,14 @@ def test_free_space_is_that_of_the_staging_disk(mnt: Path, tmp_path: Path) -> No
     free = os.statvfs(tmp_path)
     shown = os.statvfs(mnt)
     assert abs(free.f_bavail * free.f_frsize - shown.f_bavail * shown.f_frsize) < 1 << 28
+
+
+def test_a_key_is_stored_right_behind_more_closes_than_the_kernel_sends_at_once(mnt: Path, store: Path) -> None:
+    (mnt / "many").mkdir()
+    opened = [os.open(mnt / f"many/{number:06d}.x.bin", os.O_WRONLY | os.O_CREAT) for number in range(600)]
+    for descriptor in opened:
+        os.write(descriptor, b"x")
+    for descriptor in opened:
+        os.close(descriptor)
+    sync(mnt / "many")
+    assert len(open_store(store).get("many")) == 600

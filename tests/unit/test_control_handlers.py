@@ -79,6 +79,7 @@ class ScriptedSealer:
 
 def discarding(area: StagingArea) -> Callable[[StagedDirectory], Awaitable[None]]:
     async def discard(directory: StagedDirectory) -> None:
+        directory.end("discarded")
         area.discard(directory)
 
     return discard

@@ -493,3 +493,19 @@ def test_a_shard_that_the_library_decompressed_meanwhile_is_still_the_same(tmp_p
     assert driver.entry(entry.key).version != entry.version
     driver.write_records(entry.key, seal(files, base).records(), base=entry)
     assert bytes(driver.load(driver.entry(entry.key), quiet).raw) == bytes(shard.raw)
+
+
+def test_what_failed_is_told_and_not_that_its_shard_could_not_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(self: LocalStorage, name: str) -> None:
+        raise StorageError(f"{name}: the disk is read-only by now", errno.EROFS)
+
+    def edit(shards: list[Any]) -> list[Any]:
+        raise KeyExistsError("somebody was faster")
+
+    monkeypatch.setattr(LocalStorage, "remove", remove)
+    made = streaming_writing.Publication(LocalStorage(tmp_path), "")
+    made.write_shards([Value({"n": 1}, "0")], None, None, iter(["a"]))
+    with pytest.raises(KeyExistsError):
+        made.publish(edit, 1 << 20)

@@ -73,12 +73,14 @@ class World:
             raise error from None
 
     @contextlib.asynccontextmanager
-    async def running(self, quiet: float | None) -> AsyncIterator[None]:
+    async def running(
+        self, quiet: float | None, prepare: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+    ) -> AsyncIterator[None]:
         self.cache = ShardCache(self.driver, 1 << 24, self.arrays)
         self.sealer = Sealer(self.driver, self.cache, self.area, self.arrays, quiet)
         self.sealer.on_sealed = self._on_sealed
         self.sealer.on_parked = lambda staged, key: self.parked.append((staged, key))
-        async with self.cache.running(), self.sealer.running():
+        async with self.cache.running(), self.sealer.running(prepare):
             yield
 
     def _on_sealed(self, sealed: Sealed) -> None:
@@ -333,7 +335,7 @@ def test_mds_a_new_key_waits_for_what_is_added_to_the_last(mds: World) -> None:
     """Else that would be in the middle by then, and could never be stored."""
 
     async def test() -> None:
-        put(new := mds.area.create("shard.00002"), b"000000.json", line(n=7, text=""))
+        put(new := mds.area.create("shard.00002"), b"000007.json", line(n=7, text=""))
         mds.sealer.touched(new)
         await trio.sleep(QUIET / 2)
         put(last := mds.over("shard.00001"), b"000006.json", line(n=6, text="t6"))
@@ -466,6 +468,42 @@ def test_an_open_writer_is_ebusy_and_sealed_by_time_once_it_is_closed(world: Wor
     assert ns(world) == [1]
 
 
+def test_by_time_no_sample_gets_another_number(world: World) -> None:
+    """Somebody removes one after the other: with a pause in between, the next number would mean another sample."""
+    world.driver.write_records(K, values(0, 4), base=None)
+
+    async def test() -> None:
+        staged = world.over()
+        await world.hide(staged, b"000001.json")
+        world.sealer.touched(staged)
+        while not world.sealer.problems():
+            await trio.sleep(QUIET / 5)
+        assert "other numbers" in world.sealer.problems()["k"]
+        await world.hide(staged, b"000003.json")
+        world.sealer.touched(staged)
+        assert await world.sealer.seal(staged) is not None, "whoever asks has it"
+        assert world.sealer.problems() == {}
+
+    world.run(test, QUIET)
+    assert ns(world) == [0, 2]
+
+
+def test_who_asks_does_not_hear_what_is_only_said_of_a_seal_by_time(world: World) -> None:
+    world.driver.write_records(K, values(0, 4), base=None)
+
+    async def test() -> None:
+        staged = world.over()
+        await world.hide(staged, b"000001.json")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.sealer._try, staged)
+            while not world.sealer._works:
+                await trio.lowlevel.checkpoint()
+            assert await world.sealer.seal(staged) is not None
+
+    world.run(test)
+    assert ns(world) == [0, 2, 3]
+
+
 def test_each_change_begins_the_quiet_anew(world: World) -> None:
     async def test() -> None:
         staged = world.area.create(K)
@@ -483,6 +521,23 @@ def test_each_change_begins_the_quiet_anew(world: World) -> None:
 def test_what_was_staged_before_is_sealed_after_some_quiet(world: World) -> None:
     put(world.area.create(K), b"000000.json", line(n=1))
     world.run(lambda: world.sealed_times(1), QUIET)
+    assert ns(world) == [1]
+
+
+def test_nothing_is_sealed_by_itself_before_all_is_shown(world: World) -> None:
+    """A mount that took longer than the quiet to show what was staged met a key that was stored meanwhile: it ended."""
+    put(world.area.create(K), b"000000.json", line(n=1))
+
+    async def prepare() -> None:
+        await trio.sleep(6 * QUIET)
+        assert world.sealed == []
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE):
+            async with world.running(QUIET, prepare):
+                await world.sealed_times(1)
+
+    trio.run(main)
     assert ns(world) == [1]
 
 
@@ -705,11 +760,12 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: st
         driver: Driver = StreamingDriver(storage) if system == "streaming" else SquirrelDriver(storage)
         world = World(tmp_path, driver)
         some(world)
+        number = driver.first_number(Key("new")) if isinstance(driver, StreamingDriver) else 0
         (store / "ballast").write_bytes(bytes(170_000))
 
         async def test() -> None:
             staged = world.area.create("new")
-            world.put(staged, b"000000.json", line(n=1, text=random.Random(1).randbytes(100_000).hex()))
+            world.put(staged, b"%06d.json" % number, line(n=1, text=random.Random(1).randbytes(100_000).hex()))
             with refused(errno.ENOSPC):
                 await world.sealer.seal(staged)
             assert staged.state == "staged"

@@ -84,11 +84,30 @@ def test_an_emptied_key_stops_new_ones_until_it_is_removed(mds: World) -> None: 
     assert keys(mds) == {"shard.00000": [0, 1, 2], "shard.00002": [7]}
 
 
+def test_a_slow_copy_into_a_new_key_does_not_go_on_under_others_numbers(mds: World) -> None:  # noqa: F811
+    """It paused, was stored as 6 and 7, and what came then as 6 was written over what had come as 0."""
+
+    async def test() -> None:
+        put(new := mds.area.create("shard.00002"), b"000000.json", line(n=100, text=""))
+        mds.sealer.touched(new)
+        while not mds.sealer.problems():
+            await trio.sleep(QUIET / 5)
+        for number in range(1, 8):
+            put(new, b"%06d.json" % number, line(n=100 + number, text=""))
+            mds.sealer.touched(new)
+        await trio.sleep(4 * QUIET)
+        assert mds.sealed == []
+        await mds.sealer.seal(new)
+
+    mds.run(test, QUIET)
+    assert keys(mds)["shard.00002"] == list(range(100, 108))
+
+
 def test_by_time_a_new_key_waits_as_well(mds: World) -> None:  # noqa: F811
     async def test() -> None:
         put(last := mds.over("shard.00001"), b"000006.json", b"{")
         mds.sealer.touched(last)
-        put(new := mds.area.create("shard.00002"), b"000000.json", line(n=7, text=""))
+        put(new := mds.area.create("shard.00002"), b"000007.json", line(n=7, text=""))
         mds.sealer.touched(new)
         with trio.fail_after(PATIENCE):
             while len(mds.sealer.problems()) < 2:

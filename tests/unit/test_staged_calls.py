@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from shardfs import config
 from shardfs.errors import StaleShardError
 from shardfs.staged_calls import StagedCalls
-from shardfs.staging import ROOT, StagedDirectory, StagingArea
+from shardfs.staging import ROOT, StagedDirectory, StagedFile, StagingArea
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -110,3 +111,53 @@ def test_a_seal_between_a_call_and_its_turn_in_a_worker_is_noticed(staged: Stage
         assert not staged.hides(7)
 
     serve(work)
+
+
+def test_a_thousand_closes_are_waited_for_and_a_writer_is_not(staged: StagedDirectory) -> None:
+    """The kernel sends 256 closes at once: the last of many came after all the time there was."""
+    files = [staged.create(ROOT, b"%06d.bin" % number) for number in range(8)]
+    calls = StagedCalls()
+
+    async def close(*closed: StagedFile) -> None:
+        for file in closed:
+            await trio.sleep(config.SEAL_CLOSING * 0.9)
+            await calls.closing(staged, file.close)
+
+    async def main() -> None:
+        async with calls.running(), trio.open_nursery() as nursery:
+            nursery.start_soon(close, *files)
+            nursery.start_soon(calls.closed, staged)  # two may wait
+            await calls.closed(staged)
+            assert staged.writers == 0
+            assert trio.current_time() - began > 7 * config.SEAL_CLOSING * 0.9
+            with staged.create(ROOT, b"000009.bin"):
+                before = trio.current_time()
+                await calls.closed(staged)
+                assert trio.current_time() - before < 2 * config.SEAL_CLOSING
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    began = clock.current_time()
+    trio.run(main, clock=clock)
+
+
+def test_who_goes_on_opening_and_closing_is_not_waited_for_for_ever(staged: StagedDirectory) -> None:
+    calls = StagedCalls()
+
+    async def go_on() -> None:
+        for number in range(10_000):
+            file = staged.create(ROOT, b"%06d.bin" % number)
+            await trio.sleep(config.SEAL_CLOSING / 2)
+            with staged.create(ROOT, b"%06d.x.bin" % number):
+                await calls.closing(staged, file.close)
+                await trio.sleep(config.SEAL_CLOSING / 2)
+
+    async def main() -> None:
+        async with calls.running(), trio.open_nursery() as nursery:
+            nursery.start_soon(go_on)
+            before = trio.current_time()
+            await trio.sleep(0.01)
+            await calls.closed(staged)
+            assert trio.current_time() - before <= config.SEAL_CLOSING_MOST + 1
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

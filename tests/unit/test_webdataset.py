@@ -25,7 +25,7 @@ from shardfs import config, index, patterns
 from shardfs.browse import Browser
 from shardfs.converting import convert_all
 from shardfs.drivers import webdataset as driver_module
-from shardfs.drivers.base import KeepsFiles, KeptFiles, Value
+from shardfs.drivers.base import Files, KeepsFiles, KeptFiles, Value
 from shardfs.drivers.webdataset import WebDatasetDriver
 from shardfs.drivers.webdataset_shards import FramedTar, TarInPlace, TarShard, member_name, samples, split
 from shardfs.drivers.webdataset_writing import faithful, packed
@@ -41,7 +41,7 @@ from shardfs.errors import (
 from shardfs.model import Entry, Key
 from shardfs.opening import detect, open_store
 from shardfs.sealing import Base, Changed, Source, Stored, seal
-from shardfs.storage.local import LocalStorage
+from shardfs.storage.local import LocalStorage, temporary_name
 from shardfs.store import Store
 
 JPEG = b"\xff\xd8\xff\xe0"
@@ -757,3 +757,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.main(["index", str(tmp_path / "data/s-{0..1}.tar"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["dropped"] == 0, "regression: rows of tars that were not named went"
+
+
+def test_a_seal_that_never_came_to_the_rename_is_settled_without_the_store(tmp_path: Path) -> None:
+    """It stayed open where the store was away or read-only by then, and could be neither changed nor discarded."""
+    driver = WebDatasetDriver(LocalStorage(tmp_path / "store"))
+    driver.write_records(Key("k"), [Value(Files("cat", (("jpg", b"x"),)), "cat")], base=None)
+    (tmp_path / "store").rename(tmp_path / "away")
+    assert driver.settle(Key("k"), json.dumps({"file": "k.tar", "temporary": temporary_name()})) is None
