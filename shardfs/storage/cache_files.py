@@ -282,6 +282,10 @@ class CacheFiles:
                 raise OSError(errno.ENOSPC, f"the disk has {left} MiB left, of which {kept} MiB stay free")
             return removed
 
+    def held(self) -> int | None:
+        """Bytes of all files, of all stores, as far as that is known; never less than there are."""
+        return self._told_size()
+
     def _told_size(self) -> int | None:
         """Bytes of all files, and of those that are being brought, as was last noted; never less than there are."""
         try:

@@ -15,7 +15,9 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYetError
+from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -27,7 +29,9 @@ from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed
 from shardfs.storage.etags import Etags, md5
-from shardfs.storage.requests import Requests, ShortBodyError
+from shardfs.storage.known import Known
+from shardfs.storage.requests import Progress, Requests, ShortBodyError, understood
+from shardfs.storage.threads import Threads
 
 PROBE = ".shardfs-tmp-probe-"
 """Names that begin so were made to find out what a store can do; no listing of ours shows them."""
@@ -49,42 +53,87 @@ def parse_version(version: Version) -> tuple[int, int, str]:
 class RemoteStorage:
     """The objects of an obstore store below its prefix. `root` is its URL, without secrets."""
 
-    def __init__(self, store: Any, root: str, requests: Requests | None = None) -> None:
+    def __init__(
+        self, store: Any, root: str, requests: Requests | None = None, known: Known | None = None, tagged: bool = False
+    ) -> None:
+        """`known` is what was heard of the store before. With `tagged` the store gives every object an ETag: what has
+        none comes from somebody else."""
         self.root = root
         self.requests = requests or Requests(root)
+        self._known = known
+        self._tagged = tagged
         self.store = store
         self.etags = Etags()
         self._ranges = True
-        self._pool = ThreadPoolExecutor(config.REMOTE_REQUESTS, "fetch")
+        self.requests.probe = lambda: obstore.head(store, f"{PROBE}answers")
+        self._pool = Threads(config.REMOTE_REQUESTS, "fetch")
 
     @property
     def deadline(self) -> float:
         return self.requests.deadline
+
+    def operation(self) -> AbstractContextManager[float]:
+        """What this thread does inside has one deadline together. Gives its end, in time.monotonic()."""
+        return self.requests.operation()
+
+    def health(self) -> dict[str, Any]:
+        """Whether the store answers, and what was asked of it, as plain values."""
+        return self.requests.told()
 
     def size_of(self, version: Version) -> int:
         return parse_version(version)[0]
 
     # --- names --------------------------------------------------------------------------------------------------------
 
-    def _listed(self, suffixes: tuple[str, ...]) -> list[Listed]:
+    def _listed(self, suffixes: tuple[str, ...], progress: Progress) -> list[Listed]:
         found: list[Listed] = []
         seen = 0
         for page in obstore.list(self.store, chunk_size=1000):
+            progress.at = self.requests.now()
+            self.requests.heard()
             seen += len(page)
             if seen > config.REMOTE_LISTED:
                 raise StorageError(f"{self.root} has more than {config.REMOTE_LISTED} objects", errno.EFBIG)
             found += (_listed(meta) for meta in page if meta["path"].endswith(suffixes))
+        if not seen and self._tagged:
+            self._check_empty()
         return found
 
-    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
-        found = self.requests.run("listing", lambda: self._listed(suffixes))
+    def _check_empty(self) -> None:
+        """ShortBodyError if the same server says of an object that cannot be there that it is: any page of HTML with
+        status 200, of a proxy that wants a password, reads as a listing of nothing."""
+        try:
+            obstore.head(self.store, f"{PROBE}{secrets.token_hex(8)}")
+        except Exception as error:
+            if understood(error, "") is None:
+                raise
+        else:
+            raise ShortBodyError("what came is no listing")
+
+    def _asked(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        progress = Progress()
+        found = self.requests.run("listing", lambda: self._listed(suffixes, progress), progress=progress)
         return sorted(found, key=lambda listed: listed.name)
+
+    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        if self._known is None:
+            return self._asked(suffixes)
+        return self._known.listing(suffixes, lambda: self._asked(suffixes))
 
     def changed(self) -> bool:
         return True  # nothing cheaper than a listing tells; how often that is asked for is up to who asks
 
     def stat(self, name: str) -> Listed:
-        return self.requests.run(f"looking at {name}", lambda: _listed(obstore.head(self.store, name)))
+        return self._head(name) if self._known is None else self._known.stat(name, lambda: self._head(name))
+
+    def _head(self, name: str) -> Listed:
+        def attempt() -> Listed:
+            meta = obstore.head(self.store, name)
+            if self._tagged and not meta["e_tag"]:
+                raise ShortBodyError("what came is no answer of the store")
+            return _listed(meta)
+
+        return self.requests.run(f"looking at {name}", attempt)
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
@@ -98,10 +147,18 @@ class RemoteStorage:
         return False
 
     def read(self, name: str, limit: int) -> bytes:
-        listed = self.stat(name)
-        if listed.size > limit:
-            raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
-        return self.fetch(name, listed.version, 0, listed.size)
+        return (
+            self._small(name, limit)
+            if self._known is None
+            else self._known.read(name, lambda: self._small(name, limit))
+        )
+
+    def _small(self, name: str, limit: int) -> bytes:
+        with self.requests.operation():
+            listed = self.stat(name)
+            if listed.size > limit:
+                raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
+            return self.fetch(name, listed.version, 0, listed.size)
 
     def mark(self, name: str, version: Version | None = None) -> str:
         made = hashlib.blake2b(digest_size=16)
@@ -127,7 +184,7 @@ class RemoteStorage:
                 self._ranges = False
                 return self._whole(name, size, etag)[start:end]
 
-        return self.requests.run(f"reading {name}", attempt, until=until)
+        return self.requests.run(f"reading {name}", attempt, until=until, hedge=True)
 
     def _whole(self, name: str, size: int, etag: str) -> bytes:
         data = self._get(name, size, etag, None)
@@ -155,10 +212,14 @@ class RemoteStorage:
         if etag and not etag.startswith("W/"):
             options["if_match"] = etag
         result = obstore.get(self.store, name, options=options)
+        self.requests.heard()
         meta = result.meta
+        if self._tagged and not meta["e_tag"]:
+            raise ShortBodyError("what came is no answer of the store")
         if (meta["size"], meta["e_tag"] or "") != (size, etag):
             raise StaleShardError(f"{self.root}/{name} was replaced since it was listed")
         data = bytes(result.bytes())
+        self.requests.heard(len(data))
         expected = size if part is None else part[1] - part[0]
         if len(data) != expected:
             raise ShortBodyError(f"{len(data)} bytes came where there should be {expected}")
@@ -190,13 +251,15 @@ class RemoteStorage:
             check()
             mode = "overwrite" if replace else "create"
             condition: Any = mode if expected is None else {"e_tag": parse_version(expected)[2]}
-            self._put(name, file, condition, mark)
+            # nobody in the kernel waits for it as for a read, and a large one takes its time
+            until = self.requests.until() + size / config.REMOTE_SLOWEST
+            self._put(name, file, condition, mark, until)
         listed = self.stat(name)
         if listed.size != size:
             raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
         return listed
 
-    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str) -> None:
+    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str, until: float | None = None) -> None:
         tries = 0
 
         def attempt() -> None:
@@ -217,7 +280,7 @@ class RemoteStorage:
                 if tries == 1 or self._told_mark(name) != mark:
                     raise
 
-        self.requests.run(f"writing {name}", attempt)
+        self.requests.run(f"writing {name}", attempt, until=until)
 
     def _told_mark(self, name: str) -> str | None:
         attributes: dict[str, Any] = obstore.get(self.store, name, options={"head": True}).attributes
@@ -266,7 +329,7 @@ class RemoteStorage:
         return self._ranges
 
     def in_background(self, call: Callable[[], bytes]) -> Future[bytes]:
-        return self._pool.submit(call)
+        return self._pool.start(call)
 
 
 class RemoteReader:
@@ -285,6 +348,8 @@ class RemoteReader:
         if self._count > 1 and storage.etags.told(parse_version(version)[2]) is not None:
             self._digest = hashlib.md5(usedforsecurity=False)
         self._parts: dict[int, Future[bytes]] = {}
+        self._left = storage.deadline
+        """Seconds that reading from beginning to end may still wait: what its reader does in between is his own."""
         self._lock = threading.Lock()
 
     def read(self, count: int) -> bytes:
@@ -307,7 +372,9 @@ class RemoteReader:
         self._digest.update(data)
         if self._position == self.size:
             digest, self._digest = self._digest.hexdigest(), None
-            if not self._storage.fits(self._name, self.size, parse_version(self._version)[2], digest):
+            fits, etag = self._storage.fits, parse_version(self._version)[2]
+            run = self._storage.requests.run
+            if not run(f"checking {self._name}", lambda: fits(self._name, self.size, etag, digest)):
                 raise StorageError(f"{self._name} came damaged: its MD5 is not the one that the store says")
 
     def _at(self, position: int, count: int) -> memoryview:
@@ -315,8 +382,15 @@ class RemoteReader:
         if position >= self.size or count <= 0:
             return memoryview(b"")
         first = position // self._part_size
-        wanted = [self._part(number) for number in range(first, min(first + config.REMOTE_AHEAD, self._count))]
-        data = self._result(first, wanted[0])
+        requests = self._storage.requests
+        begun = requests.now()
+        until = min(requests.until(), begun + self._left)
+        for number in range(first, min(first + config.REMOTE_AHEAD, self._count)):
+            self._part(number, until)
+        try:
+            data = self._result(first, self._part(first, until), until)
+        finally:
+            self._left -= requests.now() - begun
         start = position - first * self._part_size
         return memoryview(data)[start : start + count]
 
@@ -324,21 +398,26 @@ class RemoteReader:
     def _count(self) -> int:
         return -(-self.size // self._part_size)
 
-    def _part(self, number: int) -> Future[bytes]:
+    def _part(self, number: int, until: float) -> Future[bytes]:
         with self._lock:
             known = self._parts.get(number)
             if known is None:
                 start = number * self._part_size
                 end = min(start + self._part_size, self.size)
                 fetch = self._storage.fetch
-                name, version, until = self._name, self._version, self._storage.requests.until()
+                name, version = self._name, self._version
                 known = self._storage.in_background(lambda: fetch(name, version, start, end, until))
                 self._parts[number] = known
             return known
 
-    def _result(self, number: int, part: Future[bytes]) -> bytes:
+    def _result(self, number: int, part: Future[bytes], until: float) -> bytes:
         try:
-            return part.result()
+            # it has its own end, and this is for one that has not begun by then
+            return part.result(max(0.0, until - self._storage.requests.now()) + 0.5)
+        except NotYetError as error:
+            with self._lock:
+                self._parts.pop(number, None)
+            raise StorageError(f"{self._name}: a part of it did not come in time", errno.ETIMEDOUT) from error
         except BaseException:
             with self._lock:
                 self._parts.pop(number, None)  # or a later reader would be told an error of long ago
@@ -355,13 +434,14 @@ class RemoteReader:
             raise StaleShardError(f"{self._name} has {self.size} bytes, and {offset + count} were asked for")
         number = offset // self._part_size
         start = offset - number * self._part_size
+        until = self._storage.requests.until()
         with self._lock:
             part = self._parts.get(number)
         if part is None and self._count == 1:
-            part = self._part(0)  # small ones are fetched once, whatever is asked of them
+            part = self._part(0, until)  # small ones are fetched once, whatever is asked of them
         if part is not None and start + count <= self._part_size:
-            return self._result(number, part)[start : start + count]
-        return self._storage.fetch(self._name, self._version, offset, offset + count)
+            return self._result(number, part, until)[start : start + count]
+        return self._storage.fetch(self._name, self._version, offset, offset + count, until)
 
     def cached_at(self, offset: int, count: int) -> memoryview | None:
         return None
