@@ -645,8 +645,8 @@ BREAKER_WAIT = 2.0
 """Seconds for which who starts such a request waits for its answer, to go on at once if there is one."""
 
 HEDGE_LEAST = 2.0
-"""Seconds until a read without an answer is asked again beside the first: a store is seldom that slow, a connection that
-has died is."""
+"""Seconds until a read without an answer is asked again beside the first: a store is seldom that slow, a connection
+that has died is."""
 
 HEDGE_TIMES = 4
 """It is this much more than 95 of 100 of the last reads took."""

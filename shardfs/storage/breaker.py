@@ -1,5 +1,6 @@
-"""Whether a store answers at all. Once several operations in a row had no answer, those that follow are refused at once,
-so that not every reader waits for the whole deadline; one small request every few seconds finds out when it is back.
+"""Whether a store answers at all. Once several operations in a row had no answer, those that follow are refused at
+once, so that not every reader waits for the whole deadline; one small request every few seconds finds out when it is
+back.
 
 Any answer counts, an error of the store's own, too. Knows nothing of what is asked.
 """
@@ -23,7 +24,7 @@ log = logging.getLogger("shardfs")
 
 
 class Breaker:
-    """Of one store. Thread-safe. `probe` asks it something small, and returns if it answers; `now` is there for tests."""
+    """Of one store. Thread-safe. `probe` asks it something small, and tells if it answers; `now` is for tests."""
 
     def __init__(
         self, where: str, threads: Threads, probe: Callable[[], bool], now: Callable[[], float] = time.monotonic

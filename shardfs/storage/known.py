@@ -1,5 +1,5 @@
-"""What a store far away said last, kept on disk: its listings and small objects, for a mount that begins while the store
-cannot be asked. Used with a warning, only as long as nothing was heard of it, and never for the bytes of shards.
+"""What a store far away said last, kept on disk: its listings and small objects, for a mount that begins while the
+store cannot be asked. Used with a warning, only as long as nothing was heard of it, and never for the bytes of shards.
 
     <root>/<hash of store and question>.json.zst     store, question, time of the answer, the answer
 

@@ -192,8 +192,9 @@ class RemoteStorage:
             raise ShortBodyError("its MD5 is not the one that the store says")
         return data
 
-    def fits(self, name: str, size: int, etag: str, digest: str) -> bool:
-        """Whether all of an object, with this MD5, is what its ETag stands for, as far as that tells."""
+    def fits(self, name: str, size: int, etag: str, digest: str, *, apart: bool = False) -> bool:
+        """Whether all of an object, with this MD5, is what its ETag stands for, as far as that tells. `apart` is for who
+        is not in the midst of a request."""
 
         def again() -> str:
             if size < 2 or not self._ranges:
@@ -203,7 +204,8 @@ class RemoteStorage:
             made.update(self._get(name, size, etag, (half, size)))
             return made.hexdigest()
 
-        return self.etags.fits(etag, digest, again)
+        ask = (lambda: self.requests.run(f"checking {name}", again)) if apart else again
+        return self.etags.fits(etag, digest, ask)
 
     def _get(self, name: str, size: int, etag: str, part: tuple[int, int] | None) -> bytes:
         options: Any = {}
@@ -373,8 +375,7 @@ class RemoteReader:
         if self._position == self.size:
             digest, self._digest = self._digest.hexdigest(), None
             fits, etag = self._storage.fits, parse_version(self._version)[2]
-            run = self._storage.requests.run
-            if not run(f"checking {self._name}", lambda: fits(self._name, self.size, etag, digest)):
+            if not fits(self._name, self.size, etag, digest, apart=True):
                 raise StorageError(f"{self._name} came damaged: its MD5 is not the one that the store says")
 
     def _at(self, position: int, count: int) -> memoryview:
