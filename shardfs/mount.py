@@ -104,7 +104,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         for problem in store.driver.problems:
             log.warning("%s", problem)
         stack.enter_context(prepared(path, options.nonempty))
-        handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
+        handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
         trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
 
 
@@ -119,6 +119,8 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
     parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
     cache = ShardCache(store.driver, budget, options.arrays, database, parts)
+    if store.deadline is not None:
+        cache.patience = store.deadline + config.REMOTE_PATIENCE
     if area is None:
         return Vfs(store.driver, cache, os.geteuid(), os.getegid(), read_ahead)
     from shardfs.writable import build_writable

@@ -7,7 +7,9 @@ take a load from the others. Knows nothing of FUSE, inodes or names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -110,6 +112,8 @@ class ShardCache:
         """Called when a shard is asked for that was not in memory, or that was loaded ahead and never asked for."""
         self.on_evict: Callable[[Identity], None] = lambda identity: None
         self._ahead: set[Identity] = set()
+        self.patience = math.inf
+        """Seconds that one who asks waits for a load, which goes on without him: then ETIMEDOUT."""
 
     def __len__(self) -> int:
         """Shards in memory."""
@@ -175,9 +179,12 @@ class ShardCache:
         load.wanted = True
         self._ahead.discard(identity)
         self.on_touch(entry)
-        await load.done.wait()
+        with trio.move_on_after(self.patience):
+            await load.done.wait()
         if load.loaded is not None:
             return load.loaded
+        if not load.done.is_set():
+            raise StorageError(f"{entry.key} is not loaded in time; it goes on", errno.ETIMEDOUT)
         try:
             raise load.error or StorageError("the mount is being ended")
         finally:

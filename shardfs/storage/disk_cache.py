@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from shardfs import config
-from shardfs.errors import StorageError
+from shardfs.errors import CameDamagedError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed, Reader, Storage
 from shardfs.storage.cache_files import About, CacheFiles
@@ -145,7 +145,11 @@ class DiskCache:
                 while piece := source.read(config.REMOTE_PART):
                     file.write(piece)
 
-        path = self.files.keep(about, size, write)
+        try:
+            path = self.files.keep(about, size, write)
+        except CameDamagedError as error:
+            log.warning("%s; it is fetched once more", error)
+            path = self.files.keep(about, size, write)
         return None if path is None else _opened(path, name)
 
     def warm(self, name: str, version: Version) -> bool:

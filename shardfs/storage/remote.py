@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Self
 import obstore
 
 from shardfs import config
-from shardfs.errors import StaleShardError, StorageError
+from shardfs.errors import CameDamagedError, StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed
 from shardfs.storage.etags import Etags, md5
@@ -100,8 +100,10 @@ class RemoteStorage:
         return found
 
     def _check_empty(self) -> None:
-        """ShortBodyError if the same server says of an object that cannot be there that it is: any page of HTML with
-        status 200, of a proxy that wants a password, reads as a listing of nothing."""
+        """ShortBodyError unless that there is nothing is said twice, and an object that cannot be there is not: any page
+        of HTML with status 200, of a proxy that wants a password, reads as a listing of nothing."""
+        if any(obstore.list(self.store, chunk_size=1)):
+            raise ShortBodyError("what came was no listing")
         try:
             obstore.head(self.store, f"{PROBE}{secrets.token_hex(8)}")
         except Exception as error:
@@ -193,8 +195,8 @@ class RemoteStorage:
         return data
 
     def fits(self, name: str, size: int, etag: str, digest: str, *, apart: bool = False) -> bool:
-        """Whether all of an object, with this MD5, is what its ETag stands for, as far as that tells. `apart` is for who
-        is not in the midst of a request."""
+        """Whether all of an object, with this MD5, is what its ETag stands for, as far as that tells. `apart` is for
+        who is not in the midst of a request."""
 
         def again() -> str:
             if size < 2 or not self._ranges:
@@ -218,6 +220,8 @@ class RemoteStorage:
         meta = result.meta
         if self._tagged and not meta["e_tag"]:
             raise ShortBodyError("what came is no answer of the store")
+        if etag and meta["e_tag"] == etag and meta["size"] != size:
+            raise ShortBodyError(f"{meta['size']} bytes are offered where there should be {size}")
         if (meta["size"], meta["e_tag"] or "") != (size, etag):
             raise StaleShardError(f"{self.root}/{name} was replaced since it was listed")
         data = bytes(result.bytes())
@@ -376,7 +380,7 @@ class RemoteReader:
             digest, self._digest = self._digest.hexdigest(), None
             fits, etag = self._storage.fits, parse_version(self._version)[2]
             if not fits(self._name, self.size, etag, digest, apart=True):
-                raise StorageError(f"{self._name} came damaged: its MD5 is not the one that the store says")
+                raise CameDamagedError(f"{self._name} came damaged: its MD5 is not the one that the store says")
 
     def _at(self, position: int, count: int) -> memoryview:
         """What there is of `count` bytes from `position` in one part; the parts behind it are on their way then."""

@@ -242,7 +242,7 @@ class Requests:
 
 
 _STATUS = re.compile(r"status(?:\s*code)?:?\s*(\d{3})|\b(\d{3})\s+[A-Z][a-z]+", re.IGNORECASE)
-_UNHEARD = re.compile(r"error sending request|timed? ?out|connect|reset|broken pipe|dns|closed|IncompleteMessage", re.I)
+_UNHEARD = re.compile(r"error sending request|operation timed out|\bdns\b|connect", re.IGNORECASE)
 """What is said of a connection that came to nothing."""
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 
@@ -257,7 +257,9 @@ def answered(error: Exception) -> bool:
     """Whether an error is the store's own answer, and not the lack of one."""
     if isinstance(error, LateError):
         return False
-    return type(error).__name__ != "GenericError" or status_of(error) is not None or not _UNHEARD.search(str(error))
+    if type(error).__name__ != "GenericError" or status_of(error) is not None:
+        return True
+    return not _UNHEARD.search(str(error).split("Debug source:")[0])  # which tells how an answer ended, too
 
 
 def passes(error: Exception) -> bool:
