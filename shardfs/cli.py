@@ -330,6 +330,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Prints at most one line for an error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbosity = 0
+    if any("://" in word and ("@" in word or "?" in word) for word in words):
+        from shardfs.commands.hiding import hide
+
+        hide(words)
     try:
         helper = from_mount8(words, sys.argv[0])
         if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground

@@ -65,8 +65,8 @@ def open_store(
     that an installed package offers); without it the store's content decides, and an empty or unclear store needs it.
     `options` are the driver's own (squirrel, webdataset: compression, level; squirrel: format; streaming:
     validate_hash, size_limit, compression, format; superduper: encodable), and for stores far away `endpoint`,
-    `anonymous`, `storage_options`, `deadline` and `offline` (see `storage.urls.open_remote`), `cache_dir`, `cache_size` and `min_free` (see
-    `storage.disk_cache.cached`). BadStoreError, BadSettingError.
+    `anonymous`, `storage_options`, `deadline` and `offline` (see `storage.urls.open_remote`), `cache_dir`, `cache_size`
+    and `min_free` (see `storage.disk_cache.cached`). BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""

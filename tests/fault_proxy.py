@@ -222,7 +222,12 @@ class FaultProxy:
             self.endpoint = f"http://127.0.0.1:{self._address[1]}"
             self._token = trio.lowlevel.current_trio_token()
             ready.set()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    if self._listener is not None:
+                        await self._listener.aclose()
 
 
 def _reset(stream: trio.SocketStream) -> None:

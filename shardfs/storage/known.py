@@ -53,15 +53,15 @@ class Known:
         self._written: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def listing(self, suffixes: tuple[str, ...], ask: Callable[[], list[Listed]]) -> list[Listed]:
-        """What `ask` says, or said last. StorageError where nothing is known."""
+    def listing(self, ask: Callable[[], list[Listed]]) -> list[Listed]:
+        """What `ask` says is there, or said last. StorageError where nothing is known."""
 
         def taken(said: Any) -> list[Listed]:
             found = [Listed(name, size, mtime, Version(version)) for name, size, mtime, version in said]
             self._names.update((listed.name, listed) for listed in found)
             return found
 
-        question = "list\0" + "\0".join(suffixes)
+        question = "list"
         try:
             found = ask()
         except StorageError as error:

@@ -100,8 +100,8 @@ class RemoteStorage:
         return found
 
     def _check_empty(self) -> None:
-        """ShortBodyError unless that there is nothing is said twice, and an object that cannot be there is not: any page
-        of HTML with status 200, of a proxy that wants a password, reads as a listing of nothing."""
+        """ShortBodyError unless the store says twice that there is nothing, and so of an object that cannot be there:
+        any page of HTML with status 200, of a proxy that wants a password, reads as a listing of nothing."""
         if any(obstore.list(self.store, chunk_size=1)):
             raise ShortBodyError("what came was no listing")
         try:
@@ -120,7 +120,8 @@ class RemoteStorage:
     def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
         if self._known is None:
             return self._asked(suffixes)
-        return self._known.listing(suffixes, lambda: self._asked(suffixes))
+        # all that there is, as who asks when it is silent may ask for other names
+        return [one for one in self._known.listing(lambda: self._asked(("",))) if one.name.endswith(suffixes)]
 
     def changed(self) -> bool:
         return True  # nothing cheaper than a listing tells; how often that is asked for is up to who asks

@@ -201,6 +201,8 @@ class Requests:
     # --- errors -------------------------------------------------------------------------------------------------------
 
     def _note(self, error: Exception) -> None:
+        if type(error).__module__.startswith("obstore"):
+            error.args = (cleaned(str(error)),)  # tracebacks show it
         if answered(error):
             self.breaker.heard()
 
@@ -294,6 +296,13 @@ def understood(error: Exception, what: str) -> StorageError | StaleShardError | 
 
 
 def _short(error: Exception) -> str:
-    """The beginning of obstore's text, in one line and without what could be a secret: queries of signed URLs."""
+    """The beginning of obstore's text, in one line and without what could be a secret: queries of signed
+    URLs, and what stands before an @."""
     text = " ".join(str(error).split("Debug source:")[0].split())
-    return re.sub(r"\?[^\s)\"']+", "?...", text)[:300]
+    return cleaned(text)[:300]
+
+
+def cleaned(text: str) -> str:
+    """A text without what could be a secret in its URLs: queries, and what stands before an @."""
+    text = re.sub(r"://[^/\s\"']*@", "://", text)
+    return re.sub(r"\?[^\s)\"',]+", "?...", text)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from shardfs import config
 from shardfs.errors import BadSettingError, BadStoreError, MissingSystemError
+from shardfs.storage.profiles import from_profile
 
 if TYPE_CHECKING:
     from shardfs.storage.remote import RemoteStorage
@@ -59,7 +60,7 @@ def open_remote(
 
         from shardfs.storage.known import Known
         from shardfs.storage.remote import RemoteStorage
-        from shardfs.storage.requests import Requests
+        from shardfs.storage.requests import Requests, cleaned
     except ImportError as error:
         raise MissingSystemError(f"{_MISSING} ({error})") from error
     parts = urlsplit(url)
@@ -88,9 +89,11 @@ def open_remote(
     if endpoint is not None:
         settings["endpoint"] = endpoint
         client["allow_http"] = client.get("allow_http", endpoint.startswith("http://"))
+    if parts.scheme in ("s3", "s3a"):
+        settings |= from_profile(settings)
     try:
         store = from_url(url, client_options=client, retry_config=retries, **settings)
     except Exception as error:  # obstore has an own class of errors here, and ValueErrors
-        reason = " ".join(str(error).split())[:300]
-        raise BadStoreError(f"{shown} cannot be opened: {reason}") from error
+        reason = " ".join(cleaned(str(error)).split())[:300]
+        raise BadStoreError(f"{shown} cannot be opened: {reason}") from None  # it may show what was given
     return RemoteStorage(store, shown, asking, known, tagged=True)
