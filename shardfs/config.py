@@ -623,6 +623,9 @@ REMOTE_SLOWEST = 1 << 20
 """Bytes a second: what is written has so much more time than the deadline as its size takes at this rate. Reading has
 not, as a reader in the kernel waits for it."""
 
+REMOTE_SMALL_PUT = 1 << 20
+"""Up to this size a write that gets no answer is a stall like any other: larger ones may take that long to be sent."""
+
 REMOTE_LISTING = 3600.0
 """Seconds for a listing as long as each page of it comes within the deadline: ten million objects are 10,000 pages."""
 
@@ -661,6 +664,9 @@ be asked twice as much."""
 
 KNOWN_BYTES = 256 * MIB
 """Bytes of a kept listing at most, compressed: some ten million names."""
+
+KNOWN_FILES = 1000
+"""Answers that are kept, of all stores together; the oldest go."""
 
 KNOWN_SMALL = 64 * MIB
 """Bytes of a small object (the index of a data set) that is kept with it."""

@@ -205,8 +205,13 @@ class ShardCache:
     async def table(self, entry: Entry) -> ShardTable:
         """What the shard holds; the shard itself is loaded only if that is not known. Errors as `shard`."""
         loading = (entry.key, entry.version) in self._loads
-        table = self.tables.known(entry) if loading else await self.tables.kept(entry)
+        table = self.tables.known(entry) if loading else await self._kept(entry)
         return table if table is not None else (await self.shard(entry, indexed=False)).table
+
+    async def _kept(self, entry: Entry) -> ShardTable | None:
+        with trio.move_on_after(self.patience):
+            return await self.tables.kept(entry)
+        raise StorageError(f"what {entry.key} holds is not known in time; it is still asked for", errno.ETIMEDOUT)
 
     def drop(self, entry: Entry) -> None:
         """Forget a shard that the store no longer has: its bytes, its table, what was rendered of it."""

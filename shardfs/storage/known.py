@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -120,21 +119,37 @@ class Known:
         data = zstandard.compress(head[:-1].encode() + b', "answer": ' + text + b"}", 1)
         if len(data) > config.KNOWN_BYTES:
             return
+        made = self._path(question).with_suffix(".new")
         try:
             self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, made = tempfile.mkstemp(dir=self._root)
-        except OSError as error:
-            log.debug("what the store says is not kept: %s", error)
-            return
-        try:
-            with open(descriptor, "wb") as file:
+            _remove_old(made)
+            with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
                 file.write(data)
             os.rename(made, self._path(question))
+            self._thin()
+        except FileExistsError:
+            return  # another process is just writing the same
         except OSError as error:
             log.debug("what the store says is not kept: %s", error)
             with contextlib.suppress(OSError):
                 os.unlink(made)
 
+    def _thin(self) -> None:
+        """Remove the oldest answers beyond KNOWN_FILES."""
+        entries = list(os.scandir(self._root))
+        if len(entries) > config.KNOWN_FILES:
+            entries.sort(key=lambda entry: entry.stat().st_mtime_ns)
+            for entry in entries[: len(entries) - config.KNOWN_FILES]:
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
     def _path(self, question: str) -> Path:
         text = f"{self._store}\0{question}".encode("utf-8", "surrogatepass")
         return self._root / f"{hashlib.sha256(text).hexdigest()[:32]}.json.zst"
+
+
+def _remove_old(path: Path) -> None:
+    """Remove what somebody who died has left, and nothing that is just written."""
+    with contextlib.suppress(FileNotFoundError):
+        if time.time_ns() - os.stat(path).st_mtime_ns > config.CACHE_ORPHAN_NS:
+            os.unlink(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import secrets
@@ -54,14 +55,22 @@ class RemoteStorage:
     """The objects of an obstore store below its prefix. `root` is its URL, without secrets."""
 
     def __init__(
-        self, store: Any, root: str, requests: Requests | None = None, known: Known | None = None, tagged: bool = False
+        self,
+        store: Any,
+        root: str,
+        requests: Requests | None = None,
+        known: Known | None = None,
+        tagged: bool = False,
+        patient: Callable[[], Any] | None = None,
     ) -> None:
         """`known` is what was heard of the store before. With `tagged` the store gives every object an ETag: what has
-        none comes from somebody else."""
+        none comes from somebody else. `patient` makes the same store, for large bodies that are sent: a client knows
+        only how long nothing came."""
         self.root = root
         self.requests = requests or Requests(root)
         self._known = known
         self._tagged = tagged
+        self._patient = functools.cache(patient or (lambda: store))
         self.store = store
         self.etags = Etags()
         self._ranges = True
@@ -272,10 +281,11 @@ class RemoteStorage:
         def attempt() -> None:
             nonlocal tries
             tries += 1
+            size = file.seek(0, io.SEEK_END)
             file.seek(0)
             try:
                 obstore.put(
-                    self.store,
+                    self.store if size <= config.REMOTE_SMALL_PUT else self._patient(),
                     name,
                     file,
                     mode=condition,

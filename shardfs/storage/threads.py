@@ -5,6 +5,7 @@ The threads are daemons: a call that hangs keeps no process from ending. Knows n
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,13 +23,19 @@ class Threads:
     def __init__(self, most: int, name: str) -> None:
         self._most = most
         self._name = name
+        self._begin()
+
+    def _begin(self) -> None:
         self._work: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._some = threading.Condition()
         self._idle = self._count = 0
+        self._process = os.getpid()
 
     def start(self, call: Callable[[], T]) -> Future[T]:
         """Have it called in a thread as soon as one is free. Returns at once."""
         future: Future[T] = Future()
+        if self._process != os.getpid():
+            self._begin()  # after a fork none of the threads is here
         with self._some:
             self._work.append((future, call))
             if self._idle < len(self._work) and self._count < self._most:

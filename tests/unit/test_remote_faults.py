@@ -206,6 +206,15 @@ def test_waiting_for_another_that_brings_it_counts(proxy: FaultProxy, tmp_path: 
     clean(tmp_path)
 
 
+def test_a_large_body_may_take_longer_to_send_than_a_stall(proxy: FaultProxy) -> None:
+    """A client counts from when it begins to send: 64 MiB would have to go out within ten seconds."""
+    storage = far(proxy, 3.0)
+    proxy.fail("latency", seconds=1.5, only=lambda method, target: method == "PUT")
+    before = len(proxy.requests)
+    storage.put("sent", lambda file: file.write(BIG[: 3 << 20]) and None)
+    assert [method for method, _ in proxy.requests[before:]] == ["PUT", "HEAD"]
+
+
 # --- a second request, and none ---------------------------------------------------------------------------------------
 
 
