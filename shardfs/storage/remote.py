@@ -365,6 +365,8 @@ class RemoteReader:
         if self._count > 1 and storage.etags.told(parse_version(version)[2]) is not None:
             self._digest = hashlib.md5(usedforsecurity=False)
         self._parts: dict[int, Future[bytes]] = {}
+        self._fetching = threading.Lock()
+        """Held while all of a small object is fetched."""
         self._left = storage.deadline
         """Seconds that reading from beginning to end may still wait: what its reader does in between is his own."""
         self._lock = threading.Lock()
@@ -415,6 +417,8 @@ class RemoteReader:
         return -(-self.size // self._part_size)
 
     def _part(self, number: int, until: float) -> Future[bytes]:
+        if self._count == 1:
+            return self._only(until)
         with self._lock:
             known = self._parts.get(number)
             if known is None:
@@ -425,6 +429,21 @@ class RemoteReader:
                 known = self._storage.in_background(lambda: fetch(name, version, start, end, until))
                 self._parts[number] = known
             return known
+
+    def _only(self, until: float) -> Future[bytes]:
+        """All of a small object, fetched by who asks: another thread would take as long as the request."""
+        if not self._fetching.acquire(timeout=max(0.0, until - self._storage.requests.now())):
+            raise StorageError(f"{self._name}: another who reads it waits for too long", errno.ETIMEDOUT)
+        try:
+            known = self._parts.get(0)
+            if known is None:
+                known = Future()
+                known.set_result(self._storage.fetch(self._name, self._version, 0, self.size, until))
+                with self._lock:
+                    self._parts[0] = known
+            return known
+        finally:
+            self._fetching.release()
 
     def _result(self, number: int, part: Future[bytes], until: float) -> bytes:
         try:

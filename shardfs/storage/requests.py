@@ -8,7 +8,6 @@ again after a pause; all others are told at once. Knows nothing of names, shards
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
 import random
@@ -16,8 +15,8 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
@@ -41,6 +40,46 @@ class Progress:
 
     def __init__(self) -> None:
         self.at = float("-inf")
+
+
+class _Race(Generic[T]):
+    """An attempt that is made once, or twice at the same time."""
+
+    def __init__(self, attempt: Callable[[], T]) -> None:
+        self._attempt = attempt
+        self._answers: SimpleQueue[tuple[int, BaseException | None, T | None]] = SimpleQueue()
+        self._entered = 0
+        self.running = 0
+        """Attempts that have not answered yet, as far as `answer` has told."""
+        self.over = False
+        """Nobody waits any more: what has not begun is not to begin."""
+
+    def enter(self) -> Callable[[], None]:
+        """One more attempt, to be called in another thread."""
+        number = self._entered
+        self._entered += 1
+        self.running += 1
+
+        def work() -> None:
+            if self.over:
+                return
+            try:
+                value = self._attempt()
+            except BaseException as error:
+                self._answers.put((number, error, None))
+            else:
+                self._answers.put((number, None, value))
+
+        return work
+
+    def answer(self, seconds: float) -> tuple[int, BaseException | None, T | None] | None:
+        """The next one: which attempt, its error, its value. None if there is none in time."""
+        try:
+            answer = self._answers.get(timeout=seconds)
+        except Empty:
+            return None
+        self.running -= 1
+        return answer
 
 
 class Requests:
@@ -156,47 +195,42 @@ class Requests:
         """One attempt, or two of which the first answer counts. LateError; what the attempt raised."""
         if not self._places.acquire(timeout=max(0.0, end - self.now())):
             raise LateError("no place for a request in time")
-        pending: set[Future[T]] = set()
+        race: _Race[T] = _Race(attempt)
         begun, hedges = self.now(), hedge
         failed: BaseException | None = None
         try:
-            pending.add(self._start(attempt))
-            while pending:
+            self._start(race)
+            while race.running:
                 left = self._left(end, progress)
                 wait = min(left, begun + self.hedging.delay - self.now()) if hedges else left
-                done, pending = concurrent.futures.wait(pending, max(0.0, wait), concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    failed = future.exception()
-                    if failed is None:
-                        return self._first(future, begun, hedge, second=bool(pending) and not hedges)
-                    if not isinstance(failed, Exception) or not passes(failed):
-                        raise failed
-                if done:
-                    hedges = False  # an attempt that ended is repeated after its pause, and not hedged
-                elif self._left(end, progress) <= 0:
-                    raise LateError(f"no answer within the deadline of {self.deadline:g} s")
-                elif hedges:
+                answer = race.answer(max(0.0, wait))
+                if answer is None:
+                    if self._left(end, progress) <= 0:
+                        raise LateError(f"no answer within the deadline of {self.deadline:g} s")
                     hedges = False
                     if self.hedging.may():
-                        pending.add(self._start(attempt))
+                        self._start(race)
+                    continue
+                number, failed, value = answer
+                if failed is None:
+                    if hedge:
+                        self.hedging.took(self.now() - begun)
+                        self.hedging.won += number
+                    return value  # type: ignore[return-value]
+                if not isinstance(failed, Exception) or not passes(failed):
+                    raise failed
+                hedges = False  # an attempt that has ended is repeated after its pause, and not hedged
             assert failed is not None
             raise failed
         finally:
-            for future in pending:
-                future.cancel()
+            race.over = True
             self._places.release()
-            del pending, failed
+            del race, failed
 
-    def _first(self, future: Future[T], begun: float, hedge: bool, second: bool) -> T:
-        if hedge:
-            self.hedging.took(self.now() - begun)
-            self.hedging.won += second
-        return future.result()
-
-    def _start(self, attempt: Callable[[], T]) -> Future[T]:
+    def _start(self, race: _Race[T]) -> None:
         with self._lock:
             self.asked += 1
-        return self._threads.start(attempt)
+        self._threads.go(race.enter())
 
     # --- errors -------------------------------------------------------------------------------------------------------
 

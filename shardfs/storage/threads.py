@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from shardfs import config
 
@@ -26,38 +26,54 @@ class Threads:
         self._begin()
 
     def _begin(self) -> None:
-        self._work: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._some = threading.Condition()
-        self._idle = self._count = 0
+        self._work: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = self._count = self._waiting = 0
         self._process = os.getpid()
 
     def start(self, call: Callable[[], T]) -> Future[T]:
         """Have it called in a thread as soon as one is free. Returns at once."""
         future: Future[T] = Future()
-        if self._process != os.getpid():
-            self._begin()  # after a fork none of the threads is here
-        with self._some:
-            self._work.append((future, call))
-            if self._idle < len(self._work) and self._count < self._most:
-                self._count += 1
-                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
-            else:
-                self._some.notify()
-        return future
 
-    def _serve(self) -> None:
-        while True:
-            with self._some:
-                self._idle += 1
-                found = self._some.wait_for(lambda: self._work, config.REMOTE_THREAD_IDLE)
-                self._idle -= 1
-                if not found:
-                    self._count -= 1
-                    return
-                future, call = self._work.popleft()
+        def work() -> None:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del future, call  # or an idle thread would hold what it did last
+
+        self.go(work)
+        return future
+
+    def go(self, work: Callable[[], object]) -> None:
+        """The same for what raises nothing, and itself tells whoever wants to know. For small requests the waiting for
+        a Future would take as long as the request."""
+        if self._process != os.getpid():
+            self._begin()  # after a fork none of the threads is here
+        with self._lock:
+            self._waiting += 1
+            if self._waiting > self._idle and self._count < self._most:
+                self._count += 1
+                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+        self._work.put(work)
+
+    def _serve(self) -> None:
+        with self._lock:
+            self._idle += 1
+        while True:
+            try:
+                work = self._work.get(timeout=config.REMOTE_THREAD_IDLE)
+            except Empty:
+                with self._lock:
+                    if self._waiting:
+                        continue  # it is just being put
+                    self._idle -= 1
+                    self._count -= 1
+                    return
+            with self._lock:
+                self._idle -= 1
+                self._waiting -= 1
+            work()
+            del work  # or an idle thread would hold what it did last
+            with self._lock:
+                self._idle += 1

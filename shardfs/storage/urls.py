@@ -96,7 +96,7 @@ def open_remote(
     except Exception as error:  # obstore has an own class of errors here, and ValueErrors
         reason = " ".join(cleaned(str(error)).split())[:300]
         raise BadStoreError(f"{shown} cannot be opened: {reason}") from None  # it may show what was given
-    sending = {name: value for name, value in client.items() if name != "read_timeout"}
+    sending: Any = {name: value for name, value in client.items() if name != "read_timeout"}
     sending["timeout"] = timedelta(seconds=deadline + config.REMOTE_UPLOAD_PART / config.REMOTE_SLOWEST)
 
     def patient() -> Any:
