@@ -67,7 +67,8 @@ class Breaker:
                 return
             self.since = time.time() - (self._now() - begun)
             self._next = self._now() + config.BREAKER_PROBE
-        log.warning("%s does not answer: what is not at hand fails until it does (%s)", self.where, error)
+            level = logging.WARNING if self._heard is not None else logging.INFO  # the error itself is told, too
+        log.log(level, "%s does not answer: what is not at hand fails until it does (%s)", self.where, error)
 
     def check(self, what: str) -> None:
         """StorageError, with the errno that the last operation had, while the store does not answer."""

@@ -166,16 +166,23 @@ class CacheFiles:
                 self._describe(path, about, size, _hash(file))
             os.rename(temporary, path)
         except OSError as error:
-            self._remove(temporary)
+            self._not_kept(temporary, size)
             if isinstance(error, StorageError):
                 raise
             self._warn(error)
             return None
         except BaseException:
-            self._remove(temporary)
+            self._not_kept(temporary, size)
             raise
         self._checked.add(about.id)
         return path
+
+    def _not_kept(self, temporary: Path, size: int) -> None:
+        self._remove(temporary)
+        with contextlib.suppress(OSError), self._lock, self._room_lock():
+            told = self._told_size()
+            if told is not None:
+                self._tell_size(max(0, told - size))
 
     def _describe(self, path: Path, about: About, size: int, content: str) -> None:
         told = {
