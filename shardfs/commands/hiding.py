@@ -10,9 +10,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 log = logging.getLogger("shardfs")
 
@@ -40,10 +40,7 @@ def hide(words: Sequence[str]) -> None:
 
 
 def secrets_of(word: str) -> Iterator[str]:
-    """What stands before the @ of a URL, and its query."""
-    url = word.partition("=")[2] if word.startswith("-") else word
-    if "://" not in url:
-        return
-    parts = urlsplit(url)
-    user, _, _ = parts.netloc.rpartition("@")
-    yield from (secret for secret in (user, parts.query) if secret)
+    """What stands before the @ of URLs in a word, and their queries."""
+    if "://" in word:
+        yield from (secret for secret in re.findall(r"://([^/?\s]*)@", word) if secret)
+        yield from re.findall(r"://[^?\s]*\?(\S+)", word)
