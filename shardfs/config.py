@@ -663,7 +663,10 @@ HEDGE_FREE = 4
 be asked twice as much."""
 
 KNOWN_BYTES = 256 * MIB
-"""Bytes of a kept listing at most, compressed: some ten million names."""
+"""Bytes of what is kept of one answer at most, compressed."""
+
+KNOWN_NAMES = 1_000_000
+"""Names of a listing that is kept, at most: writing them down takes a second and 200 MB for a moment."""
 
 KNOWN_FILES = 1000
 """Answers that are kept, of all stores together; the oldest go."""

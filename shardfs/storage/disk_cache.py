@@ -87,6 +87,9 @@ class DiskCache:
         self.files = files
         self.store = store
 
+    def operation(self) -> AbstractContextManager[float]:
+        return self.inner.operation()
+
     def health(self) -> dict[str, Any]:
         """As that of the store, and what the cache has of it."""
         files = self.files

@@ -49,7 +49,7 @@ class Known:
         self._heard = False
         self._warned = False
         self._names: dict[str, Listed] = {}
-        self._written: dict[str, bytes] = {}
+        self._written: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def listing(self, ask: Callable[[], list[Listed]]) -> list[Listed]:
@@ -66,7 +66,9 @@ class Known:
         except StorageError as error:
             return taken(self._instead(question, error))
         self._heard = True
-        self._keep(question, [(listed.name, listed.size, listed.mtime_ns, listed.version) for listed in found])
+        if len(found) <= config.KNOWN_NAMES:
+            new = hash((tuple(listed.name for listed in found), tuple(listed.version for listed in found)))
+            self._keep(question, new, lambda: [(one.name, one.size, one.mtime_ns, one.version) for one in found])
         return found
 
     def stat(self, name: str, ask: Callable[[], Listed]) -> Listed:
@@ -86,7 +88,7 @@ class Known:
         except StorageError as error:
             return base64.b64decode(self._instead(f"read\0{name}", error))
         if len(data) <= config.KNOWN_SMALL:
-            self._keep(f"read\0{name}", base64.b64encode(data).decode())
+            self._keep(f"read\0{name}", hash(data), lambda: base64.b64encode(data).decode())
         return data
 
     def _instead(self, question: str, error: StorageError) -> Any:
@@ -108,13 +110,13 @@ class Known:
         self._warned = True
         return told["answer"]
 
-    def _keep(self, question: str, answer: Any) -> None:
-        text = json.dumps(answer).encode()
-        digest = hashlib.blake2b(text, digest_size=16).digest()
+    def _keep(self, question: str, new: int, answer: Callable[[], Any]) -> None:
+        """Keep an answer, unless it has the hash `new` that the last one had."""
         with self._lock:
-            if self._written.get(question) == digest:
+            if self._written.get(question) == new:
                 return  # a store that is listed every minute is not written down every minute
-            self._written[question] = digest
+            self._written[question] = new
+        text = json.dumps(answer()).encode()
         head = json.dumps({"store": self._store, "question": question, "time": int(time.time())})
         data = zstandard.compress(head[:-1].encode() + b', "answer": ' + text + b"}", 1)
         if len(data) > config.KNOWN_BYTES:
