@@ -136,7 +136,7 @@ def _add_cache(parser: argparse.ArgumentParser, common: argparse.ArgumentParser)
         _add_cache_place(work)
     clear.add_argument("store", metavar="STORE", nargs="?", help="of this store only")
     clear.add_argument("--endpoint", metavar="URL", help="of an s3:// store that is not Amazon's")
-    clear.set_defaults(anonymous=False, min_free=None)
+    clear.set_defaults(anonymous=False, offline=False, deadline=None, min_free=None)
     for work in (info, verify):
         work.add_argument("--json", action="store_true", help="JSON")
 
@@ -144,6 +144,10 @@ def _add_cache(parser: argparse.ArgumentParser, common: argparse.ArgumentParser)
 def _add_far(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--endpoint", metavar="URL", help="the server of an s3:// store that is not Amazon's")
     parser.add_argument("--anonymous", action="store_true", help="ask a store far away without credentials")
+    parser.add_argument(
+        "--deadline", metavar="SECONDS", help="what is asked of a store far away ends after so long (default: 60)"
+    )
+    parser.add_argument("--offline", action="store_true", help="ask nothing of it: what is known and cached must do")
     _add_cache_place(parser)
     parser.add_argument("--min-free", metavar="SIZE", help="disk that the cache leaves free (default: 1G)")
 
@@ -172,8 +176,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="OPT,...",
         help="ro, rw, allow_overwrite, allow_delete, write_back=, size_limit=, allow_other, nonempty, no_index, "
-        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, cache_dir=, cache_size=, min_free=, "
-        "metrics_addr=; "
+        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, deadline=, offline, cache_dir=, "
+        "cache_size=, min_free=, metrics_addr=; "
         "fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
@@ -359,6 +363,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Prints at most one line for an error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbosity = 0
+    if any("://" in word and ("@" in word or "?" in word) for word in words):
+        from shardfs.commands.hiding import hide
+
+        hide(words)
     try:
         helper = from_mount8(words, sys.argv[0])
         if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground

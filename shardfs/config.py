@@ -656,14 +656,80 @@ REMOTE_DEADLINE = 60.0
 """Seconds until an operation ends, one way or the other: a reader in the kernel cannot be told sooner, as pyfuse3 does
 not pass on that he was killed."""
 
+REMOTE_DEADLINE_LEAST = 0.5
+REMOTE_DEADLINE_MOST = 86_400.0
+"""What may be asked for: less is no time for a request and a repetition, more is no deadline."""
+
 REMOTE_CONNECT = 5.0
 """Seconds for a connection; a machine that is there answers in one."""
 
 REMOTE_STALL = 10.0
 """Seconds without a byte until a request is given up and asked again."""
 
-REMOTE_RETRIES = 8
-"""Times that a request is repeated within its deadline."""
+REMOTE_STALL_SHARE = 3
+"""With a short deadline a stall, and a connection, is this part of it at most, so that asking again fits in."""
+
+REMOTE_RETRIES = 30
+"""Times that a request is repeated within its deadline: more than fit into that of a minute, so that a server that
+starts anew in that time is waited for."""
+
+REMOTE_DAMAGED = 4
+"""Times that it is repeated because what came was damaged: each may be 8 MiB, and a way that damages one goes on so."""
+
+REMOTE_SLOWEST = 1 << 20
+"""Bytes a second: what is written has so much more time than the deadline as its size takes at this rate. Reading has
+not, as a reader in the kernel waits for it."""
+
+REMOTE_SMALL_PUT = 1 << 20
+"""Up to this size a write that gets no answer is a stall like any other: larger ones may take that long to be sent."""
+
+REMOTE_LISTING = 3600.0
+"""Seconds for a listing as long as each page of it comes within the deadline: ten million objects are 10,000 pages."""
+
+REMOTE_THREADS = 3 * REMOTE_REQUESTS
+"""Threads with a request each, those included whose caller gave up: they end by the client's own time limits."""
+
+REMOTE_THREAD_IDLE = 10.0
+"""Seconds until a thread that has nothing to do ends."""
+
+REMOTE_PATIENCE = 2.0
+"""Seconds beyond the deadline that a reader of a mount waits for a load, which may have waited for its turn, too."""
+
+BREAKER_FAILURES = 3
+"""Operations in a row without any answer until the next ones are refused at once: one may be bad luck."""
+
+BREAKER_PROBE = 5.0
+"""Seconds between requests that find out whether the store answers again."""
+
+BREAKER_WAIT = 2.0
+"""Seconds for which who starts such a request waits for its answer, to go on at once if there is one."""
+
+HEDGE_LEAST = 2.0
+"""Seconds until a read without an answer is asked again beside the first: a store is seldom that slow, a connection
+that has died is."""
+
+HEDGE_TIMES = 4
+"""It is this much more than 95 of 100 of the last reads took."""
+
+HEDGE_RECENT = 100
+"""Reads whose time is known for that."""
+
+HEDGE_SHARE = 3
+HEDGE_FREE = 4
+"""Per cent of the reads that may be asked twice, and how many anyway: a store that is slow because it is busy must not
+be asked twice as much."""
+
+KNOWN_BYTES = 256 * MIB
+"""Bytes of what is kept of one answer at most, compressed."""
+
+KNOWN_NAMES = 1_000_000
+"""Names of a listing that is kept, at most: writing them down takes a second and 200 MB for a moment."""
+
+KNOWN_FILES = 1000
+"""Answers that are kept, of all stores together; the oldest go."""
+
+KNOWN_SMALL = 64 * MIB
+"""Bytes of a small object (the index of a data set) that is kept with it."""
 
 REMOTE_BACKOFF = 0.1
 REMOTE_BACKOFF_MOST = 5.0

@@ -53,14 +53,17 @@ Stored = Callable[[str], Entry | None]
 Changed = Mapping[str, list[dict[str, Any]]]
 """Keys -> what storing them made of types that the store has no word for, as `Sealer.changed` has it."""
 
+Health = Callable[[], dict[str, Any]]
+"""Whether a store far away answers, and what was asked of it."""
 
 _NONE: Changed = {}
 
 
-def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
-    """All that a mount of `vfs` can be asked for. `store` is its URL as anybody may see it."""
+def handlers_of(vfs: Vfs, store: str, driver: str, health: Health | None = None) -> Handlers:
+    """All that a mount of `vfs` can be asked for. `store` is its URL as anybody may see it, `health` what is to be told
+    of one far away."""
     if not vfs.writable:
-        return status_handlers(vfs, store, driver)
+        return status_handlers(vfs, store, driver, health=health)
     from shardfs.writing import WritableVfs
 
     assert isinstance(vfs, WritableVfs)
@@ -72,7 +75,14 @@ def handlers_of(vfs: Vfs, store: str, driver: str) -> Handlers:
 
     return {
         **status_handlers(
-            vfs, store, driver, writable=True, area=area, changed=sealer.changed, problems=sealer.problems
+            vfs,
+            store,
+            driver,
+            writable=True,
+            area=area,
+            changed=sealer.changed,
+            problems=sealer.problems,
+            health=health,
         ),
         **staging_handlers(
             sealer,
@@ -98,6 +108,7 @@ def status_handlers(
     area: StagingArea | None = None,
     changed: Changed = _NONE,
     problems: Callable[[], Mapping[str, str]] = dict,
+    health: Health | None = None,
 ) -> Handlers:
     """`ping`, `status` and `refresh`; `area` is what is staged, for a writable mount, and `problems` why keys of that
     are not stored by themselves."""
@@ -121,6 +132,7 @@ def status_handlers(
                 "shards": len(cache),
                 **dataclasses.asdict(cache.counts),
             },
+            "far": None if health is None else health(),
             "staged": None if area is None else _reports(area, problems()),
             "changed": None if area is None else dict(changed),
         }

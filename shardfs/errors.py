@@ -9,6 +9,7 @@ __all__ = [
     "BadSampleError",
     "BadSettingError",
     "BadStoreError",
+    "CameDamagedError",
     "DamagedShardError",
     "KeyExistsError",
     "MissingExtraError",
@@ -113,6 +114,10 @@ class StorageError(ShardfsError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class CameDamagedError(StorageError):
+    """What was fetched is not what the store has: another try may go better."""
 
 
 class MissingFileError(StorageError, FileNotFoundError):

@@ -110,7 +110,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         vfs = build(store, options, database, area)
         vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
         stack.enter_context(prepared(path, options.nonempty))
-        handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
+        handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
         operations, writable = _operations(vfs)
         real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
@@ -133,6 +133,8 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
     parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
     cache = ShardCache(store.driver, budget, options.arrays, database, parts)
+    if store.deadline is not None:
+        cache.patience = store.deadline + config.REMOTE_PATIENCE
     if area is None:
         return Vfs(store.driver, cache, os.geteuid(), os.getegid(), read_ahead)
     from shardfs.writable import build_writable

@@ -22,7 +22,8 @@ from shardfs.drivers.webdataset import ENDINGS
 from shardfs.errors import BadSettingError, BadStoreError, ShardfsError, StorageError
 from shardfs.patterns import expand
 from shardfs.storage.base import Storage
-from shardfs.storage.disk_cache import cached
+from shardfs.storage.disk_cache import DiskCache, cached
+from shardfs.storage.known import default_directory
 from shardfs.storage.local import LocalStorage
 from shardfs.storage.urls import SCHEMES, far_identity, open_remote, without_secrets
 from shardfs.store import Store
@@ -38,7 +39,7 @@ _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
-REMOTE_OPTIONS = ("endpoint", "anonymous", "storage_options")
+REMOTE_OPTIONS = ("endpoint", "anonymous", "storage_options", "deadline", "offline")
 CACHE_OPTIONS = ("cache_dir", "cache_size", "min_free")
 """Options of `open_store` that are for stores far away, whatever their driver."""
 
@@ -64,8 +65,8 @@ def open_store(
     that an installed package offers); without it the store's content decides, and an empty or unclear store needs it.
     `options` are the driver's own (squirrel, webdataset: compression, level; squirrel: format; streaming:
     validate_hash, size_limit, compression, format; superduper: encodable), and for stores far away `endpoint`,
-    `anonymous` and `storage_options` (see `storage.urls.open_remote`), `cache_dir`, `cache_size` and `min_free` (see
-    `storage.disk_cache.cached`). BadStoreError, BadSettingError.
+    `anonymous`, `storage_options`, `deadline` and `offline` (see `storage.urls.open_remote`), `cache_dir`, `cache_size`
+    and `min_free` (see `storage.disk_cache.cached`). BadStoreError, BadSettingError.
     """
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
@@ -129,12 +130,17 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
 def _open_remote(url: str, driver: str | None, options: dict[str, Any]) -> Store:
     settings = {name: options.pop(name) for name in REMOTE_OPTIONS if name in options}
     kept = {name: options.pop(name) for name in CACHE_OPTIONS if name in options}
-    storage = cached(open_remote(url, **settings), far_identity(url, settings.get("endpoint")), **kept)
+    beside = kept.get("cache_dir")
+    known = default_directory() if beside is None else Path(beside) / "known"
+    far = open_remote(url, known_dir=known, **settings)
+    storage = cached(far, far_identity(url, settings.get("endpoint")), **kept)
     chosen = driver or detect_in(storage, without_secrets(url))
     factory, preset = _factory(chosen)
     _check_options(chosen, factory, options, "storage")
     made: Driver = factory(storage, **{**preset, **options})
-    return Store(without_secrets(url), made, identity=far_identity(url, settings.get("endpoint")))
+    identity = far_identity(url, settings.get("endpoint"))
+    health = storage.health if isinstance(storage, DiskCache) else far.health
+    return Store(without_secrets(url), made, identity=identity, health=health, deadline=far.deadline)
 
 
 def _open_catalog(text: str, path: Path, directory: Path) -> Store:

@@ -7,7 +7,9 @@ take a load from the others. Knows nothing of FUSE, inodes or names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -124,6 +126,8 @@ class ShardCache:
         """Called when a shard is asked for that was not in memory, or that was loaded ahead and never asked for."""
         self.on_evict: Callable[[Identity], None] = lambda identity: None
         self._ahead: set[Identity] = set()
+        self.patience = math.inf
+        """Seconds that one who asks waits for a load, which goes on without him: then ETIMEDOUT."""
 
     def __len__(self) -> int:
         """Shards in memory."""
@@ -194,9 +198,12 @@ class ShardCache:
         load.wanted = True
         self._ahead.discard(identity)
         self.on_touch(entry)
-        await load.done.wait()
+        with trio.move_on_after(self.patience):
+            await load.done.wait()
         if load.loaded is not None:
             return load.loaded
+        if not load.done.is_set():
+            raise StorageError(f"{entry.key} is not loaded in time; it goes on", errno.ETIMEDOUT)
         try:
             raise load.error or StorageError("the mount is being ended")
         finally:
@@ -217,8 +224,13 @@ class ShardCache:
     async def table(self, entry: Entry) -> ShardTable:
         """What the shard holds; the shard itself is loaded only if that is not known. Errors as `shard`."""
         loading = (entry.key, entry.version) in self._loads
-        table = self.tables.known(entry) if loading else await self.tables.kept(entry)
+        table = self.tables.known(entry) if loading else await self._kept(entry)
         return table if table is not None else (await self.shard(entry, indexed=False)).table
+
+    async def _kept(self, entry: Entry) -> ShardTable | None:
+        with trio.move_on_after(self.patience):
+            return await self.tables.kept(entry)
+        raise StorageError(f"what {entry.key} holds is not known in time; it is still asked for", errno.ETIMEDOUT)
 
     def drop(self, entry: Entry) -> None:
         """Forget a shard that the store no longer has: its bytes, its table, what was rendered of it."""

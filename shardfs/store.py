@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 from urllib.parse import urlsplit
@@ -82,11 +82,17 @@ class Store:
         place: Path | None = None,
         places: Sequence[Path] = (),
         identity: str | None = None,
+        health: Callable[[], dict[str, Any]] | None = None,
+        deadline: float | None = None,
     ) -> None:
         self.url = url
         self.driver = driver
         self.place = place
         self._identity = identity
+        self.health = health
+        """For a store far away: whether it answers, and what was asked of it, as plain values."""
+        self.deadline = deadline
+        """Seconds after which what is asked of a store far away has ended."""
         self.places = [place] if place is not None else list(places)
 
     @property

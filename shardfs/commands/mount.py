@@ -201,7 +201,10 @@ def _background(request: Request, shown: str) -> int:
 
 
 def _say_ready(request: Request, shown: str) -> None:
-    tell(f"mounted {request.store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}")
+    from shardfs.storage.urls import without_secrets
+
+    store = without_secrets(request.store) if "://" in request.store else request.store
+    tell(f"mounted {store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}")
 
 
 def _serve(request: Request, ready: Callable[[], None]) -> None:

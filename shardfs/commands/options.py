@@ -16,7 +16,8 @@ from shardfs.errors import BadSettingError
 OURS = (
     *("ro", "rw", "allow_overwrite", "allow_delete", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
-    *("refresh=", "endpoint=", "anonymous", "cache_dir=", "cache_size=", "min_free=", "metrics_addr="),
+    *("refresh=", "endpoint=", "anonymous", "deadline=", "offline", "cache_dir=", "cache_size=", "min_free="),
+    "metrics_addr=",
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -30,7 +31,11 @@ HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
 ARRAYS = ("png", "npy")
 TEXTS = ("json", "files")
 
-_WITH_VALUES = ("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint", "metrics_addr")
+_WITH_VALUES = (
+    *("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint", "deadline"),
+    "metrics_addr",
+)
+_FLAGS = ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "anonymous", "offline")
 _CACHE = ("cache_dir", "cache_size", "min_free")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -50,6 +55,8 @@ class MountWords:
     refresh: str | None = None
     endpoint: str | None = None
     anonymous: bool = False
+    deadline: str | None = None
+    offline: bool = False
     cache_dir: str | None = None
     cache_size: str | None = None
     min_free: str | None = None
@@ -69,7 +76,7 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
     asked: set[str] = set()
     for word in (word for option in options for word in option.split(",") if word):
         name, equals, value = word.partition("=")
-        if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "anonymous"):
+        if word in _FLAGS:
             setattr(words, word, True)
         elif name in (*_WITH_VALUES, *_CACHE) and equals:
             setattr(words, name, value)
@@ -123,7 +130,23 @@ def store_options(arguments: argparse.Namespace, words: MountWords | None = None
     """What was said of a store far away, as `open_store` takes it."""
     endpoint = arguments.endpoint or (words.endpoint if words else None)
     made: dict[str, Any] = {} if endpoint is None else {"endpoint": endpoint}
-    return {**made, "anonymous": True} if arguments.anonymous or (words is not None and words.anonymous) else made
+    for flag in ("anonymous", "offline"):
+        if getattr(arguments, flag) or (words is not None and getattr(words, flag)):
+            made[flag] = True
+    deadline = arguments.deadline if arguments.deadline is not None else (words.deadline if words else None)
+    return made if deadline is None else {**made, "deadline": parse_deadline(deadline)}
+
+
+def parse_deadline(text: str) -> float:
+    """Seconds for what is asked of a store far away."""
+    least, most = config.REMOTE_DEADLINE_LEAST, config.REMOTE_DEADLINE_MOST
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not least <= seconds <= most:
+        raise BadSettingError(f"--deadline {text}: write seconds, {least:g} to {most:g}")
+    return seconds
 
 
 def cache_options(arguments: argparse.Namespace, words: MountWords | None = None) -> dict[str, Any]:

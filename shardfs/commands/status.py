@@ -98,6 +98,8 @@ def _block(one: dict[str, Any]) -> str:
             f"{number(cache['hits'], 'hit')}, {cache['misses']:,} missed, {cache['loads']:,} loaded, "
             f"{cache['opened']:,} opened, {cache['evictions']:,} evicted, {cache['failures']:,} failed"
         )
+    if one.get("far"):
+        lines += _far(one["far"])
     if one.get("staged"):
         files = sum(report["files"] for report in one["staged"])
         held = sum(report["data_bytes"] for report in one["staged"])
@@ -106,6 +108,28 @@ def _block(one: dict[str, Any]) -> str:
         told = [report for report in one["staged"] if report.get("reason")]
         lines += [one_line(f"  {report['key']}: {report['reason']}") for report in told[: config.NOTES_LOGGED]]
     return "\n".join(_printable(line) for line in lines)
+
+
+def _far(far: dict[str, Any]) -> list[str]:
+    """How the store far away is doing, in lines."""
+    state = "answers"
+    if far["offline"]:
+        state = "is not asked: --offline"
+    elif not far["answers"]:
+        state = f"has not answered for {age(int(far['since'] * 1e9), time.time_ns())}: {far['error']}"
+    lines = [
+        f"  the store {state}",
+        f"  {number(far['requests'], 'request')}, {far['repeats']:,} repeated, {far['hedged']:,} asked twice; "
+        f"{size(far['bytes'])} fetched",
+    ]
+    if far.get("cache"):
+        cache = far["cache"]
+        held = "" if cache["bytes"] is None else f" {size(cache['bytes'])};"
+        lines.append(
+            f"  cache on disk:{held} {number(cache['hits'], 'hit')}, {cache['misses']:,} missed, "
+            f"{cache['evictions']:,} evicted"
+        )
+    return lines
 
 
 def _printable(line: str) -> str:

@@ -166,16 +166,23 @@ class CacheFiles:
                 self._describe(path, about, size, _hash(file))
             os.rename(temporary, path)
         except OSError as error:
-            self._remove(temporary)
+            self._not_kept(temporary, size)
             if isinstance(error, StorageError):
                 raise
             self._warn(error)
             return None
         except BaseException:
-            self._remove(temporary)
+            self._not_kept(temporary, size)
             raise
         self._checked.add(about.id)
         return path
+
+    def _not_kept(self, temporary: Path, size: int) -> None:
+        self._remove(temporary)
+        with contextlib.suppress(OSError), self._lock, self._room_lock():
+            told = self._told_size()
+            if told is not None:
+                self._tell_size(max(0, told - size))
 
     def _describe(self, path: Path, about: About, size: int, content: str) -> None:
         told = {
@@ -281,6 +288,10 @@ class CacheFiles:
                 left, kept = free >> 20, self.min_free >> 20
                 raise OSError(errno.ENOSPC, f"the disk has {left} MiB left, of which {kept} MiB stay free")
             return removed
+
+    def held(self) -> int | None:
+        """Bytes of all files, of all stores, as far as that is known; never less than there are."""
+        return self._told_size()
 
     def _told_size(self) -> int | None:
         """Bytes of all files, and of those that are being brought, as was last noted; never less than there are."""

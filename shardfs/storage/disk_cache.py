@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from shardfs import config
-from shardfs.errors import StorageError
+from shardfs.errors import CameDamagedError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed, Reader, Storage
 from shardfs.storage.cache_files import About, CacheFiles
@@ -29,6 +31,12 @@ class Remote(Storage, Protocol):
     @property
     def deadline(self) -> float:
         """Seconds after which an operation ends."""
+
+    def operation(self) -> AbstractContextManager[float]:
+        """What this thread does inside has one deadline together; gives its end, in time.monotonic()."""
+
+    def health(self) -> dict[str, Any]:
+        """Whether the store answers, and what was asked of it."""
 
     def size_of(self, version: Version) -> int:
         """Bytes of an object of that version."""
@@ -79,6 +87,15 @@ class DiskCache:
         self.files = files
         self.store = store
 
+    def operation(self) -> AbstractContextManager[float]:
+        return self.inner.operation()
+
+    def health(self) -> dict[str, Any]:
+        """As that of the store, and what the cache has of it."""
+        files = self.files
+        kept = {"hits": files.hits, "misses": files.misses, "evictions": files.evicted, "bytes": files.held()}
+        return {**self.inner.health(), "cache": kept}
+
     def size_of(self, version: Version) -> int:
         return self.inner.size_of(version)
 
@@ -100,6 +117,10 @@ class DiskCache:
 
     def open(self, name: str, version: Version | None = None) -> Reader:
         """Out of the cache, where the object is fetched to first if need be. StorageError, StaleShardError."""
+        with self.inner.operation() as end:
+            return self._opened_until(name, version, end)
+
+    def _opened_until(self, name: str, version: Version | None, end: float) -> Reader:
         if version is None:
             version = self.inner.stat(name).version
         about = self._about(name, version)
@@ -107,7 +128,7 @@ class DiskCache:
         if reader is not None:
             return reader
         self.files.misses += 1
-        with self.files.bringing(about, self.inner.deadline) as works:
+        with self.files.bringing(about, max(0.0, end - time.monotonic())) as works:
             if works:
                 reader = self._found(about, name) or self._brought(about, name, version)
         return reader or self.inner.open(name, version)
@@ -127,7 +148,11 @@ class DiskCache:
                 while piece := source.read(config.REMOTE_PART):
                     file.write(piece)
 
-        path = self.files.keep(about, size, write)
+        try:
+            path = self.files.keep(about, size, write)
+        except CameDamagedError as error:
+            log.warning("%s; it is fetched once more", error)
+            path = self.files.keep(about, size, write)
         return None if path is None else _opened(path, name)
 
     def warm(self, name: str, version: Version) -> bool:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import secrets
 import tempfile
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import obstore
 
@@ -27,7 +27,10 @@ from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed
 from shardfs.storage.etags import Etags, md5
-from shardfs.storage.requests import Requests, ShortBodyError
+from shardfs.storage.known import Known
+from shardfs.storage.remote_reader import RemoteReader
+from shardfs.storage.requests import Progress, Requests, ShortBodyError, understood
+from shardfs.storage.threads import Threads
 
 PROBE = ".shardfs-tmp-probe-"
 """Names that begin so were made to find out what a store can do; no listing of ours shows them."""
@@ -49,42 +52,101 @@ def parse_version(version: Version) -> tuple[int, int, str]:
 class RemoteStorage:
     """The objects of an obstore store below its prefix. `root` is its URL, without secrets."""
 
-    def __init__(self, store: Any, root: str, requests: Requests | None = None) -> None:
+    def __init__(
+        self,
+        store: Any,
+        root: str,
+        requests: Requests | None = None,
+        known: Known | None = None,
+        tagged: bool = False,
+        patient: Callable[[], Any] | None = None,
+    ) -> None:
+        """`known` is what was heard of the store before. With `tagged` the store gives every object an ETag: what has
+        none comes from somebody else. `patient` makes the same store, for large bodies that are sent: a client knows
+        only how long nothing came."""
         self.root = root
         self.requests = requests or Requests(root)
+        self._known = known
+        self._tagged = tagged
+        self._patient = functools.cache(patient or (lambda: store))
         self.store = store
         self.etags = Etags()
         self._ranges = True
-        self._pool = ThreadPoolExecutor(config.REMOTE_REQUESTS, "fetch")
+        self.requests.probe = lambda: obstore.head(store, f"{PROBE}answers")
+        self._pool = Threads(config.REMOTE_REQUESTS, "fetch")
 
     @property
     def deadline(self) -> float:
         return self.requests.deadline
 
+    def operation(self) -> AbstractContextManager[float]:
+        """What this thread does inside has one deadline together. Gives its end, in time.monotonic()."""
+        return self.requests.operation()
+
+    def health(self) -> dict[str, Any]:
+        """Whether the store answers, and what was asked of it, as plain values."""
+        return self.requests.told()
+
     def size_of(self, version: Version) -> int:
         return parse_version(version)[0]
 
+    def etag_of(self, version: Version) -> str:
+        return parse_version(version)[2]
+
     # --- names --------------------------------------------------------------------------------------------------------
 
-    def _listed(self, suffixes: tuple[str, ...]) -> list[Listed]:
+    def _listed(self, suffixes: tuple[str, ...], progress: Progress) -> list[Listed]:
         found: list[Listed] = []
         seen = 0
         for page in obstore.list(self.store, chunk_size=1000):
+            progress.at = self.requests.now()
+            self.requests.heard()
             seen += len(page)
             if seen > config.REMOTE_LISTED:
                 raise StorageError(f"{self.root} has more than {config.REMOTE_LISTED} objects", errno.EFBIG)
             found += (_listed(meta) for meta in page if meta["path"].endswith(suffixes))
+        if not seen and self._tagged:
+            self._check_empty()
         return found
 
-    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
-        found = self.requests.run("listing", lambda: self._listed(suffixes))
+    def _check_empty(self) -> None:
+        """ShortBodyError unless the store says twice that there is nothing, and so of an object that cannot be there:
+        any page of HTML with status 200, of a proxy that wants a password, reads as a listing of nothing."""
+        if any(obstore.list(self.store, chunk_size=1)):
+            raise ShortBodyError("what came was no listing")
+        try:
+            obstore.head(self.store, f"{PROBE}{secrets.token_hex(8)}")
+        except Exception as error:
+            if understood(error, "") is None:
+                raise
+        else:
+            raise ShortBodyError("what came is no listing")
+
+    def _asked(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        progress = Progress()
+        found = self.requests.run("listing", lambda: self._listed(suffixes, progress), progress=progress)
         return sorted(found, key=lambda listed: listed.name)
+
+    def list(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        if self._known is None:
+            return self._asked(suffixes)
+        # all that there is, as who asks when it is silent may ask for other names
+        return [one for one in self._known.listing(lambda: self._asked(("",))) if one.name.endswith(suffixes)]
 
     def changed(self) -> bool:
         return True  # nothing cheaper than a listing tells; how often that is asked for is up to who asks
 
     def stat(self, name: str) -> Listed:
-        return self.requests.run(f"looking at {name}", lambda: _listed(obstore.head(self.store, name)))
+        return self._head(name) if self._known is None else self._known.stat(name, lambda: self._head(name))
+
+    def _head(self, name: str) -> Listed:
+        def attempt() -> Listed:
+            meta = obstore.head(self.store, name)
+            if self._tagged and not meta["e_tag"]:
+                raise ShortBodyError("what came is no answer of the store")
+            return _listed(meta)
+
+        return self.requests.run(f"looking at {name}", attempt)
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
@@ -98,10 +160,18 @@ class RemoteStorage:
         return False
 
     def read(self, name: str, limit: int) -> bytes:
-        listed = self.stat(name)
-        if listed.size > limit:
-            raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
-        return self.fetch(name, listed.version, 0, listed.size)
+        return (
+            self._small(name, limit)
+            if self._known is None
+            else self._known.read(name, lambda: self._small(name, limit))
+        )
+
+    def _small(self, name: str, limit: int) -> bytes:
+        with self.requests.operation():
+            listed = self.stat(name)
+            if listed.size > limit:
+                raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
+            return self.fetch(name, listed.version, 0, listed.size)
 
     def mark(self, name: str, version: Version | None = None) -> str:
         made = hashlib.blake2b(digest_size=16)
@@ -127,7 +197,7 @@ class RemoteStorage:
                 self._ranges = False
                 return self._whole(name, size, etag)[start:end]
 
-        return self.requests.run(f"reading {name}", attempt, until=until)
+        return self.requests.run(f"reading {name}", attempt, until=until, hedge=True)
 
     def _whole(self, name: str, size: int, etag: str) -> bytes:
         data = self._get(name, size, etag, None)
@@ -135,8 +205,9 @@ class RemoteStorage:
             raise ShortBodyError("its MD5 is not the one that the store says")
         return data
 
-    def fits(self, name: str, size: int, etag: str, digest: str) -> bool:
-        """Whether all of an object, with this MD5, is what its ETag stands for, as far as that tells."""
+    def fits(self, name: str, size: int, etag: str, digest: str, *, apart: bool = False) -> bool:
+        """Whether all of an object, with this MD5, is what its ETag stands for, as far as that tells. `apart` is for
+        who is not in the midst of a request."""
 
         def again() -> str:
             if size < 2 or not self._ranges:
@@ -146,7 +217,8 @@ class RemoteStorage:
             made.update(self._get(name, size, etag, (half, size)))
             return made.hexdigest()
 
-        return self.etags.fits(etag, digest, again)
+        ask = (lambda: self.requests.run(f"checking {name}", again)) if apart else again
+        return self.etags.fits(etag, digest, ask)
 
     def _get(self, name: str, size: int, etag: str, part: tuple[int, int] | None) -> bytes:
         options: Any = {}
@@ -155,10 +227,16 @@ class RemoteStorage:
         if etag and not etag.startswith("W/"):
             options["if_match"] = etag
         result = obstore.get(self.store, name, options=options)
+        self.requests.heard()
         meta = result.meta
+        if self._tagged and not meta["e_tag"]:
+            raise ShortBodyError("what came is no answer of the store")
+        if etag and meta["e_tag"] == etag and meta["size"] != size:
+            raise ShortBodyError(f"{meta['size']} bytes are offered where there should be {size}")
         if (meta["size"], meta["e_tag"] or "") != (size, etag):
             raise StaleShardError(f"{self.root}/{name} was replaced since it was listed")
         data = bytes(result.bytes())
+        self.requests.heard(len(data))
         expected = size if part is None else part[1] - part[0]
         if len(data) != expected:
             raise ShortBodyError(f"{len(data)} bytes came where there should be {expected}")
@@ -190,22 +268,25 @@ class RemoteStorage:
             check()
             mode = "overwrite" if replace else "create"
             condition: Any = mode if expected is None else {"e_tag": parse_version(expected)[2]}
-            self._put(name, file, condition, mark)
+            # nobody in the kernel waits for it as for a read, and a large one takes its time
+            until = self.requests.until() + size / config.REMOTE_SLOWEST
+            self._put(name, file, condition, mark, until)
         listed = self.stat(name)
         if listed.size != size:
             raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
         return listed
 
-    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str) -> None:
+    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str, until: float | None = None) -> None:
         tries = 0
 
         def attempt() -> None:
             nonlocal tries
             tries += 1
+            size = file.seek(0, io.SEEK_END)
             file.seek(0)
             try:
                 obstore.put(
-                    self.store,
+                    self.store if size <= config.REMOTE_SMALL_PUT else self._patient(),
                     name,
                     file,
                     mode=condition,
@@ -217,7 +298,7 @@ class RemoteStorage:
                 if tries == 1 or self._told_mark(name) != mark:
                     raise
 
-        self.requests.run(f"writing {name}", attempt)
+        self.requests.run(f"writing {name}", attempt, until=until)
 
     def _told_mark(self, name: str) -> str | None:
         attributes: dict[str, Any] = obstore.get(self.store, name, options={"head": True}).attributes
@@ -266,126 +347,7 @@ class RemoteStorage:
         return self._ranges
 
     def in_background(self, call: Callable[[], bytes]) -> Future[bytes]:
-        return self._pool.submit(call)
-
-
-class RemoteReader:
-    """One version of an object. What is read from beginning to end is fetched in parts, REMOTE_AHEAD at once; ranges
-    are fetched as they are asked for, out of a part where that is at hand."""
-
-    def __init__(self, storage: RemoteStorage, name: str, version: Version) -> None:
-        self._storage = storage
-        self._name = name
-        self._version = version
-        self.size = parse_version(version)[0]
-        self._position = 0
-        self._part_size = config.REMOTE_PART if storage.gives_ranges else max(self.size, 1)
-        self._digest: Any = None
-        """MD5 of what was read so far, where all of it is read in order and in several parts."""
-        if self._count > 1 and storage.etags.told(parse_version(version)[2]) is not None:
-            self._digest = hashlib.md5(usedforsecurity=False)
-        self._parts: dict[int, Future[bytes]] = {}
-        self._lock = threading.Lock()
-
-    def read(self, count: int) -> bytes:
-        data = self._at(self._position, count)
-        self._passed(data)
-        return bytes(data)
-
-    def readinto(self, view: memoryview) -> int:
-        data = self._at(self._position, len(view))
-        view[: len(data)] = data
-        self._passed(data)
-        return len(data)
-
-    def _passed(self, data: memoryview) -> None:
-        """StorageError at the end, where what was read is not what it should be."""
-        self._position += len(data)
-        self._leave_behind()
-        if self._digest is None or not data:
-            return
-        self._digest.update(data)
-        if self._position == self.size:
-            digest, self._digest = self._digest.hexdigest(), None
-            if not self._storage.fits(self._name, self.size, parse_version(self._version)[2], digest):
-                raise StorageError(f"{self._name} came damaged: its MD5 is not the one that the store says")
-
-    def _at(self, position: int, count: int) -> memoryview:
-        """What there is of `count` bytes from `position` in one part; the parts behind it are on their way then."""
-        if position >= self.size or count <= 0:
-            return memoryview(b"")
-        first = position // self._part_size
-        wanted = [self._part(number) for number in range(first, min(first + config.REMOTE_AHEAD, self._count))]
-        data = self._result(first, wanted[0])
-        start = position - first * self._part_size
-        return memoryview(data)[start : start + count]
-
-    @property
-    def _count(self) -> int:
-        return -(-self.size // self._part_size)
-
-    def _part(self, number: int) -> Future[bytes]:
-        with self._lock:
-            known = self._parts.get(number)
-            if known is None:
-                start = number * self._part_size
-                end = min(start + self._part_size, self.size)
-                fetch = self._storage.fetch
-                name, version, until = self._name, self._version, self._storage.requests.until()
-                known = self._storage.in_background(lambda: fetch(name, version, start, end, until))
-                self._parts[number] = known
-            return known
-
-    def _result(self, number: int, part: Future[bytes]) -> bytes:
-        try:
-            return part.result()
-        except BaseException:
-            with self._lock:
-                self._parts.pop(number, None)  # or a later reader would be told an error of long ago
-            raise
-
-    def _leave_behind(self) -> None:
-        first = self._position // self._part_size
-        with self._lock:
-            for number in [number for number in self._parts if number < first]:
-                self._parts.pop(number).cancel()
-
-    def read_at(self, offset: int, count: int) -> bytes:
-        if offset + count > self.size:
-            raise StaleShardError(f"{self._name} has {self.size} bytes, and {offset + count} were asked for")
-        number = offset // self._part_size
-        start = offset - number * self._part_size
-        with self._lock:
-            part = self._parts.get(number)
-        if part is None and self._count == 1:
-            part = self._part(0)  # small ones are fetched once, whatever is asked of them
-        if part is not None and start + count <= self._part_size:
-            return self._result(number, part)[start : start + count]
-        return self._storage.fetch(self._name, self._version, offset, offset + count)
-
-    def cached_at(self, offset: int, count: int) -> memoryview | None:
-        return None
-
-    def advise(self) -> None:
-        """Nothing: fetching all of it would take the network from who waits for a part."""
-
-    def tail(self, count: int) -> bytes:
-        count = min(count, self.size)
-        return self.read_at(self.size - count, count)
-
-    def close(self) -> None:
-        with self._lock:
-            for part in self._parts.values():
-                part.cancel()
-            self._parts.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return self._pool.start(call)
 
 
 def _mark(file: BinaryIO) -> str:

@@ -7,11 +7,13 @@ nothing of what is stored.
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from shardfs import config
 from shardfs.errors import BadSettingError, BadStoreError, MissingSystemError
+from shardfs.storage.profiles import from_profile
 
 if TYPE_CHECKING:
     from shardfs.storage.remote import RemoteStorage
@@ -20,6 +22,8 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "ht
 """Schemes that obstore opens."""
 
 _MISSING = "stores far away need obstore: pip install 'shardfs[remote]'"
+
+_DEADLINES = f"write seconds, {config.REMOTE_DEADLINE_LEAST:g} to {config.REMOTE_DEADLINE_MOST:g}"
 
 
 def without_secrets(url: str) -> str:
@@ -40,41 +44,62 @@ def open_remote(
     endpoint: str | None = None,
     anonymous: bool = False,
     storage_options: dict[str, Any] | None = None,
+    deadline: float = config.REMOTE_DEADLINE,
+    offline: bool = False,
+    known_dir: Path | None = None,
 ) -> RemoteStorage:
     """The storage at a URL. Nothing is asked of it yet.
 
     `endpoint` is the URL of an S3-compatible server, `anonymous` asks without credentials, `storage_options` are
-    obstore's own settings for that store. BadSettingError, BadStoreError, MissingSystemError.
+    obstore's own settings for that store. An operation ends after `deadline` seconds, one way or the other; while
+    `offline` nothing is asked. What the store says is kept in `known_dir`, for a time when it cannot be asked.
+    BadSettingError, BadStoreError, MissingSystemError.
     """
     try:
         from obstore.store import HTTPStore, from_url
 
+        from shardfs.storage.known import Known
         from shardfs.storage.remote import RemoteStorage
+        from shardfs.storage.requests import Requests, cleaned
     except ImportError as error:
         raise MissingSystemError(f"{_MISSING} ({error})") from error
     parts = urlsplit(url)
     shown = without_secrets(url)
     settings: Any = dict(storage_options or {})
+    if not config.REMOTE_DEADLINE_LEAST <= deadline <= config.REMOTE_DEADLINE_MOST:
+        raise BadSettingError(f"a deadline of {deadline:g} s: {_DEADLINES}")
+    known = None if known_dir is None else Known(known_dir, far_identity(url, endpoint))
+    asking = Requests(shown, deadline=deadline, offline=offline)
+    short = deadline / config.REMOTE_STALL_SHARE
     client: Any = {
-        "connect_timeout": timedelta(seconds=config.REMOTE_CONNECT),
-        "read_timeout": timedelta(seconds=config.REMOTE_STALL),
-        "timeout": timedelta(seconds=config.REMOTE_DEADLINE),
+        "connect_timeout": timedelta(seconds=min(config.REMOTE_CONNECT, short)),
+        "read_timeout": timedelta(seconds=min(config.REMOTE_STALL, short)),
+        "timeout": timedelta(seconds=deadline),
         **settings.pop("client_options", {}),
     }
-    retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=config.REMOTE_DEADLINE)}
+    retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=deadline)}
     if parts.scheme in ("http", "https"):
         if endpoint or anonymous:
             raise BadSettingError(f"{shown}: --endpoint and --anonymous are for s3://, gs:// and az://")
         client["allow_http"] = parts.scheme == "http"
-        return RemoteStorage(HTTPStore.from_url(url.rstrip("/"), client_options=client, retry_config=retries), shown)
+        made = HTTPStore.from_url(url.rstrip("/"), client_options=client, retry_config=retries)
+        return RemoteStorage(made, shown, asking, known)
     if anonymous:
         settings["skip_signature"] = True
     if endpoint is not None:
         settings["endpoint"] = endpoint
         client["allow_http"] = client.get("allow_http", endpoint.startswith("http://"))
+    if parts.scheme in ("s3", "s3a"):
+        settings |= from_profile(settings)
     try:
         store = from_url(url, client_options=client, retry_config=retries, **settings)
     except Exception as error:  # obstore has an own class of errors here, and ValueErrors
-        reason = " ".join(str(error).split())[:300]
-        raise BadStoreError(f"{shown} cannot be opened: {reason}") from error
-    return RemoteStorage(store, shown)
+        reason = " ".join(cleaned(str(error)).split())[:300]
+        raise BadStoreError(f"{shown} cannot be opened: {reason}") from None  # it may show what was given
+    sending: Any = {name: value for name, value in client.items() if name != "read_timeout"}
+    sending["timeout"] = timedelta(seconds=deadline + config.REMOTE_UPLOAD_PART / config.REMOTE_SLOWEST)
+
+    def patient() -> Any:
+        return from_url(url, client_options=sending, retry_config=retries, **settings)
+
+    return RemoteStorage(store, shown, asking, known, tagged=True, patient=patient)

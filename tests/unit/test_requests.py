@@ -11,7 +11,8 @@ from obstore.exceptions import GenericError, NotFoundError, PermissionDeniedErro
 
 from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
-from shardfs.storage.requests import Requests, ShortBodyError, status_of
+from shardfs.storage.requests import Progress, Requests, ShortBodyError, status_of
+from shardfs.storage.threads import Threads
 
 BUSY = "Generic S3 error: Server returned non-2xx status code: 503 Service Unavailable: slow down"
 
@@ -123,6 +124,85 @@ def test_no_place_in_time_is_a_timeout() -> None:
     with pytest.raises(StorageError) as raised:
         requests.run("outer", lambda: requests.run("inner", lambda: None))
     assert raised.value.errno == errno.ETIMEDOUT
+
+
+def test_an_operation_ends_for_its_caller_though_the_attempt_goes_on() -> None:
+    requests = Requests("s3://b", deadline=0.1)
+    gate = threading.Event()
+    with pytest.raises(StorageError, match="deadline") as raised:
+        requests.run("hanging", gate.wait)
+    assert raised.value.errno == errno.ETIMEDOUT
+    gate.set()
+
+
+def test_what_one_thread_does_inside_has_one_deadline(clock: Clock) -> None:
+    requests = Requests("s3://b", deadline=10.0, sleep=clock.sleep, now=clock.now)
+    with requests.operation() as end:
+        clock.time += 4
+        assert requests.until() == end == 110.0
+        with requests.operation() as inner:
+            assert inner == end
+    assert requests.until() == 114.0
+
+
+def test_progress_moves_the_end() -> None:
+    requests = Requests("s3://b", deadline=0.3)
+    progress = Progress()
+    gate = threading.Event()
+
+    def pages() -> str:
+        for _ in range(4):
+            gate.wait(0.15)
+            progress.at = requests.now()
+        return "all"
+
+    assert requests.run("listing", pages, progress=progress) == "all"
+    with pytest.raises(StorageError):
+        requests.run("listing", pages)
+
+
+def test_damage_is_not_asked_for_again_and_again(requests: Requests, clock: Clock) -> None:
+    with pytest.raises(StorageError) as raised:
+        requests.run("reading", failing(*[ShortBodyError("3 of 4")] * 100))
+    assert raised.value.errno == errno.EIO
+    assert requests.asked == config.REMOTE_DAMAGED + 1
+
+
+def test_offline_asks_nothing() -> None:
+    requests = Requests("s3://b", offline=True)
+    with pytest.raises(StorageError, match="--offline") as raised:
+        requests.run("reading", failing())
+    assert (raised.value.errno, requests.asked) == (errno.ENETUNREACH, 0)
+
+
+def test_a_store_that_never_answered_is_given_up_after_one_operation(clock: Clock) -> None:
+    requests = Requests("s3://b", deadline=10.0, sleep=clock.sleep, now=clock.now)
+    requests.probe = failing(*[GenericError("error sending request")] * 3)
+    with pytest.raises(StorageError):
+        requests.run("reading", failing(*[GenericError("error sending request")] * 100))
+    assert not requests.told()["answers"]
+    asked = requests.asked
+    clock.time += config.BREAKER_PROBE + 1
+    with pytest.raises(StorageError, match="does not answer since"):
+        requests.run("reading", failing())
+    assert requests.asked == asked
+    for _ in range(2):
+        clock.time += config.BREAKER_PROBE + 1
+        with pytest.raises(StorageError):
+            requests.run("reading", failing())
+    clock.time += config.BREAKER_PROBE + 1
+    assert requests.run("reading", failing()) == "done"
+
+
+def test_threads_are_bounded_and_come_back_in_a_child() -> None:
+    threads = Threads(2, "test")
+    gate = threading.Event()
+    first = [threads.start(gate.wait) for _ in range(5)]
+    assert threads._count == 2
+    gate.set()
+    assert all(future.result(20) for future in first)
+    threads._process = -1  # as after a fork
+    assert threads.start(lambda: 3).result(20) == 3
 
 
 def test_errors_that_are_ours_pass_unchanged(requests: Requests, clock: Clock) -> None:
