@@ -145,7 +145,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="OPT,...",
         help="ro, rw, allow_overwrite, allow_delete, write_back=, size_limit=, allow_other, nonempty, no_index, "
-        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, cache_dir=, cache_size=, min_free=; "
+        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, cache_dir=, cache_size=, min_free=, "
+        "cache_raw=, snapshot=; "
         "fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
@@ -166,6 +167,15 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="look for change in the store so often (default: 1, far away 60), or immutable: never, "
         "or manual: by shardfs refresh",
+    )
+    parser.add_argument(
+        "--cache-raw",
+        metavar="WHEN",
+        help="keep gzip and bzip2 shards decompressed in the cache on disk: always, again (those that had to be loaded "
+        "again; default far away) or off (default on this machine)",
+    )
+    parser.add_argument(
+        "--snapshot", metavar="FILE", help="just the keys and versions in FILE, as `shardfs info --snapshot` writes it"
     )
     parser.add_argument(
         "--size-limit",

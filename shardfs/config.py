@@ -646,6 +646,18 @@ them costs 30 microseconds a file."""
 
 CACHE_ORPHAN_NS = 600_000_000_000
 """A file without a description is somebody's who died, unless it is younger."""
+
+RAW_WAITING = 2
+RAW_BUDGET_SHARE = 4
+"""Loaded shards that are held in memory until their raw bytes are on disk: so many at most, and if there is more than
+one, no more than a RAW_BUDGET_SHARE'th of the memory for shards. A disk that is slower than that gets fewer."""
+
+RAW_LIMIT_SHARE = 4
+"""Raw bytes of a shard are kept if they are no more than a RAW_LIMIT_SHARE'th of the cache on disk."""
+
+RAW_SEEN = 100_000
+"""Shards of which it is remembered that they were loaded before; 200 bytes each."""
+
 PICKLE_WINDOW = 64 * 1024
 """A pickle of plain values is read in pieces of this size; the bytes objects in it are passed over."""
 

@@ -18,8 +18,8 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 import trio
@@ -33,7 +33,9 @@ from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
 from shardfs.notices import Notices
+from shardfs.raw_forms import raw_forms
 from shardfs.shard_cache import ShardCache
+from shardfs.storage.disk_cache import cache_files
 from shardfs.store import Store
 from shardfs.vfs import Vfs
 
@@ -78,6 +80,10 @@ class MountOptions:
     allow_delete: bool = False
     write_back: float | None = config.WRITE_BACK
     """Seconds of quiet after which a key is stored; None for never."""
+    cache_raw: str | None = None
+    """Which shards that cost more to decompress than to read are kept decompressed (see raw_forms.WHEN)."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """Where, and how much at most, as `storage.disk_cache.cache_files` takes it."""
     refresh: float | None = None
     """Seconds between questions to the store whether something has changed there (inf: never by itself); None: what
     fits the store."""
@@ -118,7 +124,8 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
     """The file system that is served; writable with `area`."""
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
     parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
-    cache = ShardCache(store.driver, budget, options.arrays, database, parts)
+    raw = raw_forms(store.driver, store.identity, cache_files(**options.cache), options.cache_raw, store.far)
+    cache = ShardCache(store.driver, budget, options.arrays, database, parts, raw)
     if area is None:
         return Vfs(store.driver, cache, os.geteuid(), os.getegid(), read_ahead)
     from shardfs.writable import build_writable

@@ -31,6 +31,8 @@ from shardfs.commands.options import (
     style,
 )
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
+from shardfs.raw_forms import check_when
+from shardfs.storage.urls import SCHEMES
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
@@ -45,6 +47,9 @@ class Request:
     store: str
     directory: str
     remote: dict[str, Any]
+    cache: dict[str, Any]
+    cache_raw: str | None
+    snapshot: str | None
     mountpoint: str
     driver: str | None
     memory: int | None
@@ -87,11 +92,22 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         ):
             if asked:
                 raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
+    cache = cache_options(arguments, words)
+    cache_raw = check_when(arguments.cache_raw or words.cache_raw)
+    far = arguments.store.partition("://")[0] in SCHEMES
+    # of a store on this machine only raw bytes are kept, and only where that is asked for
+    remote = store_options(arguments, words) | (cache if far or cache_raw in (None, "off") else {})
+    snapshot = arguments.snapshot or words.snapshot
+    if rw and snapshot:
+        raise BadSettingError("--snapshot is for reading: without --rw")
     memory = arguments.memory if arguments.memory is not None else words.memory
     return Request(
         store=absolute_store(arguments.store),
         directory=os.getcwd(),
-        remote={**store_options(arguments, words), **cache_options(arguments, words)},
+        remote=remote,
+        cache=cache,
+        cache_raw=cache_raw,
+        snapshot=None if snapshot is None else os.path.abspath(os.path.expanduser(snapshot)),
         refresh=parse_refresh(arguments.refresh or words.refresh),
         mountpoint=os.path.abspath(arguments.mountpoint),
         driver=arguments.driver or words.driver,
@@ -182,6 +198,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         allow_overwrite=request.allow_overwrite,
         allow_delete=request.allow_delete,
         write_back=request.write_back,
+        cache=request.cache,
+        cache_raw=request.cache_raw,
         refresh=request.refresh,
     )
     mount.serve(store, request.mountpoint, options, ready)

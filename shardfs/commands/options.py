@@ -16,7 +16,7 @@ from shardfs.errors import BadSettingError
 OURS = (
     *("ro", "rw", "allow_overwrite", "allow_delete", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
-    *("refresh=", "endpoint=", "anonymous", "cache_dir=", "cache_size=", "min_free="),
+    *("refresh=", "endpoint=", "anonymous", "cache_dir=", "cache_size=", "min_free=", "cache_raw=", "snapshot="),
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -30,7 +30,18 @@ HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
 ARRAYS = ("png", "npy")
 TEXTS = ("json", "files")
 
-_WITH_VALUES = ("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint")
+_WITH_VALUES = (
+    "driver",
+    "memory",
+    "arrays",
+    "text",
+    "write_back",
+    "size_limit",
+    "refresh",
+    "endpoint",
+    "cache_raw",
+    "snapshot",
+)
 _CACHE = ("cache_dir", "cache_size", "min_free")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -53,6 +64,8 @@ class MountWords:
     cache_dir: str | None = None
     cache_size: str | None = None
     min_free: str | None = None
+    cache_raw: str | None = None
+    snapshot: str | None = None
     rw: bool = False
     allow_overwrite: bool = False
     allow_delete: bool = False

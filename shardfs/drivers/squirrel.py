@@ -19,7 +19,14 @@ from shardfs import compression, config, zstd_frames
 from shardfs.drivers import leftovers
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.garbage import Garbage
-from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, sniff, value_limit
+from shardfs.drivers.squirrel_shards import (
+    SNIFFED,
+    FramedSquirrel,
+    SquirrelShard,
+    sniff,
+    squirrel_in_place,
+    value_limit,
+)
 from shardfs.drivers.squirrel_writing import Encoded, encoded
 from shardfs.errors import (
     BadSettingError,
@@ -119,6 +126,15 @@ class SquirrelDriver:
                 return None
             stack.pop_all()  # the frames close it
             return FramedSquirrel(reader, table, self._format)
+
+    def raw_name(self, entry: Entry) -> str | None:
+        """See KeepsRaw."""
+        name, codec = self._stored(entry)
+        return name if codec in compression.COSTLY else None
+
+    def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
+        """See KeepsRaw."""
+        return squirrel_in_place(reader, entry.stored_bytes, self._format)
 
     def _open(self, entry: Entry) -> Reader:
         try:

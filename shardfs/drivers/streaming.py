@@ -44,7 +44,7 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Entry, Key
-from shardfs.storage.base import Listed
+from shardfs.storage.base import Listed, Reader
 from shardfs.storage.local import LocalStorage
 
 INDEX_MAX = 256 << 20
@@ -327,6 +327,17 @@ class StreamingDriver:
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
         """In place, where the raw file is there and no hash of the whole of it is to be checked."""
         return self._files.open(self._where(entry), entry.version, raw_bytes)
+
+    def raw_name(self, entry: Entry) -> str | None:
+        """See KeepsRaw."""
+        place = None if self._scan is None else self._scan.places.get(entry.key)
+        if place is None or place.identity != identity_of(entry.version):
+            return None
+        return self._files.raw_name(place, entry.version)
+
+    def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
+        """See KeepsRaw."""
+        return self._files.over_raw(self._where(entry), reader)
 
     def _where(self, entry: Entry) -> Place:
         """Where the version lies that an entry speaks of: as the index has it or, for who has begun to read, had it

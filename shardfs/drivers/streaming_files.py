@@ -22,6 +22,7 @@ from shardfs.drivers.streaming_settings import codec_to_read
 from shardfs.errors import BadSettingError, DamagedShardError, MissingExtraError, StorageError
 from shardfs.model import Entry, Key, Version
 from shardfs.raw_bytes import Whole
+from shardfs.storage.base import Reader
 from shardfs.storage.local import Listed, LocalStorage
 
 StreamingShard = mds.MdsShard | text_rows.TextShard
@@ -157,6 +158,17 @@ class ShardFiles:
         reader = self._storage.open(place.raw.name, Version(file_version))
         # of another size: damaged, as `read` will say
         return InPlace(reader, place.columns.decode, place.columns.cells) if reader.size == raw_bytes else None
+
+    def raw_name(self, place: Place, version: Version) -> str | None:
+        """The compressed file of a shard's data, where decompressing it costs more than reading what comes out."""
+        if _parts(version)[0][0] != "zip" or place.pairs[0][1] is None:
+            return None
+        return place.pairs[0][1].name if codec_to_read(place.compression or "") in compression.COSTLY else None
+
+    @staticmethod
+    def over_raw(place: Place, reader: Reader) -> InPlace:
+        """A shard out of the raw bytes of its data, which were checked when they were kept."""
+        return InPlace(reader, place.columns.decode, place.columns.cells)
 
     def hash_for(self, info: FileInfo) -> tuple[str, Hash] | None:
         """The hash to check a file against, by name, and a fresh one to do it with; None for none. StorageError."""

@@ -153,6 +153,15 @@ class WebDatasetDriver:
             stack.pop_all()  # the shard closes it
             return TarInPlace(reader) if table is None else FramedTar(reader, table)
 
+    def raw_name(self, entry: Entry) -> str | None:
+        """See KeepsRaw."""
+        ending = _stored_ending(entry)
+        return entry.key + ending if ENDINGS[ending] in compression.COSTLY else None
+
+    def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
+        """See KeepsRaw."""
+        return TarInPlace(reader)
+
     def _open(self, entry: Entry) -> Reader:
         try:
             return self.storage.open(entry.key + _stored_ending(entry), _file_version(entry))

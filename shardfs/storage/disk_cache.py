@@ -64,11 +64,21 @@ def cached(
 ) -> Storage:
     """`inner` with a cache in `cache_dir` (by default the one of this user), `cache_size` bytes at most (by default a
     tenth of the disk; 0: none); `min_free` bytes of the disk stay free. `store` is what it is called in the cache."""
+    files = cache_files(cache_dir=cache_dir, cache_size=cache_size, min_free=min_free)
+    return inner if files is None else DiskCache(inner, files, store)
+
+
+def cache_files(
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int | None = None,
+    min_free: int = config.CACHE_MIN_FREE,
+) -> CacheFiles | None:
+    """The directory of cached files itself, as `cached` has it; None where nothing is to be kept."""
     directory = default_directory() if cache_dir is None else Path(cache_dir)
     if cache_size == 0 or directory is None:
-        return inner
-    size = default_size(directory) if cache_size is None else cache_size
-    return DiskCache(inner, CacheFiles(directory, size, min_free), store)
+        return None
+    return CacheFiles(directory, default_size(directory) if cache_size is None else cache_size, min_free)
 
 
 class DiskCache:
