@@ -647,6 +647,10 @@ them costs 30 microseconds a file."""
 CACHE_ORPHAN_NS = 600_000_000_000
 """A file without a description is somebody's who died, unless it is younger."""
 
+CACHE_RAW = ("again", "always", "off")
+"""Which loaded shards are kept decompressed, where that costs more than reading them: those that had to be loaded more
+than once, so that a single pass writes nothing; all; or none."""
+
 RAW_WAITING = 2
 RAW_BUDGET_SHARE = 4
 """Loaded shards that are held in memory until their raw bytes are on disk: so many at most, and if there is more than

@@ -81,7 +81,7 @@ class MountOptions:
     write_back: float | None = config.WRITE_BACK
     """Seconds of quiet after which a key is stored; None for never."""
     cache_raw: str | None = None
-    """Which shards that cost more to decompress than to read are kept decompressed (see raw_forms.WHEN)."""
+    """Which shards that cost more to decompress than to read are kept decompressed (see config.CACHE_RAW)."""
     cache: dict[str, Any] = field(default_factory=dict)
     """Where, and how much at most, as `storage.disk_cache.cache_files` takes it."""
     refresh: float | None = None

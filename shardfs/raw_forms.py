@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import BinaryIO
 
 from shardfs import config
@@ -23,9 +21,6 @@ from shardfs.storage.local_reader import LocalReader
 from shardfs.values import Buffer
 
 log = logging.getLogger("shardfs")
-
-WHEN = ("again", "always", "off")
-"""Which loaded shards are kept: those that had to be loaded more than once, all, or none."""
 
 
 class _EndedError(Exception):
@@ -44,11 +39,12 @@ class _Kept(LocalReader):
 
 class RawForms:
     """The raw bytes of one store's shards in `files`, under the name `store`. Its methods may be called in any thread,
-    but `admits` and `waiting`, which are the event loop's. BadSettingError for another word than those of WHEN."""
+    but `admits`, `done` and `busy`, which are the event loop's. BadSettingError for another word than those of
+    config.CACHE_RAW."""
 
     def __init__(self, driver: Driver, files: CacheFiles, store: str, when: str) -> None:
-        if when not in WHEN:
-            raise BadSettingError(f"cache_raw {when!r}: use {', '.join(WHEN)}")
+        if when not in config.CACHE_RAW:
+            raise BadSettingError(f"cache_raw {when!r}: use {', '.join(config.CACHE_RAW)}")
         self._driver = driver
         self._files = files
         self._store = store
@@ -79,8 +75,8 @@ class RawForms:
             return None
 
     def admits(self, entry: Entry, size: int, budget: int) -> bool:
-        """Whether a shard of `size` raw bytes that was just loaded is to be kept. Never while as many wait to be
-        written as may: they stay in memory until then, which has `budget` bytes for shards."""
+        """Whether a shard of `size` raw bytes that was just loaded is to be kept; it counts until `done`. Never while
+        as many wait to be written as may: they stay in memory until then, which has `budget` bytes for shards."""
         identity = (entry.key, entry.version)
         again = identity in self._seen
         self._seen[identity] = None
@@ -91,20 +87,22 @@ class RawForms:
             return False
         if not size or size * config.RAW_LIMIT_SHARE > self._files.limit:
             return False
-        return not self._count or (
-            self._count < config.RAW_WAITING and (self._bytes + size) * config.RAW_BUDGET_SHARE <= budget
-        )
-
-    @contextmanager
-    def waiting(self, size: int) -> Iterator[None]:
-        """One more shard waits to be written, or is written, inside this block."""
+        beside = self._count < config.RAW_WAITING and (self._bytes + size) * config.RAW_BUDGET_SHARE <= budget
+        if self._count and not beside:
+            return False
         self._count += 1
         self._bytes += size
-        try:
-            yield
-        finally:
-            self._count -= 1
-            self._bytes -= size
+        return True
+
+    def done(self, size: int) -> None:
+        """A shard that was admitted has been written, or will not be."""
+        self._count -= 1
+        self._bytes -= size
+
+    @property
+    def busy(self) -> bool:
+        """True while something waits to be written, or is written."""
+        return self._count > 0
 
     def keep(self, entry: Entry, raw: Buffer) -> None:
         """Write the raw bytes of a loaded shard, unless they are there, or somebody else is at it. In a worker."""
@@ -142,20 +140,15 @@ class RawForms:
 
 
 def raw_forms(driver: Driver, store: str, files: CacheFiles | None, when: str | None, far: bool) -> RawForms | None:
-    """What keeps raw bytes of a store (`store` is its identity) in `files`; None where nothing does. `when` is one of
-    WHEN; None: what is far away `again`, as it is kept on disk anyhow, and what is here not at all, as reading
-    fills nobody's disk unasked. BadSettingError."""
+    """What keeps raw bytes of a store (`store` is its identity) in `files`; None where nothing does. BadSettingError.
+
+    `when` is one of config.CACHE_RAW; None: what is far away `again`, as it is kept on disk anyhow, and what is here not
+    at all, as reading fills nobody's disk unasked.
+    """
     chosen = when or ("again" if far else "off")
     if chosen == "off" or files is None or not isinstance(driver, KeepsRaw):
         return None
     return RawForms(driver, files, store, chosen)
 
 
-def check_when(text: str | None) -> str | None:
-    """`text` if it is one of WHEN, or nothing. BadSettingError."""
-    if text is not None and text not in WHEN:
-        raise BadSettingError(f"cache-raw {text}: choose one of {', '.join(WHEN)}")
-    return text
-
-
-__all__ = ["WHEN", "RawForms", "check_when", "raw_forms"]
+__all__ = ["RawForms", "raw_forms"]

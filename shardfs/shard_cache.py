@@ -332,8 +332,11 @@ class ShardCache:
         assert self._workers is not None
         workers, shard = self._workers, loaded.shard
         assert isinstance(shard, InMemory)
-        with self._pinning((entry.key, entry.version), loaded), raw.waiting(shard.size):
-            await workers.io(lambda: raw.keep(entry, shard.raw))
+        try:
+            with self._pinning((entry.key, entry.version), loaded):
+                await workers.io(lambda: raw.keep(entry, shard.raw))
+        finally:
+            raw.done(shard.size)
 
     def _keep_rendered(self, identity: Identity, file: int, data: bytes) -> None:
         """Keep it for the next read; but not in place of its shard, which that read would load again in place of it."""

@@ -23,6 +23,7 @@ from shardfs.commands import OK, explain, tell
 from shardfs.commands.options import (
     MountWords,
     cache_options,
+    parse_cache_raw,
     parse_refresh,
     parse_size,
     parse_words,
@@ -31,7 +32,6 @@ from shardfs.commands.options import (
     style,
 )
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
-from shardfs.raw_forms import check_when
 from shardfs.storage.urls import SCHEMES
 
 NO_PYFUSE3 = (
@@ -93,7 +93,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
             if asked:
                 raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
     cache = cache_options(arguments, words)
-    cache_raw = check_when(arguments.cache_raw or words.cache_raw)
+    cache_raw = parse_cache_raw(arguments.cache_raw or words.cache_raw)
     far = arguments.store.partition("://")[0] in SCHEMES
     # of a store on this machine only raw bytes are kept, and only where that is asked for
     remote = store_options(arguments, words) | (cache if far or cache_raw in (None, "off") else {})

@@ -131,6 +131,13 @@ def parse_refresh(text: str | None) -> float | None:
     return seconds
 
 
+def parse_cache_raw(text: str | None) -> str | None:
+    """Which shards are kept decompressed; None: what fits the store."""
+    if text is not None and text not in config.CACHE_RAW:
+        raise BadSettingError(f"--cache-raw {text}: choose one of {', '.join(config.CACHE_RAW)}")
+    return text
+
+
 def store_options(arguments: argparse.Namespace, words: MountWords | None = None) -> dict[str, Any]:
     """What was said of a store far away, as `open_store` takes it."""
     endpoint = arguments.endpoint or (words.endpoint if words else None)
