@@ -242,6 +242,12 @@ def _add_cat(parser: argparse.ArgumentParser) -> None:
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a path as below a mount point")
+    parser.add_argument(
+        "--snapshot", metavar="FILE", help="write all keys and their versions into a new FILE, for mount --snapshot"
+    )
+    parser.add_argument(
+        "--fingerprint", action="store_true", help="one hash over all keys and contents, the same on every machine"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
@@ -253,6 +259,9 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
     parser.add_argument("--check", action="store_true", help="read every shard and compare with what the index has")
     parser.add_argument("--export", dest="export_file", metavar="FILE", help="then write the index to FILE")
+    parser.add_argument(
+        "--publish", action="store_true", help="then put the index into the store, where every machine finds it"
+    )
     parser.add_argument(
         "--import", dest="import_file", metavar="FILE", help="take over what FILE has, and read nothing"
     )

@@ -647,6 +647,12 @@ them costs 30 microseconds a file."""
 CACHE_ORPHAN_NS = 600_000_000_000
 """A file without a description is somebody's who died, unless it is younger."""
 
+INDEX_PUBLISHED = 4 << 30
+"""Bytes of an index that is fetched from a store far away at most: a hundred million files."""
+
+SNAPSHOT = 1 << 30
+"""Bytes of a snapshot that is read at most: some millions of keys."""
+
 CACHE_RAW = ("again", "always", "off")
 """Which loaded shards are kept decompressed, where that costs more than reading them: those that had to be loaded more
 than once, so that a single pass writes nothing; all; or none."""

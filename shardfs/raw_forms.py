@@ -142,8 +142,8 @@ class RawForms:
 def raw_forms(driver: Driver, store: str, files: CacheFiles | None, when: str | None, far: bool) -> RawForms | None:
     """What keeps raw bytes of a store (`store` is its identity) in `files`; None where nothing does. BadSettingError.
 
-    `when` is one of config.CACHE_RAW; None: what is far away `again`, as it is kept on disk anyhow, and what is here not
-    at all, as reading fills nobody's disk unasked.
+    `when` is one of config.CACHE_RAW; None: what is far away `again`, as it is kept on disk anyhow, and what is here
+    not at all, as reading fills nobody's disk unasked.
     """
     chosen = when or ("again" if far else "off")
     if chosen == "off" or files is None or not isinstance(driver, KeepsRaw):

@@ -36,7 +36,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int, **environment: str) -> Iterator[int]:
+def running(command: list[str], port: int, **environment: str) -> Iterator[int]:
+    """A server's process, from when it answers at `port` to the block's end."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, **environment},
@@ -66,7 +67,7 @@ def moto_server() -> Iterator[Server]:
     """S3 with ranges and conditions, in memory; it takes any credentials. It has a bucket `bucket`."""
     port = free_port()
     program = Path(sys.executable).with_name("moto_server")
-    with _running([str(program), "-H", "127.0.0.1", "-p", str(port)], port) as pid:
+    with running([str(program), "-H", "127.0.0.1", "-p", str(port)], port) as pid:
         endpoint = f"http://127.0.0.1:{port}"
         request = urllib.request.Request(f"{endpoint}/bucket", b"", {"Authorization": _SIGNED}, method="PUT")
         urllib.request.urlopen(request, timeout=20).close()
@@ -81,7 +82,7 @@ def rclone_server(folder: Path) -> Iterator[Server]:
     program = Path(sys.executable).with_name("rclone")
     command = [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder)]
     # no file of anybody's configuration, and none made
-    with _running(command, port, RCLONE_CONFIG="/dev/null") as pid:
+    with running(command, port, RCLONE_CONFIG="/dev/null") as pid:
         yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS)
 
 
@@ -99,5 +100,5 @@ def nginx_server(folder: Path, state: Path) -> Iterator[Server]:
         f"server {{ listen 127.0.0.1:{port}; location / {{ root {folder}; }} }} }}\n"
     )
     program = shutil.which("nginx") or "/usr/sbin/nginx"
-    with _running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
+    with running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
         yield Server(f"http://127.0.0.1:{port}", pid)

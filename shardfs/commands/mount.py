@@ -184,6 +184,10 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     store = open_store(
         request.store, request.driver, directory=request.directory, **request.remote, **_driver_options(request)
     )
+    if request.snapshot is not None:
+        from shardfs.snapshots import at_snapshot
+
+        store = at_snapshot(store, Path(request.snapshot))
     try:
         from shardfs import mount
     except ImportError as error:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from shardfs import config
 from shardfs.errors import StorageError
@@ -23,6 +23,7 @@ from shardfs.storage.local_reader import LocalReader
 log = logging.getLogger("shardfs")
 
 
+@runtime_checkable
 class Remote(Storage, Protocol):
     """A storage far away, whose versions say how large an object is."""
 
@@ -32,6 +33,9 @@ class Remote(Storage, Protocol):
 
     def size_of(self, version: Version) -> int:
         """Bytes of an object of that version."""
+
+    def content_of(self, version: Version) -> str:
+        """What of a version stands for the content alone, and not for when or where it was stored, as far as can be."""
 
 
 def default_directory() -> Path | None:
@@ -91,6 +95,13 @@ class DiskCache:
 
     def size_of(self, version: Version) -> int:
         return self.inner.size_of(version)
+
+    def content_of(self, version: Version) -> str:
+        return self.inner.content_of(version)
+
+    @property
+    def deadline(self) -> float:
+        return self.inner.deadline
 
     @property
     def root(self) -> object:

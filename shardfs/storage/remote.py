@@ -64,6 +64,10 @@ class RemoteStorage:
     def size_of(self, version: Version) -> int:
         return parse_version(version)[0]
 
+    def content_of(self, version: Version) -> str:
+        size, mtime_ns, etag = parse_version(version)
+        return f"{size:x}-{etag or mtime_ns}"
+
     # --- names --------------------------------------------------------------------------------------------------------
 
     def _listed(self, suffixes: tuple[str, ...]) -> list[Listed]:
