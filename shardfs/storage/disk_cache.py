@@ -33,6 +33,9 @@ class Remote(Storage, Protocol):
     def size_of(self, version: Version) -> int:
         """Bytes of an object of that version."""
 
+    def compares(self) -> bool:
+        """See Conditional."""
+
 
 def default_directory() -> Path | None:
     """Where cached files lie, of all stores; None for who has no home."""
@@ -81,6 +84,9 @@ class DiskCache:
 
     def size_of(self, version: Version) -> int:
         return self.inner.size_of(version)
+
+    def compares(self) -> bool:
+        return self.inner.compares()
 
     @property
     def root(self) -> object:
