@@ -10,6 +10,7 @@ A *split* is a directory with an `index.json` of its own. Samples are numbered t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -314,6 +315,10 @@ class StreamingDriver:
     def _published(self, key: Key, publication: Publication) -> Entry:
         """What was written, also where somebody has replaced it in the next moment: that it was there counts."""
         name = publication.split + basename_of(publication.made[0])
+        with contextlib.suppress(MissingKeyError):
+            entry, now = self.entry(key), self._fresh(key).places[key]
+            if now.raw.name == name:
+                return entry
         place = next(place for place in parse_index(publication.index, publication.split) if place.raw.name == name)
         self._before = {**self._before, place.identity: place}
         return self._files.entry(place, key, time.time_ns(), self._files.stat)

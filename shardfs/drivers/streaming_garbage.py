@@ -30,10 +30,6 @@ _ENDINGS = tuple(f".mds{codec}" for codec in ("", ".zstd", ".gz", ".bz2", ".br",
 _MAGIC = {"zstd": b"\x28\xb5\x2f\xfd", "gz": b"\x1f\x8b", "bz2": b"BZh"}
 
 
-KEPT = "nobody could tell there what somebody is just writing, or what an index above it names"
-"""Why nothing is removed from a store far away."""
-
-
 def garbage(storage: Storage, limit: int) -> list[Garbage]:
     """All of it: see `Collecting`. Indexes above `limit` bytes are not read. BadStoreError, StorageError.
 
@@ -63,7 +59,7 @@ def garbage(storage: Storage, limit: int) -> list[Garbage]:
 def discard(storage: Storage, found: Garbage, limit: int) -> None:
     """Remove what `garbage` told of, if that is still true: see `Collecting`. NotWritableError far away."""
     if not isinstance(storage, LocalStorage):
-        raise NotWritableError(f"{storage.root} is far away: {KEPT}")
+        raise NotWritableError(f"{storage.root} is far away, where nothing is removed")
     if leftovers.is_leftover(found.name):
         leftovers.discard(storage, found)
         return

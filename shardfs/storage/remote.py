@@ -202,7 +202,8 @@ class RemoteStorage:
                 listed = Listed(name, size, listed.mtime_ns, version_of(size, listed.mtime_ns, etag))
             if listed.size != size:
                 raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
-            self._written.keep(name, listed.version, file, size)
+            if marked is not None:  # who keeps an account of what he writes will look at it
+                self._written.keep(name, listed.version, file, size)
         return listed
 
     def _put(self, name: str, file: BinaryIO, condition: Any, mark: str) -> str | None:
