@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from shardfs.drivers.base import Driver, Tidying
 from shardfs.drivers.numbered import NumberedThrough
@@ -40,6 +41,8 @@ def check_conditions(store: Store, single_writer: bool) -> None:
         if single_writer:
             raise BadSettingError(f"--single-writer is for object stores far away, and {store.url} is none")
         return
+    if urlsplit(store.url).scheme in ("http", "https"):
+        raise BadSettingError(f"{store.url} is a web server, which can only be read: mount it without --rw")
     if single_writer:
         return
     try:

@@ -55,7 +55,8 @@ def _where(arguments: argparse.Namespace, store: str) -> dict[str, Any]:
     """How one of the two stores is reached, which is said of whichever is far away. BadSettingError if none is."""
     made = {**store_options(arguments), **cache_options(arguments)}
     if made and not is_far(arguments.source) and not is_far(arguments.target):
-        raise BadSettingError(f"{', '.join(made)}: for stores far away, and neither of the two is")
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in made)
+        raise BadSettingError(f"{said}: for stores far away, and neither of the two is")
     return made if is_far(store) else {}
 
 

@@ -80,8 +80,8 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
             raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
     if len(asked) == 2:
         raise BadSettingError("-o ro,rw: choose one of the two")
-    asked_to_write = words.allow_overwrite or words.allow_delete or words.single_writer
-    asked_to_write = asked_to_write or words.write_back or words.size_limit
+    switches = words.allow_overwrite or words.allow_delete or words.single_writer
+    asked_to_write = switches or words.write_back or words.size_limit
     if words.rw and from_mount8 and not asked_to_write:
         words.rw, words.rw_by_default = False, True
     if words.arrays is not None and words.arrays not in ARRAYS:
