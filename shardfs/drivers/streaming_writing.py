@@ -200,15 +200,23 @@ class Publication:
             self._note()
 
         told = None if self.note is None else marked
+        try:
+            self._put(name, write, told)
+        except StorageError as error:
+            if error.errno == errno.EEXIST and self.marks.pop(name, None) is not None:
+                self._note()  # what is there is another's, even if it should be the same
+            raise
+        self.files.append(name)
+        if raw.size > compression.raw_limit(codec, stored.size):
+            raise BadSettingError(TOO_ALIKE)
+        return raw.described(basename), None if codec is None else stored.described(basename + ending)
+
+    def _put(self, name: str, write: Callable[[BinaryIO], None], told: Note | None) -> None:
         if isinstance(self.storage, LocalStorage):
             held = self.held if len(self.made) < config.SHARDS_HELD else None
             self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told, held=held)
         else:
             self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told)
-        self.files.append(name)
-        if raw.size > compression.raw_limit(codec, stored.size):
-            raise BadSettingError(TOO_ALIKE)
-        return raw.described(basename), None if codec is None else stored.described(basename + ending)
 
     def publish(self, edit: Callable[[list[Described]], list[Described]], limit: int) -> None:
         """Replace the index by one whose list of shards is what `edit` makes of it; whatever it raises, the shards are

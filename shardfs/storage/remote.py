@@ -34,7 +34,7 @@ PROBE = ".shardfs-tmp-probe-"
 """Names that begin so were made to find out what a store can do; no listing of ours shows them."""
 
 _MARK = "shardfs-mark"
-"""Attribute with the hash of what was written: tells whether a write whose answer was lost was done."""
+"""Attribute by which a write tells itself apart: whether one whose answer was lost was done."""
 
 
 def version_of(size: int, mtime_ns: int, etag: str | None) -> Version:
@@ -100,10 +100,16 @@ class RemoteStorage:
         return False
 
     def read(self, name: str, limit: int) -> bytes:
-        listed = self.stat(name)
-        if listed.size > limit:
-            raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
-        return self.fetch(name, listed.version, 0, listed.size)
+        for attempt in range(config.REMOTE_RETRIES):
+            listed = self.stat(name)
+            if listed.size > limit:
+                raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
+            try:
+                return self.fetch(name, listed.version, 0, listed.size)
+            except StaleShardError:  # any version will do
+                if attempt == config.REMOTE_RETRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
 
     def mark(self, name: str, version: Version | None = None) -> str:
         made = hashlib.blake2b(digest_size=16)
@@ -196,9 +202,11 @@ class RemoteStorage:
             if condition != "overwrite" and size > config.REMOTE_CONDITIONAL:
                 most = f"{config.REMOTE_CONDITIONAL >> 20} MiB in one request, which a condition needs"
                 raise StorageError(f"{name} has {size} bytes, and {self.root} is given at most {most}", errno.EFBIG)
-            etag = self._put(name, file, condition, mark)
+            # not the content's alone: another may write the same
+            own = f"{mark}-{secrets.token_hex(8)}"
+            etag = self._put(name, file, condition, own)
             listed = self.stat(name)
-            if etag and parse_version(listed.version)[2] != etag and self._told_mark(name)[0] != mark:
+            if etag and parse_version(listed.version)[2] != etag and self._told_mark(name)[0] != own:
                 listed = Listed(name, size, listed.mtime_ns, version_of(size, listed.mtime_ns, etag))
             if listed.size != size:
                 raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
