@@ -213,6 +213,13 @@ LOCK_WAIT = 10.0
 INDEX_RACES = 8
 """An index.json that changes while it is being replaced is read and edited again this often."""
 
+INDEX_PAUSE = 0.05
+"""Seconds that who has lost a race for an index.json far away waits at most before the second attempt, twice as long
+before the third: writers that come again at once would meet again."""
+
+INDEX_RACES_FAR = 20
+"""The same for an index.json far away, which takes several requests to replace."""
+
 NESTING = 64
 """Deepest nesting of dicts and lists in a sample; json, msgpack and Python's own stack all end near there or later."""
 
@@ -594,6 +601,15 @@ no faster."""
 
 REMOTE_UPLOAD_PART = 64 * MIB
 """Up to this size an object is put in one request, so that its ETag is its MD5; above in parts of this size."""
+
+REMOTE_CONDITIONAL = 1024 * MIB
+"""Bytes of one object that is put on a condition: that is one request, whose body is held in memory, and stores take
+5 GiB at most."""
+
+REMOTE_WRITTEN = 8
+REMOTE_WRITTEN_BYTES = 512 * MIB
+"""Objects that were written to a store far away and are kept on disk for the look at them that follows, and their bytes
+at most: twice the shards that are stored at once."""
 
 REMOTE_DEADLINE = 60.0
 """Seconds until an operation ends, one way or the other: a reader in the kernel cannot be told sooner, as pyfuse3 does

@@ -78,6 +78,8 @@ class MountOptions:
     """Let the tree be changed."""
     allow_overwrite: bool = False
     allow_delete: bool = False
+    single_writer: bool = False
+    """The user says that nobody else writes to a store far away."""
     write_back: float | None = config.WRITE_BACK
     """Seconds of quiet after which a key is stored; None for never."""
     cache_raw: str | None = None
@@ -101,7 +103,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
     with contextlib.ExitStack() as stack:
-        area = stack.enter_context(contextlib.closing(_open_area(store))) if options.rw else None
+        area = stack.enter_context(contextlib.closing(_open_area(store, options))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:
             stack.callback(database.close)
@@ -114,10 +116,10 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)
 
 
-def _open_area(store: Store) -> StagingArea:
+def _open_area(store: Store, options: MountOptions) -> StagingArea:
     from shardfs.writable import open_area
 
-    return open_area(store)
+    return open_area(store, options.single_writer)
 
 
 def build(store: Store, options: MountOptions, database: IndexDb | None, area: StagingArea | None) -> Vfs:

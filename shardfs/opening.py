@@ -24,7 +24,7 @@ from shardfs.patterns import expand
 from shardfs.storage.base import Storage
 from shardfs.storage.disk_cache import cached
 from shardfs.storage.local import LocalStorage
-from shardfs.storage.urls import SCHEMES, far_identity, open_remote, without_secrets
+from shardfs.storage.urls import far_identity, is_far, open_remote, without_secrets
 from shardfs.store import Store
 
 _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -71,7 +71,7 @@ def open_store(
     scheme = urlsplit(text).scheme if "://" in text else ""
     if "+" in scheme:
         return _open_url(text, scheme.partition("+")[0], driver, options)
-    if scheme in SCHEMES:
+    if is_far(text):
         return _open_remote(text, driver, options)
     path = local_path(text)
     for option in (*REMOTE_OPTIONS, *CACHE_OPTIONS):
@@ -92,6 +92,16 @@ def open_store(
     if tars is not None:
         made.entries()  # what is missing is to be told at once
     return Store(text, made, path)
+
+
+def detect_url(url_or_path: str | os.PathLike[str], **where: Any) -> str:
+    """The driver for what lies in a directory or below a URL; `where` is as `open_store` takes it. BadStoreError."""
+    url = os.fspath(url_or_path)
+    if not is_far(url):
+        return detect(local_path(url))
+    return detect_in(
+        open_remote(url, **{name: where[name] for name in REMOTE_OPTIONS if name in where}), without_secrets(url)
+    )
 
 
 def _named_tars(path: Path) -> tuple[Path, list[str]] | None:
@@ -171,14 +181,15 @@ def absolute_url(url: str) -> str:
     return url if absolute is None else str(absolute(url))
 
 
-def driver_options(url_or_path: str | os.PathLike[str], driver: str | None = None) -> frozenset[str]:
-    """The names of the options that `open_store` would take for this store. BadStoreError, BadSettingError."""
+def driver_options(url_or_path: str | os.PathLike[str], driver: str | None = None, **where: Any) -> frozenset[str]:
+    """The names of the options that `open_store` would take for this store besides `where`, which says how it is
+    reached. BadStoreError, BadSettingError."""
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if "+" in scheme:
         made = getattr(_factory(scheme.partition("+")[0])[0], "open_url", lambda url: None)
     else:
-        made = _factory(driver or detect(local_path(text)))[0]
+        made = _factory(driver or detect_url(text, **where))[0]
     return frozenset(list(inspect.signature(made).parameters)[1:])
 
 

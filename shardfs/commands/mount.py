@@ -60,6 +60,7 @@ class Request:
     rw: bool
     allow_overwrite: bool
     allow_delete: bool
+    single_writer: bool
     write_back: float | None
     refresh: float | None
     size_limit: str | None
@@ -81,12 +82,14 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
     rw = arguments.rw or words.rw
     allow_overwrite = arguments.allow_overwrite or words.allow_overwrite
     allow_delete = arguments.allow_delete or words.allow_delete
+    single_writer = arguments.single_writer or words.single_writer
     write_back = arguments.write_back if arguments.write_back is not None else words.write_back
     size_limit = arguments.size_limit if arguments.size_limit is not None else words.size_limit
     if not rw:
         for asked, option in (
             (allow_overwrite, "--allow-overwrite"),
             (allow_delete, "--allow-delete"),
+            (single_writer, "--single-writer"),
             (write_back is not None, "--write-back"),
             (size_limit is not None, "--size-limit"),
         ):
@@ -119,6 +122,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         rw=rw,
         allow_overwrite=allow_overwrite,
         allow_delete=allow_delete,
+        single_writer=single_writer,
         write_back=parse_write_back(write_back),
         size_limit=size_limit,
         verbosity=arguments.verbose,
@@ -201,6 +205,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         rw=request.rw,
         allow_overwrite=request.allow_overwrite,
         allow_delete=request.allow_delete,
+        single_writer=request.single_writer,
         write_back=request.write_back,
         cache=request.cache,
         cache_raw=request.cache_raw,
@@ -215,7 +220,7 @@ def _driver_options(request: Request) -> dict[str, str]:
         return {}
     from shardfs.opening import driver_options
 
-    if "size_limit" not in driver_options(request.store, request.driver):
+    if "size_limit" not in driver_options(request.store, request.driver, **request.remote):
         raise BadSettingError(f"--size-limit is for data sets whose keys can be split, and {request.store} is none")
     return {"size_limit": request.size_limit}
 

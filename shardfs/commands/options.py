@@ -14,7 +14,7 @@ from shardfs import config
 from shardfs.errors import BadSettingError
 
 OURS = (
-    *("ro", "rw", "allow_overwrite", "allow_delete", "write_back=", "size_limit="),
+    *("ro", "rw", "allow_overwrite", "allow_delete", "single_writer", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
     *("refresh=", "endpoint=", "anonymous", "cache_dir=", "cache_size=", "min_free=", "cache_raw=", "snapshot="),
 )
@@ -30,17 +30,10 @@ HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
 ARRAYS = ("png", "npy")
 TEXTS = ("json", "files")
 
+_ALONE = ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "single_writer", "anonymous")
 _WITH_VALUES = (
-    "driver",
-    "memory",
-    "arrays",
-    "text",
-    "write_back",
-    "size_limit",
-    "refresh",
-    "endpoint",
-    "cache_raw",
-    "snapshot",
+    *("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint"),
+    *("cache_raw", "snapshot"),
 )
 _CACHE = ("cache_dir", "cache_size", "min_free")
 
@@ -69,6 +62,7 @@ class MountWords:
     rw: bool = False
     allow_overwrite: bool = False
     allow_delete: bool = False
+    single_writer: bool = False
     write_back: str | None = None
     size_limit: str | None = None
     rw_by_default: bool = False
@@ -81,7 +75,7 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
     asked: set[str] = set()
     for word in (word for option in options for word in option.split(",") if word):
         name, equals, value = word.partition("=")
-        if word in ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "anonymous"):
+        if word in _ALONE:
             setattr(words, word, True)
         elif name in (*_WITH_VALUES, *_CACHE) and equals:
             setattr(words, name, value)
@@ -91,7 +85,8 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
             raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
     if len(asked) == 2:
         raise BadSettingError("-o ro,rw: choose one of the two")
-    asked_to_write = words.allow_overwrite or words.allow_delete or words.write_back or words.size_limit
+    switches = words.allow_overwrite or words.allow_delete or words.single_writer
+    asked_to_write = switches or words.write_back or words.size_limit
     if words.rw and from_mount8 and not asked_to_write:
         words.rw, words.rw_by_default = False, True
     if words.arrays is not None and words.arrays not in ARRAYS:

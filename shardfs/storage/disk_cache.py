@@ -38,6 +38,9 @@ class Remote(Storage, Protocol):
     def content_of(self, version: Version) -> str:
         """What of a version stands for the content alone, and not for when or where it was stored, as far as can be."""
 
+    def compares(self) -> bool:
+        """See Conditional."""
+
 
 def default_directory() -> Path | None:
     """Where cached files lie, of all stores; None for who has no home."""
@@ -103,6 +106,9 @@ class DiskCache:
     @property
     def deadline(self) -> float:
         return self.inner.deadline
+
+    def compares(self) -> bool:
+        return self.inner.compares()
 
     @property
     def root(self) -> object:

@@ -25,15 +25,16 @@ import obstore
 from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Version
-from shardfs.storage.base import Listed
+from shardfs.storage.base import Listed, Reader
 from shardfs.storage.etags import Etags, md5
 from shardfs.storage.requests import Requests, ShortBodyError
+from shardfs.storage.written import Written
 
 PROBE = ".shardfs-tmp-probe-"
 """Names that begin so were made to find out what a store can do; no listing of ours shows them."""
 
 _MARK = "shardfs-mark"
-"""Attribute with the hash of what was written: tells whether a write whose answer was lost was done."""
+"""Attribute by which a write tells itself apart: whether one whose answer was lost was done."""
 
 
 def version_of(size: int, mtime_ns: int, etag: str | None) -> Version:
@@ -54,6 +55,7 @@ class RemoteStorage:
         self.requests = requests or Requests(root)
         self.store = store
         self.etags = Etags()
+        self._written = Written()
         self._ranges = True
         self._pool = ThreadPoolExecutor(config.REMOTE_REQUESTS, "fetch")
 
@@ -92,20 +94,26 @@ class RemoteStorage:
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
-    def open(self, name: str, version: Version | None = None) -> RemoteReader:
+    def open(self, name: str, version: Version | None = None) -> Reader:
         """Without a version it is asked for; with one nothing is, until something is read."""
         if version is None:
             version = self.stat(name).version
-        return RemoteReader(self, name, version)
+        return self._written.open(name, version) or RemoteReader(self, name, version)
 
     def at_hand(self, name: str, version: Version) -> bool:
         return False
 
     def read(self, name: str, limit: int) -> bytes:
-        listed = self.stat(name)
-        if listed.size > limit:
-            raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
-        return self.fetch(name, listed.version, 0, listed.size)
+        for attempt in range(config.REMOTE_RETRIES):
+            listed = self.stat(name)
+            if listed.size > limit:
+                raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
+            try:
+                return self.fetch(name, listed.version, 0, listed.size)
+            except StaleShardError:  # any version will do
+                if attempt == config.REMOTE_RETRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
 
     def mark(self, name: str, version: Version | None = None) -> str:
         made = hashlib.blake2b(digest_size=16)
@@ -185,7 +193,8 @@ class RemoteStorage:
         expected: Version | None = None,
     ) -> Listed:
         """See Storage. What is written is gathered in a temporary file of this machine; the condition is the store's
-        own (If-None-Match, If-Match), where it has such: `compares` tells."""
+        own (If-None-Match, If-Match), where it has such: `compares` tells. EFBIG above REMOTE_CONDITIONAL bytes with
+        one. What was written is what is returned, also where somebody has replaced it in the next moment."""
         with tempfile.TemporaryFile() as file:
             write(file)
             mark, size = _mark(file), file.tell()
@@ -194,21 +203,31 @@ class RemoteStorage:
             check()
             mode = "overwrite" if replace else "create"
             condition: Any = mode if expected is None else {"e_tag": parse_version(expected)[2]}
-            self._put(name, file, condition, mark)
-        listed = self.stat(name)
-        if listed.size != size:
-            raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
+            if condition != "overwrite" and size > config.REMOTE_CONDITIONAL:
+                most = f"{config.REMOTE_CONDITIONAL >> 20} MiB in one request, which a condition needs"
+                raise StorageError(f"{name} has {size} bytes, and {self.root} is given at most {most}", errno.EFBIG)
+            # not the content's alone: another may write the same
+            own = f"{mark}-{secrets.token_hex(8)}"
+            etag = self._put(name, file, condition, own)
+            listed = self.stat(name)
+            if etag and parse_version(listed.version)[2] != etag and self._told_mark(name)[0] != own:
+                listed = Listed(name, size, listed.mtime_ns, version_of(size, listed.mtime_ns, etag))
+            if listed.size != size:
+                raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
+            if marked is not None:  # who keeps an account of what he writes will look at it
+                self._written.keep(name, listed.version, file, size)
         return listed
 
-    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str) -> None:
+    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str) -> str | None:
+        """The ETag of what was put there, as far as the store tells."""
         tries = 0
 
-        def attempt() -> None:
+        def attempt() -> str | None:
             nonlocal tries
             tries += 1
             file.seek(0)
             try:
-                obstore.put(
+                made = obstore.put(
                     self.store,
                     name,
                     file,
@@ -216,16 +235,21 @@ class RemoteStorage:
                     attributes={_MARK: mark},
                     chunk_size=config.REMOTE_UPLOAD_PART,
                 )
+                return made["e_tag"]
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
                 # an earlier attempt, whose answer was lost, may have been what put it there
-                if tries == 1 or self._told_mark(name) != mark:
+                told, etag = (None, None) if tries == 1 else self._told_mark(name)
+                if told != mark:
                     raise
+                return etag
 
-        self.requests.run(f"writing {name}", attempt)
+        return self.requests.run(f"writing {name}", attempt)
 
-    def _told_mark(self, name: str) -> str | None:
-        attributes: dict[str, Any] = obstore.get(self.store, name, options={"head": True}).attributes
-        return attributes.get(_MARK)
+    def _told_mark(self, name: str) -> tuple[str | None, str | None]:
+        """The mark that was written with an object, and its ETag."""
+        found = obstore.get(self.store, name, options={"head": True})
+        attributes: dict[str, Any] = found.attributes
+        return attributes.get(_MARK), found.meta["e_tag"]
 
     def compares(self) -> bool:
         """Whether the store keeps to conditions, tried out with an object of its own. StorageError."""

@@ -22,6 +22,11 @@ SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "ht
 _MISSING = "stores far away need obstore: pip install 'shardfs[remote]'"
 
 
+def is_far(text: str) -> bool:
+    """Whether this is the URL of an object store."""
+    return "://" in text and urlsplit(text).scheme in SCHEMES
+
+
 def without_secrets(url: str) -> str:
     """A URL as it may be shown: without what stands before an @, and without a query."""
     parts = urlsplit(url)

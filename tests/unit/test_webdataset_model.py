@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import tempfile
 from pathlib import Path
 
 import pytest
-import trio
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
 from shardfs import open_store
-from shardfs.shard_cache import ShardCache
-from shardfs.staging import StagingArea
-from shardfs.writable import build_writable
-from shardfs.writing import Allowed, WritableVfs
 from tests.conformance.webdataset_suite import members
 from tests.unit.test_writing_model import KEYS, STEPS, Mount, Writing
-
-
-class TarMount(Mount):
-    """The same file system over tars."""
-
-    async def _serve(self) -> None:
-        store, state, quiet, allowed = self._given
-        driver = open_store(store, driver="webdataset").driver
-        with contextlib.closing(StagingArea.open(store.as_uri(), store_path=store, root=state)) as area:
-            cache = ShardCache(driver, 1 << 20, "png")
-            self.vfs: WritableVfs = build_writable(
-                driver, cache, area, quiet=quiet, allowed=Allowed(**allowed), uid=7, gid=8
-            )
-            self._token = trio.lowlevel.current_trio_token()
-            self._end = trio.Event()
-            async with self.vfs.running():
-                self._ready.set()
-                await self._end.wait()
 
 
 class WritingTars(Writing):
@@ -55,7 +31,7 @@ class WritingTars(Writing):
         self.mount = self._mounted()
 
     def _mounted(self) -> Mount:
-        return TarMount(self.root / "store", self.root / "state", delete=True, overwrite=True)
+        return Mount(self.root / "store", self.root / "state", system="webdataset", delete=True, overwrite=True)
 
     @rule(key=keys, name=odd_names, data=contents)
     def write_oddly(self, key: str, name: str, data: bytes) -> None:
