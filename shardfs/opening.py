@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from shardfs import config
@@ -26,6 +26,9 @@ from shardfs.storage.disk_cache import cached
 from shardfs.storage.local import LocalStorage
 from shardfs.storage.urls import far_identity, is_far, open_remote, without_secrets
 from shardfs.store import Store
+
+if TYPE_CHECKING:  # it needs obstore
+    from shardfs.storage.remote import RemoteStorage
 
 _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel": ("shardfs.drivers.squirrel", "SquirrelDriver", {}),
@@ -99,9 +102,8 @@ def detect_url(url_or_path: str | os.PathLike[str], **where: Any) -> str:
     url = os.fspath(url_or_path)
     if not is_far(url):
         return detect(local_path(url))
-    return detect_in(
-        open_remote(url, **{name: where[name] for name in REMOTE_OPTIONS if name in where}), without_secrets(url)
-    )
+    remote, named = _opened(url, None, {name: where[name] for name in REMOTE_OPTIONS if name in where})
+    return named or detect_in(remote, without_secrets(url))
 
 
 def _named_tars(path: Path) -> tuple[Path, list[str]] | None:
@@ -134,12 +136,29 @@ def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any])
 def _open_remote(url: str, driver: str | None, options: dict[str, Any]) -> Store:
     settings = {name: options.pop(name) for name in REMOTE_OPTIONS if name in options}
     kept = {name: options.pop(name) for name in CACHE_OPTIONS if name in options}
-    storage = cached(open_remote(url, **settings), far_identity(url, settings.get("endpoint")), **kept)
-    chosen = driver or detect_in(storage, without_secrets(url))
+    remote, named = _opened(url, driver, settings)
+    storage = cached(remote, far_identity(url, settings.get("endpoint")), **kept)
+    chosen = driver or named or detect_in(storage, without_secrets(url))
     factory, preset = _factory(chosen)
     _check_options(chosen, factory, options, "storage")
     made: Driver = factory(storage, **{**preset, **options})
     return Store(without_secrets(url), made, identity=far_identity(url, settings.get("endpoint")))
+
+
+def _opened(url: str, driver: str | None, settings: dict[str, Any]) -> tuple[RemoteStorage, str | None]:
+    """The storage at a URL, and the driver for it where the URL says that. BadSettingError."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        return open_remote(url, **settings), None
+    from shardfs.web_names import web_names
+
+    directory, named, names = web_names(url)
+    if driver is not None and driver.partition("-")[0] != named:
+        if named != "streaming":
+            raise BadSettingError(f"{url} names shards for {named}, which the driver {driver} does not read")
+        return open_remote(url, **settings), None  # a server that lists (WebDAV)
+    remote = open_remote(directory, **settings)
+    remote.names = names
+    return remote, named
 
 
 def _open_catalog(text: str, path: Path, directory: Path) -> Store:

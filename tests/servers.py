@@ -87,8 +87,8 @@ def rclone_server(folder: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def nginx_server(folder: Path, state: Path) -> Iterator[Server]:
-    """A plain web server over a directory, with ranges and ETags and nothing that lists."""
+def nginx_server(folder: Path, state: Path, more: str = "") -> Iterator[Server]:
+    """A plain web server over a directory, with ranges and ETags and nothing that lists. `more` are settings of it."""
     port = free_port()
     state.mkdir(parents=True, exist_ok=True)
     (state / "nginx.conf").write_text(
@@ -97,7 +97,7 @@ def nginx_server(folder: Path, state: Path) -> Iterator[Server]:
         "events { worker_connections 256; }\n"
         f"http {{ access_log {state}/access; client_body_temp_path {state}/body; proxy_temp_path {state}/proxy;\n"
         f"fastcgi_temp_path {state}/fastcgi; uwsgi_temp_path {state}/uwsgi; scgi_temp_path {state}/scgi;\n"
-        f"server {{ listen 127.0.0.1:{port}; location / {{ root {folder}; }} }} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ root {folder}; {more} }} }} }}\n"
     )
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     with running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
