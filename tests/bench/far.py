@@ -2,7 +2,8 @@
 
     amplification   bytes that come from the server for an epoch, in the order of shards and shuffled, as a share of the
                     shards' own; the cache on disk holds all
-    throughput      a cold epoch by eight readers beside obstore alone, which fetches the same objects eight at a time
+    throughput      a cold epoch by eight readers beside obstore alone, which fetches the same objects eight at a time,
+                    and beside the same store on this disk
     rclone          shuffled samples of 4 KB, beside what squirrel-core does over `rclone mount`: the shard for each
     raw             two epochs of shuffled files out of the same store on this machine, with memory for a quarter of it:
                     gzip shards kept decompressed in the cache on disk (--cache-raw always), and not
@@ -158,6 +159,7 @@ def throughput(bench: Bench, stored: Stored, number: int) -> dict[str, float]:
     from obstore.store import HTTPStore
 
     def alone() -> float:
+        machine.make_cold(stored.folder)
         store: Any = HTTPStore.from_url(f"{bench.endpoint}/{stored.folder.name}", client_options={"allow_http": True})
         begun = time.perf_counter()
 
@@ -168,8 +170,9 @@ def throughput(bench: Bench, stored: Stored, number: int) -> dict[str, float]:
             size = sum(pool.map(fetch, range(stored.shards)))
         return size / (time.perf_counter() - begun)
 
-    def ours(*words: str) -> float:
-        with bench.mounted(f"{bench.endpoint}/{stored.pattern}", *words) as (root, _):
+    def ours(*words: str, url: str = f"{bench.endpoint}/{stored.pattern}") -> float:
+        machine.make_cold(stored.folder)
+        with bench.mounted(url, *words) as (root, _):
             begun = time.perf_counter()
             read_all(root, stored.files)
             return stored.bytes / (time.perf_counter() - begun)
@@ -178,6 +181,7 @@ def throughput(bench: Bench, stored: Stored, number: int) -> dict[str, float]:
         "obstore alone": alone,
         "shardfs": ours,
         "shardfs without a cache": lambda: ours("--cache-size", "0"),
+        "shardfs, the same store on this disk": lambda: ours(url=str(stored.folder)),
     }
     names = list(turns) if number % 2 else list(reversed(turns))
     rates = {name: turns[name]() for name in names}
