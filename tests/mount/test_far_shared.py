@@ -180,8 +180,9 @@ def test_four_daemons_on_one_cache_and_the_death_of_one(
     limit: int | None, moto: Server, counting: Link, tmp_path: Path
 ) -> None:
     """One fetch of each shard, but for what the dead one was at; sound files; the limit held, within a shard."""
-    url, size = filled(moto, 16, size=50_000), 150_000
+    url = filled(moto, 16, size=50_000)
     plain = open_store(url, endpoint=moto.endpoint, cache_size=0)
+    size = max(entry.stored_bytes for entry in plain.driver.entries())
     wanted = {f"{key}/{number:06}.x.bin": sample["x"] for key in plain for number, sample in enumerate(plain.get(key))}
     cache = tmp_path / "cache"
     room = 1 << 30 if limit is None else limit * size
