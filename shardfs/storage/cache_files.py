@@ -285,9 +285,9 @@ class CacheFiles:
     def make_room(self, size: int, *, exactly: bool = False, mine: Path | None = None) -> int:
         """Remove files until `size` more bytes fit; returns how many bytes were removed. Never what is pinned. OSError.
 
-        `mine` is the file that they will be in, if it is there already. With `exactly` all files are looked at, whatever
-        was noted of them. Where nothing more can go, what is asked for is kept all the same, if the disk has room: one
-        shard always is.
+        `mine` is the file that they will be in, if it is there already. With `exactly` all files are looked at,
+        whatever was noted of them. Where nothing more can go, what is asked for is kept all the same, if the disk has
+        room: one shard always is.
         """
         with self._lock, self._room_lock():
             told, free = self._told_size(), self._free()
