@@ -288,6 +288,7 @@ def counted(key: Path) -> bool:
                     raise
     except OSError as error:
         if error.errno not in (errno.ESTALE, errno.ENOENT):
+            error.add_note((key.parent.parent / "log").read_text())
             raise
         for parked in key.parent.glob("k.conflict-*"):
             shutil.rmtree(parked)
