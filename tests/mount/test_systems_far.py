@@ -104,7 +104,7 @@ def test_any_part_of_raw_shards_is_the_same_bytes(
         url = uploaded(tmp_path / folder, moto)
         for memory in ("64M", "1M"):
             with mounted(url, *words, "--memory", memory) as path:
-                for _ in range(10):
+                for _ in range(4):
                     at = rng.randrange(len(content))
                     start, size = rng.randrange(len(content[at])), rng.choice((1, 4096, 500_000))
                     with open(path / names.format(at), "rb") as file:
@@ -170,9 +170,10 @@ def test_warm_fetches_all_files_of_a_data_set(
         url = uploaded(tmp_path / form, moto)
         cache = ["--endpoint", moto.endpoint, "--cache-dir", str(tmp_path / "cache"), "--min-free", "0"]
         assert cli.main(["warm", url, *cache, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["fetched"] == 1
-        cached = sum(path.is_file() for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock")
-        assert cached >= (1 if form == "mds" else 3)
+        capsys.readouterr()
+        assert cli.main(["cache", "info", "--cache-dir", str(tmp_path / "cache"), "--json"]) == 0
+        stores = json.loads(capsys.readouterr().out)["stores"]
+        assert [one["files"] for one in stores if one["store"].startswith(f"{url} at ")] == [1 if form == "mds" else 2]
 
 
 def test_an_array_far_away(moto: Server, mounted: Mounted, words: list[str], tmp_path: Path) -> None:
