@@ -41,6 +41,7 @@ def moto() -> Iterator[Server]:
 
 @pytest.fixture(params=["100M", "0"])
 def words(request: pytest.FixtureRequest, moto: Server, tmp_path: Path) -> list[str]:
+    """Where the store is, and how large the cache on disk."""
     place = ["--endpoint", moto.endpoint, "--cache-dir", str(tmp_path / "cache"), "--min-free", "0"]
     return [*place, "--cache-size", request.param]
 
@@ -55,7 +56,7 @@ def uploaded(folder: Path, moto: Server) -> str:
     return url
 
 
-@pytest.mark.parametrize("case", STREAMING)
+@pytest.mark.parametrize(("words", "case"), list(zip(itertools.cycle(["0", "100M"]), STREAMING)), indirect=["words"])
 def test_a_data_set_far_away_has_the_tree_it_has_here(
     case: str, words: list[str], moto: Server, mounted: Mounted
 ) -> None:

@@ -1,4 +1,4 @@
-"""Writable mounts of stores in S3 servers, one that compares versions and one that does not: tools, quiet, and a kill."""
+"""Writable mounts of stores in S3 servers, one that compares versions and one that does not."""
 
 from __future__ import annotations
 

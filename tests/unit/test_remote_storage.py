@@ -16,7 +16,7 @@ from shardfs.errors import BadStoreError, KeyExistsError, StaleShardError, Stora
 from shardfs.model import Key
 from shardfs.opening import open_store
 from shardfs.storage.etags import Etags
-from shardfs.storage.remote import RemoteStorage
+from shardfs.storage.remote import RemoteStorage, parse_version
 from shardfs.storage.urls import open_remote, without_secrets
 from tests.servers import Server, moto_server, rclone_server
 
@@ -371,3 +371,14 @@ def test_a_small_object_is_read_whichever_version_it_has(
 
     monkeypatch.setattr(storage, "fetch", replaced)
     assert storage.read("index.json", 100) == b"newer"
+
+
+def test_a_put_on_a_condition_has_no_parts_that_could_be_left(
+    storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "REMOTE_UPLOAD_PART", 5 << 20)
+    whole = storage.put("k", writing(BIG), replace=False)  # type: ignore[arg-type]
+    again = storage.put("k", writing(BIG), expected=whole.version)  # type: ignore[arg-type]
+    parts = storage.put("k", writing(BIG))  # type: ignore[arg-type]
+    tags = [parse_version(listed.version)[2] for listed in (whole, again, parts)]
+    assert ["-" in tag for tag in tags] == [False, False, True]  # S3's for what was put in parts
