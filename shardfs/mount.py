@@ -103,8 +103,6 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
             stack.callback(database.close)
         vfs = build(store, options, database, area)
         vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
-        for problem in store.driver.problems:
-            log.warning("%s", problem)
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name)
         trio.run(_serve, vfs, path, fuse_options(store, options), store.url, handlers, ready)

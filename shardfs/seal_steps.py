@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -109,9 +109,10 @@ def write(driver: Driver, staged: StagedDirectory, base: Base | None, base_entry
             entry = _write_files(driver, Key(snapshot.key), files, base, base_entry, note)
         else:
             made = sealing.seal(files, base, isinstance(driver, KeepsFiles))
-            records, entry = made.records(), None
+            records: Iterable[NewRecord] = made
+            entry = None
             if base is None and not isinstance(driver, KeepsFiles):
-                records = _told(records, copying.rules_between("files", _form_of(driver)), changed)
+                records = _Told(made, copying.rules_between("files", _form_of(driver)), changed)
             if len(made):
                 entry = driver.write_records(Key(snapshot.key), records, base=base_entry, note=note)
         if entry is None:
@@ -141,14 +142,20 @@ def _write_files(
     return driver.write_files(key, plan.contents(), plan.gone, base=base_entry, note=note)
 
 
-def _told(
-    records: Iterator[NewRecord], rules: copying.Rules, changed: Counter[tuple[str, str, str]]
-) -> Iterator[NewRecord]:
-    """The same records; what the store has no word for is counted as they are taken."""
-    for record in records:
-        if isinstance(record, Value):
-            changed.update(copying.changes(record.sample, rules))
-        yield record
+class _Told:
+    """The same records, as often as they are asked for; what the store has no word for is counted as they are taken."""
+
+    def __init__(self, made: Iterable[NewRecord], rules: copying.Rules, changed: Counter[tuple[str, str, str]]) -> None:
+        self._made = made
+        self._rules = rules
+        self._changed = changed
+
+    def __iter__(self) -> Iterator[NewRecord]:
+        self._changed.clear()
+        for record in self._made:
+            if isinstance(record, Value):
+                self._changed.update(copying.changes(record.sample, self._rules))
+            yield record
 
 
 def _form_of(driver: Driver) -> str:

@@ -307,11 +307,10 @@ class LocalStorage:
         else:
             from concurrent.futures import ThreadPoolExecutor  # here: who only reads never needs it
 
-            with ThreadPoolExecutor(1, "shardfs-fsync") as pool:  # the disk takes about as long as the mark
-                synced = pool.submit(os.fsync, file.fileno())
-                mark = self._mark_of(directory, temporary)
-                synced.result()
-            marked(mark)
+            with ThreadPoolExecutor(1, "shardfs-mark") as pool:  # the disk takes about as long as the mark
+                mark = pool.submit(self._mark_of, directory, temporary)
+                os.fsync(file.fileno())
+            marked(mark.result())
         return os.fstat(file.fileno())
 
     def _check_expected(self, directory: int, last: str, name: str, expected: Version | None) -> None:

@@ -57,7 +57,8 @@ def _look(cell: Cell, source: Path, copy: Path) -> None:
 
 
 def _write(cell: Cell) -> dict[str, dict[str, Any]]:
-    """`cp -r` of all files into a new directory; where it is a key, until it is stored. The source is read before."""
+    """`cp -r` of all files into a new directory: until it ends, and until all is on disk (where it is a key, in the
+    store), by `sync` of the directory or of ext4. The source is read before."""
     source = _source(cell)
     for path in source.iterdir():
         path.read_bytes()
@@ -67,12 +68,15 @@ def _write(cell: Cell) -> dict[str, dict[str, Any]]:
     begun, before = time.perf_counter(), cell.spent()
     _command("cp", "-r", source, where / "new")
     copied = time.perf_counter()
-    if mounted:
-        _command("sync", where / "new")
-    ended, size = time.perf_counter(), sum(path.stat().st_size for path in source.iterdir())
-    found = {"seconds": ended - begun, "cp": copied - begun, "seal": ended - copied, "bytes": size}
+    spent = cell.spent() - before
+    _command("sync", *([] if mounted else ["-f"]), where / "new")
+    ended = time.perf_counter()
+    facts = {"bytes": sum(path.stat().st_size for path in source.iterdir()), "files": len(os.listdir(source))}
     _look(cell, source, where / "new")
-    return {"cold": {**found, "files": len(os.listdir(source)), "daemon_cpu": cell.spent() - before}}
+    return {
+        "copied": {"seconds": copied - begun, "daemon_cpu": spent, **facts},
+        "stored": {"seconds": ended - begun, "daemon_cpu": cell.spent() - before, **facts},
+    }
 
 
 def _written(cell: Cell) -> dict[str, dict[str, Any]]:

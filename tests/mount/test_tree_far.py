@@ -46,6 +46,8 @@ class TestTreeFar(TreeSuite):
     def serve(
         self, store: Path, *, driver: str | None = None, budget: int = 64 << 20, arrays: str = "png"
     ) -> Iterator[Any]:
+        if isinstance(store, str):
+            pytest.skip("a URL of this machine")
         url = f"s3://bucket/{next(_numbers)}"
         far = open_remote(url, endpoint=self.moto.endpoint)
         for path in sorted(store.rglob("*")):
@@ -65,6 +67,10 @@ class TestTreeFar(TreeSuite):
     test_changes_of_the_store_appear = None  # type: ignore[assignment]
     test_shard_overwritten_in_place_is_noticed = None  # type: ignore[assignment]
     test_store_is_never_written_to = None  # type: ignore[assignment]
+
+    # mltraq's stores are a database and a directory of this machine.
+    test_mltraq_fixture_is_right_file_by_file = None  # type: ignore[assignment]
+    test_mltraq_datastore_without_its_database_is_right_file_by_file = None  # type: ignore[assignment]
 
     def test_time_and_mode(self, tmp_path: Path) -> None:
         url, where = self.far("times")
