@@ -27,6 +27,8 @@ class Server:
     endpoint: str
     pid: int
     environment: dict[str, str] = field(default_factory=dict)
+    compares: bool = True
+    """Whether it keeps to conditions."""
 
 
 def free_port() -> int:
@@ -83,7 +85,7 @@ def rclone_server(folder: Path) -> Iterator[Server]:
     command = [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder)]
     # no file of anybody's configuration, and none made
     with running(command, port, RCLONE_CONFIG="/dev/null") as pid:
-        yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS)
+        yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS, compares=False)
 
 
 @contextlib.contextmanager
