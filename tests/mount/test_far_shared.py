@@ -21,7 +21,7 @@ from shardfs.storage.cache_files import CacheFiles
 from tests.conformance.trees import wait_for
 from tests.link import Link, link
 from tests.mount.conftest import mount_point, run, wipe
-from tests.servers import Server, moto_server
+from tests.servers import Server, moto_server, nginx_server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
 
@@ -123,6 +123,25 @@ def test_a_snapshot_shows_what_was_there_then(mounted: Mounted, moto: Server, tm
         assert "as the snapshot has it" in log.read_text()
     done = run("mount", url, tmp_path / "mnt", *words, "--snapshot", file, "--rw")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_shards_on_a_web_server_by_braces(mounted: Mounted, tmp_path: Path) -> None:
+    folder = tmp_path / "web"
+    store = open_store(folder, "squirrel")
+    for number in range(4):
+        store.set([{"x": b"bytes", "key": number}], f"k{number}")
+    for above in (folder, *folder.parents):
+        if tmp_path.parent in (above, *above.parents):
+            above.chmod(0o755)
+    with nginx_server(folder, tmp_path / "nginx") as server:
+        words = ["--cache-dir", str(tmp_path / "cache"), "--min-free", "0"]
+        with mounted(f"{server.endpoint}/k{{1..3}}.gz", *words) as path:
+            assert sorted(os.listdir(path)) == ["k1", "k2", "k3"]
+            assert (path / "k2" / "000000.json").read_bytes() == b'{"key": 2}\n'
+        done = run("mount", f"{server.endpoint}/k{{3..5}}.gz", tmp_path / "mnt", *words)
+        assert done.returncode != 0
+        assert done.stderr.count("\n") == 1
+        assert "k4.gz, k5.gz (2 of 3)" in done.stderr
 
 
 def test_a_local_store_is_read_out_of_raw_bytes_where_that_is_asked_for(mounted: Mounted, tmp_path: Path) -> None:
