@@ -111,6 +111,8 @@ class ChangingVfs(SettledVfs):
                 await self._current(key)
                 await self.numbering.check_change(key)
                 table = await self._table(key)  # what is staged over it is of this version for good
+                if key.superseded:  # while it was asked for: what is staged now would be shown nowhere
+                    raise StaleShardError(f"{key.entry.key} was replaced")
                 entry, key.held = key.entry, True
                 try:
                     staged = await self.calls.long(

@@ -19,6 +19,7 @@ COMMANDS = (
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
+_SINGLE = "with --rw: write to a store far away that cannot compare versions, as nobody else does"
 _SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
 
 
@@ -175,10 +176,9 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, rw, allow_overwrite, allow_delete, write_back=, size_limit=, allow_other, nonempty, no_index, "
-        "driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, deadline=, offline, cache_dir=, "
-        "cache_size=, min_free=, metrics_addr=; "
-        "fstab's own are ignored",
+        help="ro, rw, allow_overwrite, allow_delete, single_writer, write_back=, size_limit=, allow_other, nonempty, "
+        "no_index, driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, deadline=, offline, "
+        "cache_dir=, cache_size=, min_free=, cache_raw=, snapshot=, metrics_addr=; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
@@ -188,6 +188,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         "--allow-overwrite", action="store_true", help="with --rw: let a renamed directory replace a stored key"
     )
     parser.add_argument("--allow-delete", action="store_true", help="with --rw: let stored files and keys be removed")
+    parser.add_argument("--single-writer", action="store_true", help=_SINGLE)
     parser.add_argument(
         "--write-back",
         metavar="SECONDS",
@@ -198,6 +199,15 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="look for change in the store so often (default: 1, far away 60), or immutable: never, "
         "or manual: by shardfs refresh",
+    )
+    parser.add_argument(
+        "--cache-raw",
+        metavar="WHEN",
+        help="keep gzip and bzip2 shards decompressed in the cache on disk: always, again (those that had to be loaded "
+        "again; default far away) or off (default on this machine)",
+    )
+    parser.add_argument(
+        "--snapshot", metavar="FILE", help="just the keys and versions in FILE, as `shardfs info --snapshot` writes it"
     )
     parser.add_argument(
         "--size-limit",
@@ -250,6 +260,7 @@ def _add_staging(
     recover = works.add_parser("recover", parents=[opening, common], help="store it, or copy it somewhere else")
     recover.add_argument("key", metavar="KEY", nargs="?", help="a key or id, as listed (default: all that can be)")
     recover.add_argument("--to", metavar="DIR", help="copy the files of KEY into a new directory; all stays as it is")
+    recover.add_argument("--single-writer", action="store_true", help=_SINGLE.removeprefix("with --rw: "))
     discard = works.add_parser("discard", parents=[common], help="remove it for good")
     discard.add_argument("--yes", action="store_true", help="do not ask")
     trust = works.add_parser("trust", parents=[common], help="let what may have lost bytes in a crash be stored")
@@ -270,6 +281,12 @@ def _add_cat(parser: argparse.ArgumentParser) -> None:
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", nargs="?", default="", help="a path as below a mount point")
+    parser.add_argument(
+        "--snapshot", metavar="FILE", help="write all keys and their versions into a new FILE, for mount --snapshot"
+    )
+    parser.add_argument(
+        "--fingerprint", action="store_true", help="one hash over all keys and contents, the same on every machine"
+    )
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
@@ -281,6 +298,9 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
     parser.add_argument("--check", action="store_true", help="read every shard and compare with what the index has")
     parser.add_argument("--export", dest="export_file", metavar="FILE", help="then write the index to FILE")
+    parser.add_argument(
+        "--publish", action="store_true", help="then put the index into the store, where every machine finds it"
+    )
     parser.add_argument(
         "--import", dest="import_file", metavar="FILE", help="take over what FILE has, and read nothing"
     )
@@ -294,8 +314,9 @@ def _add_gc(parser: argparse.ArgumentParser) -> None:
         "names or somebody is just writing, and nothing younger than --older-than: who began to read before that may "
         "need it."
     )
-    parser.add_argument("store", metavar="STORE", help="a directory, or a file:// URL")
+    parser.add_argument("store", metavar="STORE", help="a directory, or a URL; far away nothing is removed")
     parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
+    _add_far(parser)
     parser.add_argument(
         "--older-than",
         metavar="SECONDS",
@@ -318,12 +339,13 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "for (numpy's scalars are plain numbers, ...) is told on stderr."
     )
     parser.add_argument(
-        "source", metavar="SRC", help="a store: a directory, a file:// URL, or mltraq+sqlite:///EXPERIMENTS.db"
+        "source", metavar="SRC", help="a store: a directory, or a URL (s3, gs, az, https, file, mltraq+sqlite)"
     )
-    parser.add_argument("target", metavar="DST", help="a store, or a directory that is to become one")
+    parser.add_argument("target", metavar="DST", help="a store, or a directory or URL that is to become one")
     parser.add_argument(
         "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl, streaming or webdataset"
     )
+    _add_far(parser)
     parser.add_argument("--from-driver", metavar="NAME", help="what kind of store SRC is, where that is unclear")
     parser.add_argument(
         "--compression",

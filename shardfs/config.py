@@ -217,6 +217,13 @@ LOCK_WAIT = 10.0
 INDEX_RACES = 8
 """An index.json that changes while it is being replaced is read and edited again this often."""
 
+INDEX_PAUSE = 0.05
+"""Seconds that who has lost a race for an index.json far away waits at most before the second attempt, twice as long
+before the third: writers that come again at once would meet again."""
+
+INDEX_RACES_FAR = 20
+"""The same for an index.json far away, which takes several requests to replace."""
+
 NESTING = 64
 """Deepest nesting of dicts and lists in a sample; json, msgpack and Python's own stack all end near there or later."""
 
@@ -652,6 +659,15 @@ no faster."""
 REMOTE_UPLOAD_PART = 64 * MIB
 """Up to this size an object is put in one request, so that its ETag is its MD5; above in parts of this size."""
 
+REMOTE_CONDITIONAL = 1024 * MIB
+"""Bytes of one object that is put on a condition: that is one request, whose body is held in memory, and stores take
+5 GiB at most."""
+
+REMOTE_WRITTEN = 8
+REMOTE_WRITTEN_BYTES = 512 * MIB
+"""Objects that were written to a store far away and are kept on disk for the look at them that follows, and their bytes
+at most: twice the shards that are stored at once."""
+
 REMOTE_DEADLINE = 60.0
 """Seconds until an operation ends, one way or the other: a reader in the kernel cannot be told sooner, as pyfuse3 does
 not pass on that he was killed."""
@@ -769,6 +785,28 @@ them costs 30 microseconds a file."""
 
 CACHE_ORPHAN_NS = 600_000_000_000
 """A file without a description is somebody's who died, unless it is younger."""
+
+INDEX_PUBLISHED = 4 << 30
+"""Bytes of an index that is fetched from a store far away at most: a hundred million files."""
+
+SNAPSHOT = 1 << 30
+"""Bytes of a snapshot that is read at most: some millions of keys."""
+
+CACHE_RAW = ("again", "always", "off")
+"""Which loaded shards are kept decompressed, where that costs more than reading them: those that had to be loaded more
+than once, so that a single pass writes nothing; all; or none."""
+
+RAW_WAITING = 2
+RAW_BUDGET_SHARE = 4
+"""Loaded shards that are held in memory until their raw bytes are on disk: so many at most, and if there is more than
+one, no more than a RAW_BUDGET_SHARE'th of the memory for shards. A disk that is slower than that gets fewer."""
+
+RAW_LIMIT_SHARE = 4
+"""Raw bytes of a shard are kept if they are no more than a RAW_LIMIT_SHARE'th of the cache on disk."""
+
+RAW_SEEN = 100_000
+"""Shards of which it is remembered that they were loaded before; 200 bytes each."""
+
 PICKLE_WINDOW = 64 * 1024
 """A pickle of plain values is read in pieces of this size; the bytes objects in it are passed over."""
 

@@ -68,14 +68,24 @@ class IndexDb:
     """The index of one store, in a file. Thread-safe. Errors never leave its lookups: one that fails is a miss.
 
     `reading` must be the same for all who use one file. With `read_only` the file is one that was published, and is
-    never written to; `published` is asked for what the own file does not have.
+    never written to; `published` is asked for what the own file does not have. With `far`, versions are the same on
+    every machine, and looking at a shard's content would mean fetching it: so rows are known by their version only.
     """
 
-    def __init__(self, path: Path, reading: str, *, read_only: bool = False, published: IndexDb | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        reading: str,
+        *,
+        read_only: bool = False,
+        published: IndexDb | None = None,
+        far: bool = False,
+    ) -> None:
         self.path = path
         self._identity = f"{FORMAT} {reading}"
         self._read_only = read_only
         self._published = published
+        self._far = far
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._broken = False
@@ -89,6 +99,8 @@ class IndexDb:
         row = self._row(entry)
         if row is not None and row[0] == entry.version:
             return _unpacked(row)
+        if self._far:
+            return self._carried(entry)
         seen: str | None = None
         for found in (row, None if self._published is None else self._published._row(entry)):
             if found is None or not found[1]:
@@ -104,6 +116,14 @@ class IndexDb:
                     self.put(entry, table, seen)
                 return table
         return None
+
+    def _carried(self, entry: Entry) -> ShardTable | None:
+        """What the published index has of exactly this version, taken over."""
+        row = None if self._published is None else self._published._row(entry)
+        table = None if row is None or row[0] != entry.version else _unpacked(row)
+        if row is not None and table is not None:
+            self.put(entry, table, row[1])
+        return table
 
     def _row(self, entry: Entry) -> _Row | None:
         row: _Row | None = None

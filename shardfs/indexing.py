@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
-from shardfs import index, packing
-from shardfs.drivers.base import Driver
-from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError
+from shardfs import config, index, packing
+from shardfs.drivers.base import Driver, StoresObjects
+from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError, StorageError
 from shardfs.index_db import PUBLISHED, IndexDb, default_path, name_of
 from shardfs.model import Entry
+from shardfs.storage.base import Listed, Storage
+from shardfs.storage.disk_cache import DiskCache
 from shardfs.store import Store
+
+log = logging.getLogger("shardfs")
 
 
 @dataclass(slots=True)
@@ -44,10 +54,71 @@ def open_database(store: Store, arrays: str) -> IndexDb | None:
     path = default_path(store.identity, reading)
     if path is None:
         return None
+    carried = _fetched(store, path) if store.far else _carried(store)
+    published = None if carried is None else IndexDb(carried, reading, read_only=True)
+    return IndexDb(path, reading, published=published, far=store.far)
+
+
+def _carried(store: Store) -> Path | None:
+    """The index that lies in a local store, if there is one."""
     carried = None if store.place is None else Path(os.path.realpath(store.place)) / PUBLISHED
-    regular = carried is not None and carried.is_file() and not carried.is_symlink()
-    published = IndexDb(carried, reading, read_only=True) if carried is not None and regular else None
-    return IndexDb(path, reading, published=published)
+    return carried if carried is not None and carried.is_file() and not carried.is_symlink() else None
+
+
+def _fetched(store: Store, own: Path) -> Path | None:
+    """The index that lies in a store far away, fetched beside our own unless that version is there already; None where
+    there is none, or it cannot be had: all works without."""
+    storage = store.driver.storage if isinstance(store.driver, StoresObjects) else None
+    if isinstance(storage, DiskCache):
+        storage = storage.inner  # it has a place of its own
+    if storage is None:
+        return None
+    try:
+        listed = storage.stat(PUBLISHED)
+        if listed.size > config.INDEX_PUBLISHED:
+            raise StorageError(f"{listed.size} bytes are more than an index may have", errno.EFBIG)
+        name = hashlib.sha256(f"{storage.root}\0{listed.version}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        target = own.with_name(f"{own.stem}-{name}.published")
+        if not target.is_file():
+            _fetch(storage, listed, target)
+            for old in target.parent.glob(f"{own.stem}-*.published"):
+                if old != target:
+                    old.unlink(missing_ok=True)
+        return target
+    except (ShardfsError, OSError) as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            log.warning("the index that lies in %s is not used: %s", storage.root, error)
+        return None
+
+
+def _fetch(storage: Storage, listed: Listed, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".fetched-", delete=False) as file:
+        try:
+            with storage.open(listed.name, listed.version) as reader:
+                while piece := reader.read(config.REMOTE_PART):
+                    file.write(piece)
+            os.rename(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def publish(store: Store, database: IndexDb) -> int:
+    """Put the index into the store itself, where every other machine finds it; its shards. NotWritableError,
+    StorageError, BadSettingError."""
+    if not isinstance(store.driver, StoresObjects) or not store.driver.writable:
+        raise NotWritableError(f"{store.url} is not written to here: export the index, and put it there as {PUBLISHED}")
+    with tempfile.TemporaryDirectory(prefix="shardfs-index-") as folder:
+        made = Path(folder) / "index"
+        count = database.export(made)
+
+        def write(file: BinaryIO) -> None:
+            with open(made, "rb") as source:
+                shutil.copyfileobj(source, file, config.READ_SLICE)
+
+        store.driver.storage.put(PUBLISHED, write)
+    return count
 
 
 def build_all(

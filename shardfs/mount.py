@@ -36,7 +36,9 @@ from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
 from shardfs.log_lines import kept_lines
 from shardfs.notices import Notices
+from shardfs.raw_forms import raw_forms
 from shardfs.shard_cache import ShardCache
+from shardfs.storage.disk_cache import cache_files
 from shardfs.store import Store
 from shardfs.vfs import Vfs
 
@@ -79,8 +81,14 @@ class MountOptions:
     """Let the tree be changed."""
     allow_overwrite: bool = False
     allow_delete: bool = False
+    single_writer: bool = False
+    """The user says that nobody else writes to a store far away."""
     write_back: float | None = config.WRITE_BACK
     """Seconds of quiet after which a key is stored; None for never."""
+    cache_raw: str | None = None
+    """Which shards that cost more to decompress than to read are kept decompressed (see config.CACHE_RAW)."""
+    cache: dict[str, Any] = field(default_factory=dict)
+    """Where, and how much at most, as `storage.disk_cache.cache_files` takes it."""
     refresh: float | None = None
     """Seconds between questions to the store whether something has changed there (inf: never by itself); None: what
     fits the store."""
@@ -103,7 +111,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     check_apart(path, store)
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(kept_lines())
-        area = stack.enter_context(contextlib.closing(_open_area(store))) if options.rw else None
+        area = stack.enter_context(contextlib.closing(_open_area(store, options))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:
             stack.callback(database.close)
@@ -122,17 +130,18 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
 
 
-def _open_area(store: Store) -> StagingArea:
+def _open_area(store: Store, options: MountOptions) -> StagingArea:
     from shardfs.writable import open_area
 
-    return open_area(store)
+    return open_area(store, options.single_writer)
 
 
 def build(store: Store, options: MountOptions, database: IndexDb | None, area: StagingArea | None) -> Vfs:
     """The file system that is served; writable with `area`."""
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
     parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
-    cache = ShardCache(store.driver, budget, options.arrays, database, parts)
+    raw = raw_forms(store.driver, store.identity, cache_files(**options.cache), options.cache_raw, store.far)
+    cache = ShardCache(store.driver, budget, options.arrays, database, parts, raw)
     if store.deadline is not None:
         cache.patience = store.deadline + config.REMOTE_PATIENCE
     if area is None:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from shardfs import config
@@ -25,8 +25,11 @@ from shardfs.storage.base import Storage
 from shardfs.storage.disk_cache import DiskCache, cached
 from shardfs.storage.known import default_directory
 from shardfs.storage.local import LocalStorage
-from shardfs.storage.urls import SCHEMES, far_identity, open_remote, without_secrets
+from shardfs.storage.urls import far_identity, is_far, open_remote, without_secrets
 from shardfs.store import Store
+
+if TYPE_CHECKING:  # it needs obstore
+    from shardfs.storage.remote import RemoteStorage
 
 _BUILT_IN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "squirrel": ("shardfs.drivers.squirrel", "SquirrelDriver", {}),
@@ -72,7 +75,7 @@ def open_store(
     scheme = urlsplit(text).scheme if "://" in text else ""
     if "+" in scheme:
         return _open_url(text, scheme.partition("+")[0], driver, options)
-    if scheme in SCHEMES:
+    if is_far(text):
         return _open_remote(text, driver, options)
     path = local_path(text)
     for option in (*REMOTE_OPTIONS, *CACHE_OPTIONS):
@@ -95,9 +98,13 @@ def open_store(
     return Store(text, made, path)
 
 
-def is_far(text: str) -> bool:
-    """Whether a store's name is a URL of one far away, which takes the options of the cache on disk."""
-    return "://" in text and urlsplit(text).scheme in SCHEMES
+def detect_url(url_or_path: str | os.PathLike[str], **where: Any) -> str:
+    """The driver for what lies in a directory or below a URL; `where` is as `open_store` takes it. BadStoreError."""
+    url = os.fspath(url_or_path)
+    if not is_far(url):
+        return detect(local_path(url))
+    remote, named = _opened(url, None, {name: where[name] for name in REMOTE_OPTIONS if name in where})
+    return named or detect_in(remote, without_secrets(url))
 
 
 def _named_tars(path: Path) -> tuple[Path, list[str]] | None:
@@ -131,16 +138,32 @@ def _open_remote(url: str, driver: str | None, options: dict[str, Any]) -> Store
     settings = {name: options.pop(name) for name in REMOTE_OPTIONS if name in options}
     kept = {name: options.pop(name) for name in CACHE_OPTIONS if name in options}
     beside = kept.get("cache_dir")
-    known = default_directory() if beside is None else Path(beside) / "known"
-    far = open_remote(url, known_dir=known, **settings)
-    storage = cached(far, far_identity(url, settings.get("endpoint")), **kept)
-    chosen = driver or detect_in(storage, without_secrets(url))
+    settings["known_dir"] = default_directory() if beside is None else Path(beside) / "known"
+    remote, named = _opened(url, driver, settings)
+    storage = cached(remote, far_identity(url, settings.get("endpoint")), **kept)
+    chosen = driver or named or detect_in(storage, without_secrets(url))
     factory, preset = _factory(chosen)
     _check_options(chosen, factory, options, "storage")
     made: Driver = factory(storage, **{**preset, **options})
     identity = far_identity(url, settings.get("endpoint"))
-    health = storage.health if isinstance(storage, DiskCache) else far.health
-    return Store(without_secrets(url), made, identity=identity, health=health, deadline=far.deadline)
+    health = storage.health if isinstance(storage, DiskCache) else remote.health
+    return Store(without_secrets(url), made, identity=identity, health=health, deadline=remote.deadline)
+
+
+def _opened(url: str, driver: str | None, settings: dict[str, Any]) -> tuple[RemoteStorage, str | None]:
+    """The storage at a URL, and the driver for it where the URL says that. BadSettingError."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        return open_remote(url, **settings), None
+    from shardfs.web_names import web_names
+
+    directory, named, names = web_names(url)
+    if driver is not None and driver.partition("-")[0] != named:
+        if named != "streaming":
+            raise BadSettingError(f"{url} names shards for {named}, which the driver {driver} does not read")
+        return open_remote(url, **settings), None  # a server that lists (WebDAV)
+    remote = open_remote(directory, **settings)
+    remote.names = names
+    return remote, named
 
 
 def _open_catalog(text: str, path: Path, directory: Path) -> Store:
@@ -182,14 +205,15 @@ def absolute_url(url: str) -> str:
     return url if absolute is None else str(absolute(url))
 
 
-def driver_options(url_or_path: str | os.PathLike[str], driver: str | None = None) -> frozenset[str]:
-    """The names of the options that `open_store` would take for this store. BadStoreError, BadSettingError."""
+def driver_options(url_or_path: str | os.PathLike[str], driver: str | None = None, **where: Any) -> frozenset[str]:
+    """The names of the options that `open_store` would take for this store besides `where`, which says how it is
+    reached. BadStoreError, BadSettingError."""
     text = os.fspath(url_or_path)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if "+" in scheme:
         made = getattr(_factory(scheme.partition("+")[0])[0], "open_url", lambda url: None)
     else:
-        made = _factory(driver or detect(local_path(text)))[0]
+        made = _factory(driver or detect_url(text, **where))[0]
     return frozenset(list(inspect.signature(made).parameters)[1:])
 
 

@@ -20,11 +20,12 @@ import trio
 
 from shardfs import config, index
 from shardfs.damage import DamageList
-from shardfs.drivers.base import Driver, Refilled, ShardReader
+from shardfs.drivers.base import Driver, InMemory, Refilled, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.model import Entry, Key
+from shardfs.raw_forms import RawForms
 from shardfs.room import Claim, Room
 from shardfs.tables import Identity, Tables
 from shardfs.values import Buffer
@@ -43,6 +44,8 @@ class Loaded:
     table: ShardTable
     partial: bool = False
     """True for one that was opened for reading parts, and not loaded."""
+    raw: bool = False
+    """True for one that was opened out of its raw bytes in the cache on disk."""
     pins: int = 0
     """Renderings and fetches under way; a pinned shard is not evicted."""
     counted: int = 0
@@ -73,6 +76,8 @@ class CacheCounts:
     loads: int = 0
     opened: int = 0
     """Shards that were opened for reading parts, in place of a load."""
+    raw: int = 0
+    """Of these, out of their raw bytes in the cache on disk."""
     failures: int = 0
     evictions: int = 0
     rendered_hits: int = 0
@@ -101,14 +106,22 @@ class ShardCache:
     """
 
     def __init__(
-        self, driver: Driver, budget: int, arrays: str, database: IndexDb | None = None, parts: bool = True
+        self,
+        driver: Driver,
+        budget: int,
+        arrays: str,
+        database: IndexDb | None = None,
+        parts: bool = True,
+        raw: RawForms | None = None,
     ) -> None:
-        """With `parts`, shards that their driver can read in parts are not loaded once their table is known."""
+        """With `parts`, shards that their driver can read in parts are not loaded once their table is known, nor are
+        those whose raw bytes `raw` has."""
         self._driver = driver
         self._room = Room(budget, self._make_room)
         self.arrays = arrays
         """How samples are shown, as the layout takes it."""
         self._parts = parts
+        self._raw = raw if parts else None
         self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
         self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
@@ -165,6 +178,8 @@ class ShardCache:
             finally:
                 self._nursery = None
                 self.tables.end()
+                if self._raw is not None:
+                    self._raw.end()
                 nursery.cancel_scope.cancel()
 
     def peek(self, entry: Entry) -> Loaded | None:
@@ -269,8 +284,11 @@ class ShardCache:
                     return await workers.cpu(lambda: reader.fetch(start, end), end - start)
                 return await workers.io(lambda: reader.fetch(start, end))
             except ShardfsError as error:
-                self._tell(identity, error)
-                raise
+                if not loaded.raw:
+                    self._tell(identity, error)
+                    raise
+                self._give_up_raw(entry, loaded, error)
+        return (await self.shard(entry)).shard.fetch(start, end)  # in memory now: nothing is waited for
 
     @contextlib.contextmanager
     def _pinning(self, identity: Identity, loaded: Loaded) -> Iterator[None]:
@@ -326,11 +344,43 @@ class ShardCache:
             return kept
         self.counts.rendered_misses += 1
         assert self._workers is not None
-        with self._pinning(identity, loaded):
-            data = await self._workers.cpu(make, size)
+        try:
+            with self._pinning(identity, loaded):
+                data = await self._workers.cpu(make, size)
+        except (StaleShardError, StorageError) as error:
+            if not loaded.raw:
+                raise
+            self._give_up_raw(entry, loaded, error)
+            return await self.rendered(entry, await self.shard(entry), file)
         if len(data) > config.KEEP_RENDERED and (identity, file) not in self._rendered:
             self._keep_rendered(identity, file, data)
         return data
+
+    def _give_up_raw(self, entry: Entry, loaded: Loaded, error: ShardfsError) -> None:
+        """Raw bytes out of the cache on disk cannot be read: the shard is to be loaded instead."""
+        log.warning("%s: its raw bytes in the cache on disk cannot be read: %s", entry.key, error)
+        if self._raw is not None:
+            self._raw.drop(entry)
+        if self._shards.get((entry.key, entry.version)) is loaded:
+            self._forget((entry.key, entry.version))
+
+    def _keep_raw(self, entry: Entry, loaded: Loaded) -> None:
+        """Have the raw bytes of a shard that was just loaded kept on disk, if they are to be: it stays until then."""
+        size = loaded.shard.size
+        if self._raw is None or self._nursery is None or loaded.partial:
+            return
+        if self._raw.admits(entry, size, self._room.budget):
+            self._nursery.start_soon(self._write_raw, self._raw, entry, loaded)
+
+    async def _write_raw(self, raw: RawForms, entry: Entry, loaded: Loaded) -> None:
+        assert self._workers is not None
+        workers, shard = self._workers, loaded.shard
+        assert isinstance(shard, InMemory)
+        try:
+            with self._pinning((entry.key, entry.version), loaded):
+                await workers.io(lambda: raw.keep(entry, shard.raw))
+        finally:
+            raw.done(shard.size)
 
     def _keep_rendered(self, identity: Identity, file: int, data: bytes) -> None:
         """Keep it for the next read; but not in place of its shard, which that read would load again in place of it."""
@@ -366,6 +416,7 @@ class ShardCache:
             del self._loads[identity]
             if load.loaded is not None:
                 self._keep(load.entry, load.loaded)
+                self._keep_raw(load.entry, load.loaded)
             else:
                 self._ahead.discard(identity)
             self._room.signal()
@@ -378,10 +429,11 @@ class ShardCache:
         workers, driver, entry = self._workers, self._driver, load.entry
         if await self.tables.answered(entry):
             load.indexed = False
-        table, reader, estimate = await workers.io(lambda: self._look(load, self.tables.known(entry)))
+        table, reader, raw, estimate = await workers.io(lambda: self._look(load, self.tables.known(entry)))
         if reader is not None and table is not None:
+            loaded = Loaded(reader, table, partial=True, raw=raw)
             self.counts.opened += 1
-            loaded = Loaded(reader, table, partial=True)
+            self.counts.raw += raw
             if isinstance(reader, Refilled):
                 reader.limit = min(reader.limit, self._room.budget)
                 reader.refill = lambda start, end: workers.soon(lambda: self._refill(entry, loaded, start, end))
@@ -416,18 +468,21 @@ class ShardCache:
             self.tables.publish(entry, loaded.table)
         return loaded
 
-    def _look(self, load: _Load, table: ShardTable | None) -> tuple[ShardTable | None, ShardReader | None, int]:
-        """In a worker: what is known of a shard's content, a reader if none of it need be loaded, and else the raw
-        bytes that loading will hold."""
+    def _look(self, load: _Load, table: ShardTable | None) -> tuple[ShardTable | None, ShardReader | None, bool, int]:
+        """In a worker: what is known of a shard's content, a reader if none of it need be loaded (and whether that is
+        one of raw bytes in the cache on disk), and else the raw bytes that loading will hold."""
         entry = load.entry
         if table is None and load.indexed:
             table = self.tables.looked_up(entry)
         reader = None if table is None or not self._parts else self._driver.open(entry, table.raw_bytes)
+        kept = None if table is None or reader is not None or self._raw is None else self._raw
+        if kept is not None and table is not None:
+            reader = kept.open(entry, table.raw_bytes)
         if reader is None:
-            return table, None, self._driver.estimate(entry)
+            return table, None, False, self._driver.estimate(entry)
         if not load.wanted:
             reader.expect()
-        return table, reader, 0
+        return table, reader, kept is not None, 0
 
     def _keep(self, entry: Entry, loaded: Loaded) -> None:
         identity = (entry.key, entry.version)

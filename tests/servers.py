@@ -27,6 +27,8 @@ class Server:
     endpoint: str
     pid: int
     environment: dict[str, str] = field(default_factory=dict)
+    compares: bool = True
+    """Whether it keeps to conditions."""
 
 
 def free_port() -> int:
@@ -36,7 +38,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], port: int, **environment: str) -> Iterator[int]:
+def running(command: list[str], port: int, **environment: str) -> Iterator[int]:
+    """A server's process, from when it answers at `port` to the block's end."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, **environment},
@@ -66,7 +69,7 @@ def moto_server() -> Iterator[Server]:
     """S3 with ranges and conditions, in memory; it takes any credentials. It has a bucket `bucket`."""
     port = free_port()
     program = Path(sys.executable).with_name("moto_server")
-    with _running([str(program), "-H", "127.0.0.1", "-p", str(port)], port) as pid:
+    with running([str(program), "-H", "127.0.0.1", "-p", str(port)], port) as pid:
         endpoint = f"http://127.0.0.1:{port}"
         request = urllib.request.Request(f"{endpoint}/bucket", b"", {"Authorization": _SIGNED}, method="PUT")
         urllib.request.urlopen(request, timeout=20).close()
@@ -81,13 +84,13 @@ def rclone_server(folder: Path) -> Iterator[Server]:
     program = Path(sys.executable).with_name("rclone")
     command = [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder)]
     # no file of anybody's configuration, and none made
-    with _running(command, port, RCLONE_CONFIG="/dev/null") as pid:
-        yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS)
+    with running(command, port, RCLONE_CONFIG="/dev/null") as pid:
+        yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS, compares=False)
 
 
 @contextlib.contextmanager
-def nginx_server(folder: Path, state: Path) -> Iterator[Server]:
-    """A plain web server over a directory, with ranges and ETags and nothing that lists."""
+def nginx_server(folder: Path, state: Path, more: str = "") -> Iterator[Server]:
+    """A plain web server over a directory, with ranges and ETags and nothing that lists. `more` are settings of it."""
     port = free_port()
     state.mkdir(parents=True, exist_ok=True)
     (state / "nginx.conf").write_text(
@@ -96,8 +99,8 @@ def nginx_server(folder: Path, state: Path) -> Iterator[Server]:
         "events { worker_connections 256; }\n"
         f"http {{ access_log {state}/access; client_body_temp_path {state}/body; proxy_temp_path {state}/proxy;\n"
         f"fastcgi_temp_path {state}/fastcgi; uwsgi_temp_path {state}/uwsgi; scgi_temp_path {state}/scgi;\n"
-        f"server {{ listen 127.0.0.1:{port}; location / {{ root {folder}; }} }} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ root {folder}; {more} }} }} }}\n"
     )
     program = shutil.which("nginx") or "/usr/sbin/nginx"
-    with _running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
+    with running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
         yield Server(f"http://127.0.0.1:{port}", pid)

@@ -9,7 +9,7 @@ root=${root:?set by the script that sources this}
 
 BASE_PACKAGES="fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv"
 # For ./run test only: each a command that tests run, and the package that has it.
-TEST_COMMANDS="jq:jq rsync:rsync file:file tar:tar strace:strace systemd-analyze:systemd fio:fio stress-ng:stress-ng"
+TEST_COMMANDS="jq:jq rsync:rsync file:file tar:tar strace:strace systemd-analyze:systemd fio:fio stress-ng:stress-ng nginx:nginx-light"
 
 say() { printf 'run: %s\n' "$*" >&2; }
 die() {

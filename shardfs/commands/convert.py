@@ -10,14 +10,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from shardfs.commands import FAILED, OK, as_json, one_line, tell
+from shardfs.commands.options import cache_options, store_options
 from shardfs.commands.progress import Progress
 from shardfs.converting import Report, convert_all
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError
 from shardfs.in_order import cores
-from shardfs.opening import detect, local_path, open_store
-from shardfs.storage.local import LocalStorage
+from shardfs.opening import detect_url, local_path, open_store
+from shardfs.storage.urls import is_far
 from shardfs.store import Store
+
+_SAME = {"s3a": "s3", "gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az"}
+"""Schemes that mean the same object stores."""
 
 _COMPRESSION = re.compile(r"(none|gz|zst|zstd|bz2|br|snappy)(?::([0-9]{1,2}))?")
 
@@ -32,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
     _check_target(arguments.target, arguments.driver)
-    source = open_store(arguments.source, arguments.from_driver)
+    source = open_store(arguments.source, arguments.from_driver, **_where(arguments, arguments.source))
     _check_apart(source, arguments.target)
-    target = _open_target(arguments.target, arguments.driver, arguments.compression)
+    target = _open_target(arguments)
     with Progress("converting") as bar:
         report = convert_all(
             source.driver,
@@ -59,22 +63,39 @@ def _check_target(target: str, driver: str | None) -> None:
         raise BadSettingError(f"{what} cannot be converted into: use squirrel, squirrel-jsonl, streaming or webdataset")
 
 
+def _where(arguments: argparse.Namespace, store: str) -> dict[str, Any]:
+    """How one of the two stores is reached, which is said of whichever is far away. BadSettingError if none is."""
+    made = {**store_options(arguments), **cache_options(arguments)}
+    if made and not is_far(arguments.source) and not is_far(arguments.target):
+        said = ", ".join(f"--{name.replace('_', '-')}" for name in made)
+        raise BadSettingError(f"{said}: for stores far away, and neither of the two is")
+    return made if is_far(store) else {}
+
+
 def _check_apart(source: Store, target: str) -> None:
     """The source is never written to, also not by a target that lies in it; and no store is to show another's files."""
-    places = list(source.places)
-    storage = getattr(source.driver, "storage", None)
-    if isinstance(storage, LocalStorage):  # a database's artifacts may lie apart from it
-        places.append(storage.root)
-    for place in places:
-        paths = [os.path.realpath(path) for path in (place, local_path(target))]
-        if os.path.commonpath(paths) in paths:
-            raise BadSettingError(f"{source.url} and {target}: one is the other, or lies in it; name another directory")
+    if is_far(target):
+        paths = [_far_path(url) for url in (source.url, target) if is_far(url)]
+    elif source.place is not None:
+        paths = [os.path.realpath(path) for path in (source.place, local_path(target))]
+    else:
+        return
+    if len(paths) == 2 and os.path.commonpath(paths) in paths:
+        raise BadSettingError(f"{source.url} and {target}: one is the other, or lies in it; name another directory")
 
 
-def _open_target(target: str, driver: str | None, compression: str | None) -> Store:
+def _far_path(url: str) -> str:
+    """Object store, bucket and prefix as a path. Both stores are at the same endpoint, as one can be said."""
+    parts = urlsplit(url)
+    return os.path.normpath(f"/{_SAME.get(parts.scheme, parts.scheme)}/{parts.netloc.rpartition('@')[2]}/{parts.path}")
+
+
+def _open_target(arguments: argparse.Namespace) -> Store:
     """The store to write to: what lies there already must be of the same kind."""
+    target, driver, compression = arguments.target, arguments.driver, arguments.compression
+    where = _where(arguments, target)
     try:
-        found = detect(local_path(target))
+        found = detect_url(target, **where)
     except BadStoreError as error:
         if driver is None:
             raise BadSettingError(f"{target} is no store yet: say with --driver what it is to become") from error
@@ -83,11 +104,11 @@ def _open_target(target: str, driver: str | None, compression: str | None) -> St
         raise BadStoreError(f"{target} is a {found} store already, so no {driver} store can be made there")
     chosen = driver or found
     assert chosen is not None
-    store = open_store(target, chosen, **_options(chosen, compression))
+    store = open_store(target, chosen, **where, **_options(chosen, compression))
     if driver is None and isinstance(store.driver, SquirrelDriver):
         entries = store.driver.entries()
         if entries and store.driver.format_of(entries[0]) == "jsonl":  # as what is there
-            return open_store(target, "squirrel-jsonl", **_options(chosen, compression))
+            return open_store(target, "squirrel-jsonl", **where, **_options(chosen, compression))
     return store
 
 

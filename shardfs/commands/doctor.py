@@ -13,7 +13,7 @@ from shardfs.commands.options import cache_options, store_options
 from shardfs.commands.tabular import number
 from shardfs.examining import FAILURE, WARNING, Finding, Places, examine
 from shardfs.examining_store import examine_store
-from shardfs.opening import is_far
+from shardfs.storage.urls import is_far
 
 
 def run(arguments: argparse.Namespace, places: Places | None = None) -> int:

@@ -14,9 +14,14 @@ from typing import Any
 
 from shardfs import config
 from shardfs.commands import FAILED, OK, as_json, one_line, tell
+from shardfs.commands.options import cache_options, store_options
 from shardfs.commands.tabular import age, size, table
 from shardfs.drivers.garbage import Collecting, Garbage
 from shardfs.errors import BadSettingError, ShardfsError, StaleShardError
+from shardfs.storage.urls import is_far
+
+KEPT = "nobody could tell there what somebody is just writing, or what an index above it names"
+"""Why nothing is removed from a store far away."""
 
 _HEAD = ("name", "kind", "size", "age", "what", "why")
 _NUMBERS = (2, 3)
@@ -41,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     oldest = config.GARBAGE_AGE if arguments.older_than is None else arguments.older_than
     if not 0 <= oldest < 1e10:
         raise BadSettingError(f"--older-than {oldest:g}: give seconds, 0 or more")
-    store = open_store(arguments.store, arguments.driver)
+    store = open_store(arguments.store, arguments.driver, **store_options(arguments), **cache_options(arguments))
+    if is_far(arguments.store) and arguments.yes:
+        raise BadSettingError(f"gc removes nothing from stores far away: {KEPT}; without --yes it lists what it finds")
     driver = store.driver
     if not isinstance(driver, Collecting):
         raise BadSettingError(f"{store.url} ({driver.name}): stores of this kind have nothing that gc could know of")
@@ -52,6 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
             if one.kept is None:
                 _remove(driver, one)
     _tell(arguments, found, now_ns)
+    if is_far(arguments.store):
+        tell(f"far away this is a list and no more: {KEPT}")
     sys.stdout.flush()
     return FAILED if any(one.error is not None for one in found) else OK
 

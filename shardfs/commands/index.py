@@ -11,7 +11,7 @@ from shardfs.commands import FAILED, OK, as_json, tell
 from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.progress import Progress
 from shardfs.errors import BadSettingError, StorageError
-from shardfs.indexing import Report, build_all, open_database
+from shardfs.indexing import Report, build_all, open_database, publish
 from shardfs.opening import open_store
 
 
@@ -20,6 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise OSError("there is no standard output")
     if arguments.export_file and os.path.lexists(arguments.export_file):
         raise BadSettingError(f"{arguments.export_file} is there already: name a new file")
+    if arguments.import_file and arguments.publish:
+        raise BadSettingError("--publish is for an index that is made here, not for one that is taken over")
     jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
@@ -44,15 +46,17 @@ def run(arguments: argparse.Namespace) -> int:
             )
         if not database.usable:
             raise StorageError(f"nothing was kept: the index {database.path} cannot be written to")
-        exported = None
+        written = {}
         if arguments.export_file:
-            exported = database.export(Path(arguments.export_file))
-        return _result(arguments, report, str(database.path), exported)
+            written["exported"] = database.export(Path(arguments.export_file))
+        if arguments.publish:
+            written["published"] = publish(store, database)
+        return _result(arguments, report, str(database.path), written)
     finally:
         database.close()
 
 
-def _result(arguments: argparse.Namespace, report: Report, path: str, exported: int | None) -> int:
+def _result(arguments: argparse.Namespace, report: Report, path: str, written: dict[str, int]) -> int:
     facts: dict[str, object] = {
         "index": path,
         "shards": report.shards,
@@ -63,8 +67,7 @@ def _result(arguments: argparse.Namespace, report: Report, path: str, exported: 
     }
     if arguments.check:
         facts["differing"] = report.differing
-    if exported is not None:
-        facts["exported"] = exported
+    facts |= written
     for key, reason in report.failed.items():
         tell(f"{key}: {reason}")
     for key in report.differing:

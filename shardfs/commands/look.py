@@ -6,24 +6,27 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from shardfs.browse import Browser, Listed
 from shardfs.commands import OK, as_json, explain, tell
 from shardfs.commands.options import cache_options, store_options, style
-from shardfs.errors import ShardfsError
+from shardfs.commands.tabular import number
+from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.opening import open_store
+from shardfs.store import Store
 
 _KINDS = {"dir": "d", "key": "k", "file": "-"}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    browser = Browser(
-        open_store(arguments.store, arguments.driver, **store_options(arguments), **cache_options(arguments)),
-        style(arguments.arrays, arguments.text),
-    )
+    store = open_store(arguments.store, arguments.driver, **store_options(arguments), **cache_options(arguments))
     if sys.stdout is None:
         raise OSError("there is no standard output")
+    if arguments.command == "info" and (arguments.snapshot is not None or arguments.fingerprint):
+        return _taken(store, arguments)
+    browser = Browser(store, style(arguments.arrays, arguments.text))
     # names are UTF-8 on a mount, whatever the locale says
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
@@ -73,6 +76,26 @@ def _cat(browser: Browser, arguments: argparse.Namespace) -> int:
             tell(text)
             status = status or failed
     return status
+
+
+def _taken(store: Store, arguments: argparse.Namespace) -> int:
+    """What stands for the whole store: its fingerprint on stdout, a snapshot in a file."""
+    from shardfs.snapshots import fingerprint, write_snapshot
+
+    if arguments.path:
+        raise BadSettingError("--snapshot and --fingerprint are of a whole store: without PATH")
+    facts: dict[str, Any] = {}
+    if arguments.snapshot is not None:
+        facts = {"snapshot": arguments.snapshot, "keys": write_snapshot(store, Path(arguments.snapshot))}
+        tell(f"{number(facts['keys'], 'key')} written to {arguments.snapshot}")
+    if arguments.fingerprint:
+        facts["fingerprint"] = fingerprint(store)
+    if arguments.json:
+        print(as_json(facts))
+    elif arguments.fingerprint:
+        print(facts["fingerprint"])
+    sys.stdout.flush()
+    return OK
 
 
 def _info(browser: Browser, arguments: argparse.Namespace) -> int:

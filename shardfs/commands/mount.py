@@ -25,6 +25,7 @@ from shardfs.commands.options import (
     TEXTS,
     MountWords,
     cache_options,
+    parse_cache_raw,
     parse_refresh,
     parse_size,
     parse_words,
@@ -33,6 +34,7 @@ from shardfs.commands.options import (
     style,
 )
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
+from shardfs.storage.urls import SCHEMES
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
@@ -47,6 +49,9 @@ class Request:
     store: str
     directory: str
     remote: dict[str, Any]
+    cache: dict[str, Any]
+    cache_raw: str | None
+    snapshot: str | None
     mountpoint: str
     driver: str | None
     memory: int | None
@@ -57,6 +62,7 @@ class Request:
     rw: bool
     allow_overwrite: bool
     allow_delete: bool
+    single_writer: bool
     write_back: float | None
     refresh: float | None
     size_limit: str | None
@@ -81,22 +87,35 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
     rw = arguments.rw or words.rw
     allow_overwrite = arguments.allow_overwrite or words.allow_overwrite
     allow_delete = arguments.allow_delete or words.allow_delete
+    single_writer = arguments.single_writer or words.single_writer
     write_back = arguments.write_back if arguments.write_back is not None else words.write_back
     size_limit = arguments.size_limit if arguments.size_limit is not None else words.size_limit
     if not rw:
         for asked, option in (
             (allow_overwrite, "--allow-overwrite"),
             (allow_delete, "--allow-delete"),
+            (single_writer, "--single-writer"),
             (write_back is not None, "--write-back"),
             (size_limit is not None, "--size-limit"),
         ):
             if asked:
                 raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
+    cache = cache_options(arguments, words)
+    cache_raw = parse_cache_raw(arguments.cache_raw or words.cache_raw)
+    far = arguments.store.partition("://")[0] in SCHEMES
+    # of a store on this machine only raw bytes are kept, and only where that is asked for
+    remote = store_options(arguments, words) | (cache if far or cache_raw in (None, "off") else {})
+    snapshot = arguments.snapshot or words.snapshot
+    if rw and snapshot:
+        raise BadSettingError("--snapshot is for reading: without --rw")
     memory = arguments.memory if arguments.memory is not None else words.memory
     return Request(
         store=absolute_store(arguments.store),
         directory=os.getcwd(),
-        remote={**store_options(arguments, words), **cache_options(arguments, words)},
+        remote=remote,
+        cache=cache,
+        cache_raw=cache_raw,
+        snapshot=None if snapshot is None else os.path.abspath(os.path.expanduser(snapshot)),
         refresh=parse_refresh(arguments.refresh or words.refresh),
         mountpoint=os.path.abspath(arguments.mountpoint),
         driver=arguments.driver or words.driver,
@@ -108,6 +127,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         rw=rw,
         allow_overwrite=allow_overwrite,
         allow_delete=allow_delete,
+        single_writer=single_writer,
         write_back=parse_write_back(write_back),
         size_limit=size_limit,
         verbosity=arguments.verbose,
@@ -214,6 +234,10 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     store = open_store(
         request.store, request.driver, directory=request.directory, **request.remote, **_driver_options(request)
     )
+    if request.snapshot is not None:
+        from shardfs.snapshots import at_snapshot
+
+        store = at_snapshot(store, Path(request.snapshot))
     try:
         from shardfs import mount
     except ImportError as error:
@@ -227,7 +251,10 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         rw=request.rw,
         allow_overwrite=request.allow_overwrite,
         allow_delete=request.allow_delete,
+        single_writer=request.single_writer,
         write_back=request.write_back,
+        cache=request.cache,
+        cache_raw=request.cache_raw,
         refresh=request.refresh,
         metrics=request.metrics,
         settings=request.settings,
@@ -241,7 +268,7 @@ def _driver_options(request: Request) -> dict[str, str]:
         return {}
     from shardfs.opening import driver_options
 
-    if "size_limit" not in driver_options(request.store, request.driver):
+    if "size_limit" not in driver_options(request.store, request.driver, **request.remote):
         raise BadSettingError(f"--size-limit is for data sets whose keys can be split, and {request.store} is none")
     return {"size_limit": request.size_limit}
 

@@ -14,10 +14,10 @@ from shardfs import config
 from shardfs.errors import BadSettingError
 
 OURS = (
-    *("ro", "rw", "allow_overwrite", "allow_delete", "write_back=", "size_limit="),
+    *("ro", "rw", "allow_overwrite", "allow_delete", "single_writer", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
     *("refresh=", "endpoint=", "anonymous", "deadline=", "offline", "cache_dir=", "cache_size=", "min_free="),
-    "metrics_addr=",
+    *("cache_raw=", "snapshot=", "metrics_addr="),
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -31,11 +31,14 @@ HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
 ARRAYS = ("png", "npy")
 TEXTS = ("json", "files")
 
+_FLAGS = (
+    *("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "single_writer"),
+    *("anonymous", "offline"),
+)
 _WITH_VALUES = (
     *("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint", "deadline"),
-    "metrics_addr",
+    *("cache_raw", "snapshot", "metrics_addr"),
 )
-_FLAGS = ("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "anonymous", "offline")
 _CACHE = ("cache_dir", "cache_size", "min_free")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -60,9 +63,12 @@ class MountWords:
     cache_dir: str | None = None
     cache_size: str | None = None
     min_free: str | None = None
+    cache_raw: str | None = None
+    snapshot: str | None = None
     rw: bool = False
     allow_overwrite: bool = False
     allow_delete: bool = False
+    single_writer: bool = False
     write_back: str | None = None
     size_limit: str | None = None
     metrics_addr: str | None = None
@@ -86,7 +92,8 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
             raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
     if len(asked) == 2:
         raise BadSettingError("-o ro,rw: choose one of the two")
-    asked_to_write = words.allow_overwrite or words.allow_delete or words.write_back or words.size_limit
+    switches = words.allow_overwrite or words.allow_delete or words.single_writer
+    asked_to_write = switches or words.write_back or words.size_limit
     if words.rw and from_mount8 and not asked_to_write:
         words.rw, words.rw_by_default = False, True
     if words.arrays is not None and words.arrays not in ARRAYS:
@@ -124,6 +131,13 @@ def parse_refresh(text: str | None) -> float | None:
     if not 0 < seconds < 1e9:
         raise BadSettingError(f"--refresh {text}: write seconds, like 60 or 0.5, immutable or manual")
     return seconds
+
+
+def parse_cache_raw(text: str | None) -> str | None:
+    """Which shards are kept decompressed; None: what fits the store."""
+    if text is not None and text not in config.CACHE_RAW:
+        raise BadSettingError(f"--cache-raw {text}: choose one of {', '.join(config.CACHE_RAW)}")
+    return text
 
 
 def store_options(arguments: argparse.Namespace, words: MountWords | None = None) -> dict[str, Any]:

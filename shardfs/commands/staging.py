@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from shardfs import config, control, daemon
 from shardfs.commands import FAILED, OK, as_json, explain, one_line, tell, unwrapped
 from shardfs.commands.mount import absolute_store
-from shardfs.commands.options import style
+from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.storing import Outcome, reasons, result
 from shardfs.commands.tabular import age, number, size, table
 from shardfs.errors import (
@@ -38,6 +38,7 @@ from shardfs.errors import (
 )
 from shardfs.model import Key
 from shardfs.staging import Report, StagedDirectory, StagedEntry, StagingArea, copy_out, staged_stores
+from shardfs.storage.urls import far_identity, is_far
 
 if TYPE_CHECKING:
     from shardfs.drivers.base import Shard
@@ -58,8 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def staged_url(store: str) -> str:
-    """The URL under which a store has its staging area: the given one, or another that means the same directory."""
+def staged_url(store: str, endpoint: str | None = None) -> str:
+    """The URL under which a store has its staging area: the given one, or another that means the same directory. Of one
+    far away the endpoint need not be said where it is clear."""
+    if is_far(store):
+        return _far_url(store, endpoint)
     try:
         given = absolute_store(store)
     except (BadStoreError, BadSettingError):
@@ -69,6 +73,12 @@ def staged_url(store: str) -> str:
     if given in known or place is None:
         return given
     return next((url for url in known if _place(url) == place), given)
+
+
+def _far_url(store: str, endpoint: str | None) -> str:
+    given, known = far_identity(store, endpoint), staged_stores()
+    others = [url for url in known if url.partition(" at ")[0] == given]
+    return given if given in known or endpoint is not None or len(others) != 1 else others[0]
 
 
 def _place(url: str) -> str | None:
@@ -217,7 +227,7 @@ def _trust(arguments: argparse.Namespace) -> int:
 
 
 def _recover(arguments: argparse.Namespace) -> int:
-    url, key = staged_url(arguments.store), arguments.key
+    url, key = staged_url(arguments.store, arguments.endpoint), arguments.key
     if arguments.to is not None:
         if key is None:
             raise BadSettingError("--to needs a KEY: the files of one key go into one directory")
@@ -244,8 +254,11 @@ def _seal(arguments: argparse.Namespace, area: StagingArea, key: str | None) -> 
     except ImportError as error:
         raise MissingExtraError(f"storing needs trio: pip install 'shardfs[mount]': {error}") from error
     from shardfs.opening import open_store
+    from shardfs.writable import check_conditions
 
-    driver = open_store(arguments.store, arguments.driver).driver
+    store = open_store(arguments.store, arguments.driver, **store_options(arguments), **cache_options(arguments))
+    check_conditions(store, arguments.single_writer)
+    driver = store.driver
     shown = _style(arguments, area)
     wanted = [_called(area, key)] if key is not None else _by_themselves(area)
     outcome = Outcome()
@@ -318,7 +331,8 @@ class _Stored:
         from shardfs import index  # here: most that is staged needs no store
         from shardfs.opening import open_store
 
-        store = open_store(self._arguments.store, self._arguments.driver)
+        where = {**store_options(self._arguments), **cache_options(self._arguments)}
+        store = open_store(self._arguments.store, self._arguments.driver, **where)
         found = store.driver.entry(Key(self._staged.key))
         if found.version != self._staged.base_version:
             raise StaleShardError(f"its bytes were in the stored shard, which was replaced since: {found.key}")

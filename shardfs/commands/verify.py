@@ -16,7 +16,8 @@ from shardfs.commands.progress import Progress
 from shardfs.commands.tabular import number, size
 from shardfs.errors import BadSettingError, MissingKeyError
 from shardfs.model import Entry
-from shardfs.opening import is_far, open_store
+from shardfs.opening import open_store
+from shardfs.storage.urls import is_far
 from shardfs.verifying import Finding, Report, verify
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from shardfs.drivers.linked import Object
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.base import Storage
+from shardfs.storage.base import Reader, Storage
 from shardfs.values import Buffer, Tree
 
 Grow = Callable[[int], None]
@@ -160,6 +160,18 @@ class StoresObjects(Protocol):
 
     def objects(self, entry: Entry) -> list[tuple[str, Version]]:
         """Name and version of each stored object that loading a shard reads."""
+
+
+@runtime_checkable
+class KeepsRaw(Protocol):
+    """A Driver some of whose shards cost more to decompress than to read, so that their raw bytes are worth keeping."""
+
+    def raw_name(self, entry: Entry) -> str | None:
+        """The name of the stored object that such a shard is in; None for one that is not kept raw. Touches nothing."""
+
+    def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
+        """Random access to such a shard whose table is known, out of the raw bytes that loading it gave. Takes the
+        reader over. Errors as `load`."""
 
 
 @runtime_checkable

@@ -341,7 +341,7 @@ class RawShard:
     `description` is the shard's own copy of its settings, UTF-8 JSON. Closed at the end of a `with` block.
     """
 
-    def __init__(self, description: bytes, directory: str) -> None:
+    def __init__(self, description: bytes, directory: str | None) -> None:
         self._description = description
         self._ends = array("Q")
         self._file = SpooledTemporaryFile(config.SPOOL, dir=directory)  # noqa: SIM115

@@ -19,7 +19,14 @@ from shardfs import compression, config, zstd_frames
 from shardfs.drivers import leftovers
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.garbage import Garbage
-from shardfs.drivers.squirrel_shards import SNIFFED, FramedSquirrel, SquirrelShard, sniff, value_limit
+from shardfs.drivers.squirrel_shards import (
+    SNIFFED,
+    FramedSquirrel,
+    SquirrelShard,
+    sniff,
+    squirrel_in_place,
+    value_limit,
+)
 from shardfs.drivers.squirrel_writing import Encoded, encoded
 from shardfs.errors import (
     BadSettingError,
@@ -120,6 +127,15 @@ class SquirrelDriver:
             stack.pop_all()  # the frames close it
             return FramedSquirrel(reader, table, self._format)
 
+    def raw_name(self, entry: Entry) -> str | None:
+        """See KeepsRaw."""
+        name, codec = self._stored(entry)
+        return name if codec in compression.COSTLY else None
+
+    def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
+        """See KeepsRaw."""
+        return squirrel_in_place(reader, entry.stored_bytes, self._format)
+
     def _open(self, entry: Entry) -> Reader:
         try:
             return self.storage.open(self._stored(entry)[0], _file_version(entry))
@@ -172,8 +188,11 @@ class SquirrelDriver:
                 temporary=noted["temporary"],
                 marked=None if note is None else lambda mark: note(json.dumps({**noted, "mark": mark})),
             )
-        except StorageError as error:
-            if base is None and error.errno == errno.EEXIST:
+        except (StaleShardError, KeyExistsError, StorageError) as error:
+            refused = not isinstance(error, StorageError) or error.errno == errno.EEXIST
+            if refused and note is not None:
+                note(json.dumps(noted))  # what is there is another's, even if it should be the same
+            if base is None and refused and isinstance(error, StorageError):
                 raise KeyExistsError(f"{key} is in {self.storage.root} already") from error
             raise
         self._remove_others(key, ending)

@@ -12,11 +12,13 @@ from typing import Any
 
 from shardfs import config, values, zstd_frames
 from shardfs.drivers.base import InMemory, Record
+from shardfs.drivers.in_place import InPlace
 from shardfs.drivers.squirrel_records import line_cost, parse_line
 from shardfs.drivers.squirrel_writing import cells
 from shardfs.errors import OverfullShardError
 from shardfs.msgpack_spans import ArrayHead, Walker, light_records, quick_record
 from shardfs.raw_bytes import Whole
+from shardfs.storage.base import Reader
 from shardfs.values import Buffer, Tree
 
 
@@ -125,6 +127,17 @@ class FramedSquirrel(zstd_frames.Frames):
 
     def cells(self, record: Buffer) -> Mapping[Any, Buffer] | None:
         return None if self.format == "jsonl" else cells(record, self._values)
+
+
+def squirrel_in_place(reader: Reader, stored: int, format: str) -> InPlace:
+    """A shard of `stored` bytes, out of a file of its raw bytes. Reads their beginning to tell its format."""
+    told = sniff(reader.read_at(0, min(SNIFFED, reader.size))) if format == "auto" else format
+    limit, heads = value_limit(stored), dict[str, ArrayHead]()
+    return InPlace(
+        reader,
+        lambda record: _decode(record, told, limit, heads),
+        lambda record: None if told == "jsonl" else cells(record, limit),
+    )
 
 
 def _decode(record: Buffer, format: str, limit: int, heads: dict[str, ArrayHead]) -> Tree:

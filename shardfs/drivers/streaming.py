@@ -1,4 +1,4 @@
-"""Data sets of MosaicML Streaming (index.json version 2) from a local directory.
+"""Data sets of MosaicML Streaming (index.json version 2) in any storage.
 
 Knows where the index files lie, and which keys they give; what an index says is the business of streaming_index.py,
 which of a shard's files are there that of streaming_files.py, what is inside them that of mds.py and text_rows.py, how
@@ -10,7 +10,9 @@ A *split* is a directory with an `index.json` of its own. Samples are numbered t
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ from shardfs.drivers import mds, mds_writing, streaming_garbage, streaming_order
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.numbered import Standing
-from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing
+from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing, listing
 from shardfs.drivers.streaming_following import published, settle, withdraw
 from shardfs.drivers.streaming_index import FORMATS, BadIndexError, FileInfo, Place, by_key, key_of, parse_index
 from shardfs.drivers.streaming_settings import codec_of, shard_limit
@@ -43,8 +45,8 @@ from shardfs.errors import (
     StaleShardError,
     StorageError,
 )
-from shardfs.model import Entry, Key
-from shardfs.storage.base import Listed
+from shardfs.model import Entry, Key, Version
+from shardfs.storage.base import Listed, Reader, Storage
 from shardfs.storage.local import LocalStorage
 
 INDEX_MAX = 256 << 20
@@ -64,7 +66,7 @@ class _Scan:
 
 
 class StreamingDriver:
-    """A data set of MosaicML Streaming in a directory.
+    """A data set of MosaicML Streaming in any storage.
 
     `validate_hash`: `auto` checks each file read against the fastest hash its index has, a name (`xxh64`, `sha1`...)
     demands that hash, `off` or None checks none. `size_limit` (bytes, or a text as `64mb`) splits a new key that is
@@ -82,14 +84,15 @@ class StreamingDriver:
 
     def __init__(
         self,
-        storage: LocalStorage,
+        storage: Storage,
         *,
         validate_hash: str | None = "auto",
         size_limit: int | str | None = None,
         compression: str | None = None,
         format: str | None = None,
     ) -> None:
-        self._storage = storage
+        self.storage = storage
+        self._local = isinstance(storage, LocalStorage)
         self._files = ShardFiles(storage, validate_hash)
         self._size_limit = shard_limit(size_limit)
         self._compression = compression
@@ -107,15 +110,17 @@ class StreamingDriver:
     def entries(self) -> list[Entry]:
         """All shards, split by split, in the order of their indexes. BadStoreError if no index is good, or none there
         (unless the data set is `beginning`)."""
-        files = {listed.name: listed for listed in self._storage.list((*ENDINGS, INDEX))}
-        if self.beginning and not files and self._scan is None:
+        # far away a listing of all costs no more, and what it does not have need not be looked for one by one
+        endings = (*ENDINGS, INDEX) if self._local else ("",)
+        files = {listed.name: listed for listed in self.storage.list(endings)}
+        if self.beginning and self._scan is None and not any(name.endswith((*ENDINGS, INDEX)) for name in files):
             return []
         scan = self._told = self._rescan(files)
         return [self._entry(scan, key, files.get) for key in scan.places]
 
     def changed(self) -> bool:
         scan = self._scan
-        if scan is None or scan is not self._told or self._storage.changed():
+        if scan is None or scan is not self._told or self.storage.changed():
             return True
         return any(self._files.stat(name) != listed for name, listed in scan.indexes.items())
 
@@ -124,6 +129,10 @@ class StreamingDriver:
 
     def estimate(self, entry: Entry) -> int:
         return entry.stored_bytes if entry.raw_bytes is None else entry.raw_bytes
+
+    def objects(self, entry: Entry) -> list[tuple[str, Version]]:
+        """See StoresObjects."""
+        return self._files.objects(self._where(entry), entry.version)
 
     def mark(self, entry: Entry) -> str:
         return self._files.mark(self._fresh(entry.key).places[entry.key], entry.version)
@@ -141,10 +150,10 @@ class StreamingDriver:
 
     def is_new(self) -> bool:
         """True for a directory without any index, which the first key makes a data set."""
-        return not splits(self._storage)
+        return not splits(self.storage)
 
     def tidy(self) -> None:
-        self._storage.remove_dead()
+        self.storage.remove_dead()
 
     def remove(self, key: Key) -> None:
         """See Driver. Takes the last key of a split out of the index: its files stay, for those who still read them.
@@ -153,7 +162,7 @@ class StreamingDriver:
         for one in (place, *twins):
             streaming_order.check_last(key, one)
         for one in (place, *twins):
-            withdraw(self._storage, one.split, one.raw.name[len(one.split) :], key, INDEX_MAX)
+            withdraw(self.storage, one.split, one.raw.name[len(one.split) :], key, INDEX_MAX)
 
     def standing(self, key: Key) -> Standing:
         """See NumberedThrough."""
@@ -163,25 +172,25 @@ class StreamingDriver:
 
     def first_number(self, key: Key) -> int:
         """See NumberedThrough."""
-        return streaming_order.first_number(self._all().splits, new_place(self._storage, key)[0])
+        return streaming_order.first_number(self._all().splits, new_place(self.storage, key)[0])
 
     def key_before(self, key: Key) -> Key | None:
         """See NumberedThrough."""
-        split, _ = new_place(self._storage, key)
+        split, _ = new_place(self.storage, key)
         scan = self._all()
         return streaming_order.key_before(scan.splits, split, scan.places)
 
     def garbage(self) -> list[Garbage]:
         """See Collecting."""
-        return streaming_garbage.garbage(self._storage, INDEX_MAX)
+        return streaming_garbage.garbage(self.storage, INDEX_MAX)
 
     def discard(self, found: Garbage) -> None:
         """See Collecting."""
-        streaming_garbage.discard(self._storage, found, INDEX_MAX)
+        streaming_garbage.discard(self.storage, found, INDEX_MAX)
 
     def _all(self) -> _Scan:
         """A scan of all indexes as they are now."""
-        files = self._storage.list((INDEX,), aside=True)
+        files = listing(self.storage, INDEX)
         listed = {listed.name: listed for listed in files if listed.name.rpartition("/")[2] == INDEX}
         return self._rescan(listed) if listed or self._scan is not None else _Scan({}, {}, {})
 
@@ -190,7 +199,7 @@ class StreamingDriver:
         # all of them again: an index that has come since may have the shard too
         scan = self._all()
         if key not in scan.places:
-            raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+            raise MissingKeyError(f"no key {key!r} in {self.storage.root}")
         place = scan.places[key]
         return place, streaming_order.twins(scan.splits, place)
 
@@ -205,7 +214,7 @@ class StreamingDriver:
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the index names a file that was written, and the file is what was written."""
-        found = settle(self._storage, noted, self._named, INDEX_MAX)
+        found = settle(self.storage, noted, self._named, INDEX_MAX)
         if not found:
             return None
         place = self._fresh(key).places[key]
@@ -213,7 +222,7 @@ class StreamingDriver:
 
     def _named(self) -> set[str]:
         """All files that indexes name now. A BadStoreError says that none is good, unless there is none."""
-        indexes = {listed.name: listed for listed in self._storage.list((INDEX,), aside=True)}
+        indexes = {listed.name: listed for listed in listing(self.storage, INDEX)}
         if not any(name.rpartition("/")[2] == INDEX for name in indexes):
             return set()
         places = [place for split in self._rescan(indexes).splits.values() for place in split]
@@ -225,14 +234,14 @@ class StreamingDriver:
         except MissingKeyError as error:
             raise StaleShardError(f"{key} is gone since it was changed here") from error
         self._check_current(key, base)
-        publication = Publication(self._storage, place.split, note, replaces=place.raw.name)
+        publication = Publication(self.storage, place.split, note, replaces=place.raw.name)
         publication.twins = [twin.split for twin in twins]
         basename = place.raw.name[len(place.split) :]
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
         template = next((shard for shard in shards if basename_of(shard) == basename), None)
         if template is None:
             raise StaleShardError(f"{key} is gone from the index since it was changed here")
-        stems = revisions(self._storage, place.split, basename, place.format)
+        stems = revisions(self.storage, place.split, basename, place.format)
         self._write_shards(publication, place.format, records, template, None, stems)
         (made,) = publication.made
 
@@ -255,15 +264,15 @@ class StreamingDriver:
     def _append(
         self, key: Key, records: Iterable[NewRecord], note: Note | None, columns: ChooseColumns | None = None
     ) -> Entry:
-        inner, stem = new_place(self._storage, key)
+        inner, stem = new_place(self.storage, key)
         split, twins = streaming_order.outermost(self._all().splits, inner)
         stem = inner[len(split) :] + stem
-        publication = Publication(self._storage, split, note, twins=twins)
+        publication = Publication(self.storage, split, note, twins=twins)
         shards = publication.read_index(INDEX_MAX)[1]["shards"]
 
         def edit(shards: list[Any]) -> list[Any]:
             if key in {key_of(split + basename_of(shard), str(shard.get("format"))) for shard in shards}:
-                raise KeyExistsError(f"{key} is in {self._storage.root} already")
+                raise KeyExistsError(f"{key} is in {self.storage.root} already")
             return [*shards, *publication.made]
 
         edit(shards)
@@ -271,10 +280,10 @@ class StreamingDriver:
         if columns is not None:
             kind = "mds"
         template = next((shard for shard in reversed(shards) if shard.get("format") == kind), None)
-        if is_free(self._storage, split, stem, kind):
-            stems = successors(self._storage, split, stem, self.reserved(), kind)
+        if is_free(self.storage, split, stem, kind):
+            stems = successors(self.storage, split, stem, self.reserved(), kind)
         else:  # what was written when somebody was interrupted before the index had it, or is about to be in it
-            stems = revisions(self._storage, split, stem, kind)
+            stems = revisions(self.storage, split, stem, kind)
         before = None if template is None or kind != "mds" else template_columns(template)
         given = None if columns is None else columns(before)
         if kind == "mds" and before is None and given is None and not isinstance(records, Iterator):
@@ -308,10 +317,15 @@ class StreamingDriver:
             raise StaleShardError(f"{key} was replaced in the data set since it was changed here")
 
     def _published(self, key: Key, publication: Publication) -> Entry:
-        entry = self.entry(key)
-        if self._fresh(key).places[key].raw.name != publication.split + basename_of(publication.made[0]):
-            raise StaleShardError(f"{key} was replaced as soon as it was written")
-        return entry
+        """What was written, also where somebody has replaced it in the next moment: that it was there counts."""
+        name = publication.split + basename_of(publication.made[0])
+        with contextlib.suppress(MissingKeyError):
+            entry, now = self.entry(key), self._fresh(key).places[key]
+            if now.raw.name == name:
+                return entry
+        place = next(place for place in parse_index(publication.index, publication.split) if place.raw.name == name)
+        self._before = {**self._before, place.identity: place}
+        return self._files.entry(place, key, time.time_ns(), self._files.stat)
 
     def load(self, entry: Entry, grow: Grow) -> StreamingShard:
         """Fetch, check and decompress; see Driver. StorageError also if a demanded hash is not in the index."""
@@ -332,10 +346,27 @@ class StreamingDriver:
         """In place, where the raw file is there and no hash of the whole of it is to be checked."""
         return self._files.open(self._where(entry), entry.version, raw_bytes)
 
+    def raw_name(self, entry: Entry) -> str | None:
+        """See KeepsRaw."""
+        place = None if self._scan is None else self._scan.places.get(entry.key)
+        if place is None or place.identity != identity_of(entry.version):
+            return None
+        return self._files.raw_name(place, entry.version)
+
+    def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
+        """See KeepsRaw."""
+        return self._files.over_raw(self._where(entry), reader)
+
     def _where(self, entry: Entry) -> Place:
         """Where the version lies that an entry speaks of: as the index has it or, for who has begun to read, had it
         before. MissingKeyError, StaleShardError."""
-        identity, before = identity_of(entry.version), self._before
+        identity, before, scan = identity_of(entry.version), self._before, self._scan
+        if not self._local and scan is not None:  # a request would tell what the file's own version tells, too
+            known = scan.places.get(entry.key)
+            if known is not None and known.identity == identity:
+                return known
+            if identity in before:
+                return before[identity]
         try:
             place = self._fresh(entry.key).places[entry.key]
         except MissingKeyError:
@@ -356,7 +387,7 @@ class StreamingDriver:
             return StaleShardError(f"{entry.key} lies in another file since it was listed")
         lost = [raw.name for raw, zipped in place.pairs if not self._is_there(raw, zipped)]
         # EIO and not ENOENT: the key is in the listing, it is the data set that is not whole
-        return StorageError(f"neither {' nor '.join(lost)} nor a compressed form of it is in {self._storage.root}")
+        return StorageError(f"neither {' nor '.join(lost)} nor a compressed form of it is in {self.storage.root}")
 
     def _is_there(self, *infos: FileInfo | None) -> bool:
         return any(info is not None and self._files.stat(info.name) is not None for info in infos)
@@ -370,13 +401,18 @@ class StreamingDriver:
         scan = self._scan
         if scan is not None and key in scan.places:
             index = scan.places[key].split + INDEX
-            if self._files.stat(index) == scan.indexes[index]:
+            now = self._files.stat(index)
+            if now == scan.indexes[index]:
                 return scan
+            if now is not None and not self._local:  # a listing of all would be many requests
+                scan = self._rescan({**scan.indexes, index: now})
+                if key in scan.places:
+                    return scan
         if self._scan is not None or not self.is_new():
-            scan = self._rescan({listed.name: listed for listed in self._storage.list((INDEX,), aside=True)})
+            scan = self._rescan({listed.name: listed for listed in listing(self.storage, INDEX)})
             if key in scan.places:
                 return scan
-        raise MissingKeyError(f"no key {key!r} in {self._storage.root}")
+        raise MissingKeyError(f"no key {key!r} in {self.storage.root}")
 
     def _rescan(self, files: dict[str, Listed]) -> _Scan:
         """Read the indexes among `files` again, unless all are those of the last scan."""
@@ -389,7 +425,7 @@ class StreamingDriver:
         splits: dict[str, list[Place]] = {}
         for listed in sorted(indexes, key=lambda listed: listed.name.removesuffix(INDEX)):
             try:
-                data = self._storage.read(listed.name, INDEX_MAX)
+                data = self.storage.read(listed.name, INDEX_MAX)
                 splits[listed.name] = parse_index(data, listed.name.removesuffix(INDEX))
             except (BadIndexError, StorageError) as error:
                 problems.append(f"{listed.name}: {error}")
@@ -397,7 +433,7 @@ class StreamingDriver:
                     # it was good before: somebody is writing it, and its keys are not gone for that
                     splits[listed.name] = scan.splits[listed.name]
         if not splits:
-            raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self._storage.root} or below it")
+            raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self.storage.root} or below it")
         before, scan = scan, _Scan(by_key(list(splits.values())), by_name, splits)
         if before is not None:
             self._before = streaming_order.replaced(self._before, before.places, scan.places)

@@ -22,7 +22,8 @@ from shardfs.drivers.streaming_settings import codec_to_read
 from shardfs.errors import BadSettingError, DamagedShardError, MissingExtraError, StorageError
 from shardfs.model import Entry, Key, Version
 from shardfs.raw_bytes import Whole
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.storage.base import Listed, Reader, Storage
+from shardfs.storage.local import LocalStorage
 
 StreamingShard = mds.MdsShard | text_rows.TextShard
 
@@ -47,7 +48,7 @@ class ShardFiles:
     package is not installed.
     """
 
-    def __init__(self, storage: LocalStorage, validate: str | None = "auto") -> None:
+    def __init__(self, storage: Storage, validate: str | None = "auto") -> None:
         if validate not in (None, "off", "auto", *HASHES):
             raise BadSettingError(f"validate_hash {validate!r}: use auto, off or one of {', '.join(HASHES)}")
         self._storage = storage
@@ -67,7 +68,7 @@ class ShardFiles:
     def entry(self, place: Place, key: Key, mtime_ns: int, look: Callable[[str], Listed | None]) -> Entry:
         """What a listing says of a shard; `mtime_ns` is for one whose files are not there. `look` finds files."""
         found = [self._find(raw, zipped, mtime_ns, look) for raw, zipped in place.pairs]
-        version = ".".join((place.identity, *(f"{part.form}.{part.listed.version}" for part in found)))
+        version = ".".join((place.identity, *(f"{part.form}.{_dotless(part.listed.version)}" for part in found)))
         stored = sum(part.listed.size for part in found)
         return Entry(
             key,
@@ -91,8 +92,9 @@ class ShardFiles:
         return _Found("none", Listed(raw.name, (zipped or raw).size, mtime_ns, Version("")))
 
     def _stat_odd(self, name: str) -> Listed | None:
-        """Files that no listing has because of their names."""
-        return None if name.endswith(ENDINGS) else self.stat(name)
+        """Files that no listing has because of their names; those of stores far away have all names."""
+        odd = isinstance(self._storage, LocalStorage) and not name.endswith(ENDINGS)
+        return self.stat(name) if odd else None
 
     def mark(self, place: Place, version: Version) -> str:
         """A text that tells the stored content apart from others, see Driver. Includes what the index says: the
@@ -102,6 +104,14 @@ class ShardFiles:
             for (raw, zipped), (form, stored) in zip(place.pairs, _parts(version), strict=True)
         ]
         return "-".join((place.identity, *marks))
+
+    def objects(self, place: Place, version: Version) -> list[tuple[str, Version]]:
+        """Name and version of each file that is read. Nothing for one that is not there."""
+        return [
+            (zipped.name if form == "zip" and zipped else raw.name, Version(stored))
+            for (raw, zipped), (form, stored) in zip(place.pairs, _parts(version), strict=True)
+            if form != "none"
+        ]
 
     def read(self, place: Place, version: Version, grow: Grow) -> StreamingShard:
         """The shard as `entry` found it: fetched, checked, decompressed. StaleShardError, DamagedShardError,
@@ -158,6 +168,17 @@ class ShardFiles:
         # of another size: damaged, as `read` will say
         return InPlace(reader, place.columns.decode, place.columns.cells) if reader.size == raw_bytes else None
 
+    def raw_name(self, place: Place, version: Version) -> str | None:
+        """The compressed file of a shard's data, where decompressing it costs more than reading what comes out."""
+        if _parts(version)[0][0] != "zip" or place.pairs[0][1] is None:
+            return None
+        return place.pairs[0][1].name if codec_to_read(place.compression or "") in compression.COSTLY else None
+
+    @staticmethod
+    def over_raw(place: Place, reader: Reader) -> InPlace:
+        """A shard out of the raw bytes of its data, which were checked when they were kept."""
+        return InPlace(reader, place.columns.decode, place.columns.cells)
+
     def hash_for(self, info: FileInfo) -> tuple[str, Hash] | None:
         """The hash to check a file against, by name, and a fresh one to do it with; None for none. StorageError."""
         if self._validate is None:
@@ -187,6 +208,11 @@ class ShardFiles:
         return doubts
 
 
+def listing(storage: Storage, *endings: str) -> list[Listed]:
+    """A listing that is not the one which `changed` of a directory compares with. StorageError."""
+    return storage.list(endings, aside=True) if isinstance(storage, LocalStorage) else storage.list(endings)
+
+
 def identity_of(version: Version) -> str:
     """What of a version stands for the index's words on the shard."""
     return version.partition(".")[0]
@@ -200,7 +226,13 @@ def is_missing(version: Version) -> bool:
 def _parts(version: Version) -> list[tuple[str, str]]:
     """Form and version of each file that a shard's version speaks of."""
     parts = version.split(".")[1:]
-    return list(zip(parts[::2], parts[1::2], strict=True))
+    versions = (part.replace("%2e", ".").replace("%25", "%") for part in parts[1::2])
+    return list(zip(parts[::2], versions, strict=True))
+
+
+def _dotless(version: str) -> str:
+    """A file's version as a part of a shard's: an ETag may be any text."""
+    return version.replace("%", "%25").replace(".", "%2e")
 
 
 def _codec(place: Place) -> str:

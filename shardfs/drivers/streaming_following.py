@@ -14,6 +14,7 @@ from shardfs.drivers.streaming_order import check_numbers
 from shardfs.drivers.streaming_writing import INDEX, Described, Publication, basename_of
 from shardfs.errors import NotWritableError, StaleShardError, StorageError
 from shardfs.model import Key
+from shardfs.storage.base import Storage
 from shardfs.storage.local import LocalStorage
 
 _PARTS = ("raw_data", "zip_data", "raw_meta", "zip_meta")
@@ -65,7 +66,7 @@ def _below(shard: Described, rest: str) -> Described:
     return made
 
 
-def withdraw(storage: LocalStorage, split: str, basename: str, key: Key, limit: int) -> None:
+def withdraw(storage: Storage, split: str, basename: str, key: Key, limit: int) -> None:
     """Take a shard out of an index; its files stay. RenumberingError, StaleShardError if it is not there any more."""
 
     def edit(shards: list[Described]) -> list[Described]:
@@ -79,10 +80,11 @@ def withdraw(storage: LocalStorage, split: str, basename: str, key: Key, limit: 
     Publication(storage, split).publish(edit, limit)
 
 
-def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]], limit: int) -> set[str]:
+def settle(storage: Storage, noted: str, named: Callable[[], set[str]], limit: int) -> set[str]:
     """Clean up behind a publication that failed or whose process died, by the last text that its `note` was given. The
     files of it that indexes name, which are durable then. `named` lists the files that indexes name now;
-    shards that none names are removed if they are what was written. StorageError."""
+    shards that none names are removed if they are what was written, but in stores far away, where an index that names
+    them may still be on its way. StorageError."""
     told = json.loads(noted)
     split, marks = told["split"], told["files"]
     twins, replaces = told.get("twins", []), told.get("replaces")
@@ -102,7 +104,7 @@ def settle(storage: LocalStorage, noted: str, named: Callable[[], set[str]], lim
             continue
         if ours and name in named():
             found.add(name)
-        elif ours:
+        elif ours and isinstance(storage, LocalStorage):
             storage.remove(name)
     if found:
         storage.sync(f"{split}{INDEX}")

@@ -11,16 +11,18 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from shardfs import config
 from shardfs.drivers import leftovers
 from shardfs.drivers.garbage import Garbage, Kind
+from shardfs.drivers.streaming_files import listing
 from shardfs.drivers.streaming_index import BadIndexError, parse_index
-from shardfs.errors import BadStoreError, StaleShardError, StorageError
-from shardfs.storage.local import Listed, LocalStorage, touched_ns
+from shardfs.errors import BadStoreError, NotWritableError, StaleShardError, StorageError
+from shardfs.storage.base import Listed, Storage
+from shardfs.storage.local import LocalStorage, touched_ns
 
 INDEX = "index.json"
 _SHARD = re.compile(r"(?P<stem>.*?[^/])(?:\.r(?P<revision>[0-9]{1,9}))?\.mds(?:\.(?P<codec>zstd|gz|bz2|br|snappy))?")
@@ -28,28 +30,36 @@ _ENDINGS = tuple(f".mds{codec}" for codec in ("", ".zstd", ".gz", ".bz2", ".br",
 _MAGIC = {"zstd": b"\x28\xb5\x2f\xfd", "gz": b"\x1f\x8b", "bz2": b"BZh"}
 
 
-def garbage(storage: LocalStorage, limit: int) -> list[Garbage]:
-    """All of it: see `Collecting`. Indexes above `limit` bytes are not read. BadStoreError, StorageError."""
+def garbage(storage: Storage, limit: int) -> list[Garbage]:
+    """All of it: see `Collecting`. Indexes above `limit` bytes are not read. BadStoreError, StorageError.
+
+    Far away a shard is told by its name alone, and indexes above the store's URL are not known: nothing of what is told
+    of there is to be removed without a look at those.
+    """
     named, indexes = _named(storage, limit)
-    files = storage.list(_ENDINGS, aside=True)
+    files = listing(storage, *_ENDINGS)
     shards = {listed.name: match for listed in files if (match := _SHARD.fullmatch(listed.name)) is not None}
-    current = _current(files, shards, named)
+    since_of = _since(storage)
+    current = _current(files, shards, named, since_of)
     found = leftovers.leftovers(storage)
     for listed in files:
         match = shards.get(listed.name)
         index = _index_above(listed.name, indexes)
         if match is None or listed.name in named or index is None:
             continue
-        _check_indexes(storage, listed.name, indexes)
-        if not _is_shard(storage, listed, match["codec"]):
-            continue
-        kind, reason, since = _judged(match, current.get(match["stem"]), touched_ns(index))
-        found.append(Garbage(listed.name, kind, reason, listed.size, max(since, touched_ns(listed)), listed.version))
+        if isinstance(storage, LocalStorage):
+            _check_indexes(storage, listed.name, indexes)
+            if not _is_shard(storage, listed, match["codec"]):
+                continue
+        kind, reason, since = _judged(match, current.get(match["stem"]), since_of(index))
+        found.append(Garbage(listed.name, kind, reason, listed.size, max(since, since_of(listed)), listed.version))
     return sorted(found, key=lambda one: one.name)
 
 
-def discard(storage: LocalStorage, found: Garbage, limit: int) -> None:
-    """Remove what `garbage` told of, if that is still true: see `Collecting`."""
+def discard(storage: Storage, found: Garbage, limit: int) -> None:
+    """Remove what `garbage` told of, if that is still true: see `Collecting`. NotWritableError far away."""
+    if not isinstance(storage, LocalStorage):
+        raise NotWritableError(f"{storage.root} is far away, where nothing is removed")
     if leftovers.is_leftover(found.name):
         leftovers.discard(storage, found)
         return
@@ -61,6 +71,11 @@ def discard(storage: LocalStorage, found: Garbage, limit: int) -> None:
             raise StaleShardError(f"an index names {found.name} by now")
 
     storage.discard(found.name, found.version, check)
+
+
+def _since(storage: Storage) -> Callable[[Listed], int]:
+    """What tells when a file of a storage was last touched, nanoseconds since the epoch."""
+    return touched_ns if isinstance(storage, LocalStorage) else lambda listed: listed.mtime_ns
 
 
 def _judged(match: re.Match[str], current: tuple[int, str, int] | None, index_ns: int) -> tuple[Kind, str, int]:
@@ -77,23 +92,25 @@ def _revision(match: re.Match[str]) -> int:
     return int(match["revision"] or 1)
 
 
-def _current(files: list[Listed], shards: dict[str, re.Match[str]], named: set[str]) -> dict[str, tuple[int, str, int]]:
+def _current(
+    files: list[Listed], shards: dict[str, re.Match[str]], named: set[str], since_of: Callable[[Listed], int]
+) -> dict[str, tuple[int, str, int]]:
     """Of each shard the highest revision that an index names and that is there: its number, its file, since when."""
     current: dict[str, tuple[int, str, int]] = {}
     for listed in files:
         if listed.name in named and listed.name in shards:
             match = shards[listed.name]
-            made = _revision(match), listed.name, touched_ns(listed)
+            made = _revision(match), listed.name, since_of(listed)
             current[match["stem"]] = max(made, current.get(match["stem"], made))
     return current
 
 
-def _named(storage: LocalStorage, limit: int) -> tuple[set[str], dict[str, Listed]]:
+def _named(storage: Storage, limit: int) -> tuple[set[str], dict[str, Listed]]:
     """All files that indexes name, and the indexes by their directory with a `/` behind it. BadStoreError if there is
     none, or one that cannot be read."""
     named: set[str] = set()
     indexes: dict[str, Listed] = {}
-    for listed in storage.list((INDEX,), aside=True):
+    for listed in listing(storage, INDEX):
         split, _, last = listed.name.rpartition("/")
         if last == INDEX:
             split += "/" if split else ""
@@ -101,8 +118,8 @@ def _named(storage: LocalStorage, limit: int) -> tuple[set[str], dict[str, Liste
             named |= {split + name for name in _names_in(storage.read(listed.name, limit), split, listed.name)}
     if not indexes:
         raise BadStoreError(f"no {INDEX} in {storage.root} or below it: nobody knows what is needed there")
-    for name in _names_above(storage.root):
-        named.add(name)
+    if isinstance(storage, LocalStorage):
+        named.update(_names_above(storage.root))
     return named, indexes
 
 

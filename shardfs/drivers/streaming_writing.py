@@ -6,7 +6,8 @@ them. Knows nothing of reading; encoding is the business of mds_writing.py. Sour
 mosaicml-streaming 0.13.0 writes and reads, found by running it.
 
 The index is read again and edited when all shards are written, and replaced under a lock of its directory (flock) if it
-is still what was read: two writers of this kind lose nothing. A program that writes index.json without that lock (the
+is still what was read: two writers of this kind lose nothing. In a store far away the index is put on the condition
+that it is (If-Match). A program that writes index.json without that lock (the
 library's MDSWriter and merge_index do, in place) can lose its own change or this one if it writes in the very moment
 between the look and the rename; the shards of the loser are still there then, but not in the index.
 """
@@ -17,16 +18,20 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
+import random
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from shardfs import compression, config
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
+from shardfs.drivers.streaming_files import listing
 from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
 from shardfs.drivers.streaming_settings import LEVELS, codec_of
 from shardfs.errors import (
@@ -39,11 +44,15 @@ from shardfs.errors import (
     StorageError,
 )
 from shardfs.model import Key
-from shardfs.storage.base import Listed
+from shardfs.storage.base import Listed, Storage
 from shardfs.storage.local import TEMPORARY, LocalStorage, temporary_name
+
+log = logging.getLogger("shardfs")
 
 INDEX = "index.json"
 _REVISION = re.compile(r"(?<=.)\.r([0-9]+)$")
+
+T = TypeVar("T")
 
 Described = dict[str, Any]
 """One shard in an index."""
@@ -62,7 +71,7 @@ class Publication:
     """Shards on their way into one split. `split` is its directory with a `/` behind it, or nothing; `note` is told of
     every file before it is there, as `Driver.write_records` says."""
 
-    storage: LocalStorage
+    storage: Storage
     split: str
     note: Note | None = None
     made: list[Described] = field(default_factory=list)
@@ -76,6 +85,19 @@ class Publication:
     """Splits below this one whose indexes are to have the same afterwards."""
     replaces: str | None = None
     """The shard that goes when these come."""
+    index: bytes = b""
+    """The index that named them first."""
+    uncertain: bool = False
+    """True while an index that was sent may still come to be there."""
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.storage, LocalStorage)
+
+    @property
+    def scratch(self) -> str | None:
+        """The directory for what is too large for memory: None for the system's own."""
+        return str(self.storage.root) if self.local else None
 
     def begin(self) -> None:
         """To be called before anything is written."""
@@ -126,25 +148,36 @@ class Publication:
         numbered = (_packed(record, made) for record in itertools.chain((first,), records))
         self.storage.make_directory(self.split)
         with ExitStack() as stack:
-            raw = stack.enter_context(mds_writing.RawShard(description, str(self.storage.root)))
+            raw = stack.enter_context(mds_writing.RawShard(description, self.scratch))
             for record in numbered:
                 size = raw.size_with(len(record))
                 if limit is not None and len(raw) and size > limit:
-                    self._store(raw, shard, next(stems))
+                    self._store(raw, shard, stems)
                     raw.__exit__()
-                    raw = stack.enter_context(mds_writing.RawShard(description, str(self.storage.root)))
+                    raw = stack.enter_context(mds_writing.RawShard(description, self.scratch))
                     size = raw.size_with(len(record))
                 if size > config.MDS_SHARD:
                     raise StorageError("4 GiB or more in one MDS shard, which has no room for them", errno.EFBIG)
                 raw.add(record)
-            self._store(raw, shard, next(stems))
+            self._store(raw, shard, stems)
 
-    def _store(self, raw: mds_writing.RawShard, shard: Described, stem: str) -> None:
-        raw_data, zip_data = self.put(f"{stem}.mds", raw.pieces(), raw.size, shard)
+    def _store(self, raw: mds_writing.RawShard, shard: Described, stems: Iterator[str]) -> None:
+        raw_data, zip_data = self.put_free(stems, lambda stem: self.put(f"{stem}.mds", raw.pieces(), raw.size, shard))
         stored = raw_data["bytes"] if zip_data is None else zip_data["bytes"]
         if len(raw) * len(shard["column_names"]) > config.TOKEN_FLOOR + config.TOKENS_PER_STORED_BYTE * stored:
             raise BadSettingError(TOO_ALIKE)
         self.made.append({**shard, "samples": len(raw), "raw_data": raw_data, "zip_data": zip_data})
+
+    def put_free(self, stems: Iterator[str], put: Callable[[str], T]) -> T:
+        """What `put` gives for the first of these names that nobody else takes in the moment before; only one name will
+        do for a new key. Errors of `put`."""
+        for _ in range(config.INDEX_RACES):
+            try:
+                return put(next(stems))
+            except StorageError as error:
+                if error.errno != errno.EEXIST or self.replaces is None:
+                    raise
+        raise StaleShardError(f"others keep writing new versions of {self.replaces}")
 
     def put(
         self, basename: str, pieces: Iterable[bytes], size: int, shard: Described
@@ -168,26 +201,41 @@ class Publication:
             self._note()
 
         told = None if self.note is None else marked
-        held = self.held if len(self.made) < config.SHARDS_HELD else None
-        self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told, held=held)
+        try:
+            self._put(name, write, told)
+        except StorageError as error:
+            if error.errno == errno.EEXIST and self.marks.pop(name, None) is not None:
+                self._note()  # what is there is another's, even if it should be the same
+            raise
         self.files.append(name)
         if raw.size > compression.raw_limit(codec, stored.size):
             raise BadSettingError(TOO_ALIKE)
         return raw.described(basename), None if codec is None else stored.described(basename + ending)
 
+    def _put(self, name: str, write: Callable[[BinaryIO], None], told: Note | None) -> None:
+        if isinstance(self.storage, LocalStorage):
+            held = self.held if len(self.made) < config.SHARDS_HELD else None
+            self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told, held=held)
+        else:
+            self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told)
+
     def publish(self, edit: Callable[[list[Described]], list[Described]], limit: int) -> None:
         """Replace the index by one whose list of shards is what `edit` makes of it; whatever it raises, the shards are
         removed again. StaleShardError for an index that never holds still."""
         try:
-            for _ in range(config.INDEX_RACES):
+            for attempt in range(config.INDEX_RACES if self.local else config.INDEX_RACES_FAR):
+                if attempt and not self.local:
+                    time.sleep(random.random() * min(config.INDEX_PAUSE * 2**attempt, 1.0))
                 listed, index = self.read_index(limit)
-                index["shards"] = edit(index["shards"])
-                data = json.dumps(index, sort_keys=True).encode("ascii")
-                try:
-                    self._replace(data, listed)
-                    return
-                except _IndexMovedError:
-                    continue
+                if not self._is_in(index["shards"]):  # else an attempt was thought to have failed, and had not
+                    index["shards"] = edit(index["shards"])
+                    self.index = json.dumps(index, sort_keys=True).encode("ascii")
+                    try:
+                        self._replace(self.index, listed)
+                    except _IndexMovedError:
+                        continue
+                self.index = json.dumps(index, sort_keys=True).encode("ascii")
+                return
             raise StaleShardError(f"{self.split}{INDEX} keeps changing while it is being replaced")
         except BaseException:
             self.abandon(limit)
@@ -211,16 +259,29 @@ class Publication:
             if now != listed:
                 raise _IndexMovedError
 
+        expected = None if listed is None else listed.version
+        new = listed is None
         try:
-            self.storage.put(name, write, check=check, replace=listed is not None, temporary=self.temporary)
+            self.storage.put(name, write, check=check, replace=not new, temporary=self.temporary, expected=expected)
+        except StaleShardError as error:
+            raise _IndexMovedError from error
         except StorageError as error:
             if error.errno == errno.EEXIST:
                 raise _IndexMovedError from error
+            self.uncertain = not self.local and error.errno not in (errno.EACCES, errno.EFBIG)
             raise
 
+    def _is_in(self, shards: list[Any]) -> bool:
+        made = {basename_of(shard) for shard in self.made}
+        return bool(made) and made.issubset(map(basename_of, shards))
+
     def abandon(self, limit: int) -> None:
-        """Remove the shards, which were not published: whatever failed, only if the index there is now names none."""
+        """Remove the shards, which were not published: whatever failed, only if the index there is now names none, and
+        no index is on its way that would."""
         self.held.close()
+        if self.uncertain:
+            log.info("%s may stay without being named in %s%s", ", ".join(self.files), self.split, INDEX)
+            return
         try:
             shards = self.read_index(limit)[1]["shards"]
         except (ShardfsError, ValueError):
@@ -298,13 +359,13 @@ def _packed(record: NewRecord, made: mds.Columns) -> bytes | memoryview:
     return record.data if isinstance(record, Verbatim) else mds_writing.record(made, record.sample, record.name)
 
 
-def splits(storage: LocalStorage) -> list[str]:
+def splits(storage: Storage) -> list[str]:
     """The directories with an index, as far as it matters here whatever that says; a `/` behind each but the root."""
-    names = [listed.name for listed in storage.list((INDEX,), aside=True)]
+    names = [listed.name for listed in listing(storage, INDEX)]
     return [name.removesuffix(INDEX) for name in names if name.rpartition("/")[2] == INDEX]
 
 
-def new_place(storage: LocalStorage, key: Key) -> tuple[str, str]:
+def new_place(storage: Storage, key: Key) -> tuple[str, str]:
     """The split that a new key belongs to, and its name in there: the innermost split around it, or its own directory
     where there is none. BadSettingError for what cannot be a key."""
     parts = key.split("/")
@@ -317,7 +378,7 @@ def new_place(storage: LocalStorage, key: Key) -> tuple[str, str]:
     return split, key[len(split) :]
 
 
-def revisions(storage: LocalStorage, split: str, basename: str, kind: str = "mds") -> Iterator[str]:
+def revisions(storage: Storage, split: str, basename: str, kind: str = "mds") -> Iterator[str]:
     """Names for new versions of a shard, without its format, that no file has yet: `shard.00003.r2`, `.r3`..."""
     stem = basename.removesuffix(f".{kind}")
     found = _REVISION.search(stem)
@@ -327,7 +388,7 @@ def revisions(storage: LocalStorage, split: str, basename: str, kind: str = "mds
 
 
 def successors(
-    storage: LocalStorage, split: str, stem: str, reserved: Collection[str] = (), kind: str = "mds"
+    storage: Storage, split: str, stem: str, reserved: Collection[str] = (), kind: str = "mds"
 ) -> Iterator[str]:
     """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`..., but none of
     the keys that are `reserved`.
@@ -343,11 +404,11 @@ def successors(
     yield from (stem for stem in _free(storage, split, later, kind) if split + stem not in reserved)
 
 
-def _free(storage: LocalStorage, split: str, stems: Iterator[str], kind: str) -> Iterator[str]:
+def _free(storage: Storage, split: str, stems: Iterator[str], kind: str) -> Iterator[str]:
     return (stem for stem in stems if is_free(storage, split, stem, kind))
 
 
-def is_free(storage: LocalStorage, split: str, stem: str, kind: str = "mds") -> bool:
+def is_free(storage: Storage, split: str, stem: str, kind: str = "mds") -> bool:
     parts = ("",) if kind == "mds" else ("", ".meta")
     for part, codec in itertools.product(parts, ("", *LEVELS)):
         try:

@@ -52,25 +52,29 @@ def write_shards(
     made = _columns(shard)
     publication.storage.make_directory(publication.split)
     with ExitStack() as stack:
-        rows = stack.enter_context(_Rows(made, str(publication.storage.root)))
+        rows = stack.enter_context(_Rows(made, publication.scratch))
         for record in itertools.chain((first,), records):
             data = record.data if isinstance(record, Verbatim) else row(made, record.sample, record.name)
             if limit is not None and len(rows) and rows.bytes + len(data) > limit:
-                _store(publication, rows, shard, made, next(stems))
+                _store(publication, rows, shard, made, stems)
                 rows.__exit__()
-                rows = stack.enter_context(_Rows(made, str(publication.storage.root)))
+                rows = stack.enter_context(_Rows(made, publication.scratch))
             if len(made.header) + rows.bytes + len(data) > config.MDS_SHARD:
                 raise StorageError(f"4 GiB or more in one {kind} shard, which has no room for them", errno.EFBIG)
             rows.add(data)
-        _store(publication, rows, shard, made, next(stems))
+        _store(publication, rows, shard, made, stems)
 
 
-def _store(publication: Publication, rows: _Rows, shard: Described, made: Columns, stem: str) -> None:
-    basename = f"{stem}.{made.format}"
+def _store(publication: Publication, rows: _Rows, shard: Described, made: Columns, stems: Iterator[str]) -> None:
     described: Described = {**shard, "samples": len(rows)}
     meta = rows.positions() + json.dumps(shard, sort_keys=True).encode("ascii")
     size = len(made.header) + rows.bytes
-    described["raw_data"], described["zip_data"] = publication.put(basename, rows.pieces(), size, shard)
+
+    def put(stem: str) -> tuple[str, tuple[Described, Described | None]]:
+        name = f"{stem}.{made.format}"
+        return name, publication.put(name, rows.pieces(), size, shard)
+
+    basename, (described["raw_data"], described["zip_data"]) = publication.put_free(stems, put)
     described["raw_meta"], described["zip_meta"] = publication.put(f"{basename}.meta", (meta,), len(meta), shard)
     stored = sum((described[f"zip_{part}"] or described[f"raw_{part}"])["bytes"] for part in ("data", "meta"))
     if max(rows.cost, least_cost(made, len(rows), size)) > value_limit(stored):
@@ -82,7 +86,7 @@ class _Rows:
     """The rows of a shard as they come: in a temporary file (in memory while they are few). Knows where each ends.
     Closed at the end of a `with` block."""
 
-    def __init__(self, made: Columns, directory: str) -> None:
+    def __init__(self, made: Columns, directory: str | None) -> None:
         self._columns = made
         self._header = made.header
         self._ends = array("Q")

@@ -153,6 +153,15 @@ class WebDatasetDriver:
             stack.pop_all()  # the shard closes it
             return TarInPlace(reader) if table is None else FramedTar(reader, table)
 
+    def raw_name(self, entry: Entry) -> str | None:
+        """See KeepsRaw."""
+        ending = _stored_ending(entry)
+        return entry.key + ending if ENDINGS[ending] in compression.COSTLY else None
+
+    def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
+        """See KeepsRaw."""
+        return TarInPlace(reader)
+
     def _open(self, entry: Entry) -> Reader:
         try:
             return self.storage.open(entry.key + _stored_ending(entry), _file_version(entry))
@@ -188,8 +197,11 @@ class WebDatasetDriver:
                 temporary=noted["temporary"],
                 marked=None if note is None else lambda mark: note(json.dumps({**noted, "mark": mark})),
             )
-        except StorageError as error:
-            if base is None and error.errno == errno.EEXIST:
+        except (StaleShardError, KeyExistsError, StorageError) as error:
+            refused = not isinstance(error, StorageError) or error.errno == errno.EEXIST
+            if refused and note is not None:
+                note(json.dumps(noted))  # what is there is another's, even if it should be the same
+            if base is None and refused and isinstance(error, StorageError):
                 raise KeyExistsError(f"{key} is in {self.storage.root} already") from error
             raise
         self._remove_others(key, ending)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol, Self, runtime_checkable
 
 from shardfs.model import Version
 
@@ -127,3 +127,12 @@ class Storage(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove one object, durably. StorageError, ENOENT where there is none."""
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """A Storage far away, whose `put` is as atomic as the store lets it be."""
+
+    def compares(self) -> bool:
+        """Whether the store keeps to conditions (`replace=False`, `expected`), tried out with an object of its own. If
+        not, whoever writes last wins. StorageError."""

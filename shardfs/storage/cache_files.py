@@ -4,6 +4,7 @@
                   /<id>.about    what it is, its size and hash, as a line of JSON, written before the content is
                                  there; its time is that of the last use (the content's own must not change under
                                  its readers), its mode says whether that was the first
+                  /<id>.<pid>-<thread>  the content while it comes
                   /<id>.lock     while somebody brings it: flock, which dies with its owner
           /pins/<hash>           store and pattern of names that are to stay
           /lock                  flock, while room is made
@@ -29,6 +30,7 @@ import json
 import logging
 import os
 import random
+import re
 import stat
 import threading
 import time
@@ -44,6 +46,10 @@ log = logging.getLogger("shardfs")
 
 _USED_AGAIN = stat.S_IXUSR
 """Mode bit of the description of a file that was used after it was brought."""
+
+
+_TEMPORARY = re.compile(r"[0-9a-f]{40}\.[0-9]+-[0-9]+")
+"""A file that is being brought: as large as it will be, from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +157,17 @@ class CacheFiles:
         path = self._path(about.id)
         temporary = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         try:
-            self.make_room(size)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
+            self._warn(error)
+            return None
+        try:
+            os.ftruncate(descriptor, size)  # now, so that whoever makes room meanwhile sees what there will be
+            self.make_room(size, mine=temporary)
+        except OSError as error:
+            os.close(descriptor)
+            self._remove(temporary)
             self._warn(error)
             return None
         try:
@@ -250,20 +263,38 @@ class CacheFiles:
             found.append(Cached(about, path, status.st_size, use.st_mtime_ns, again, pinned))
         return found
 
-    def _data(self) -> Iterator[Path]:
+    def _folders(self) -> list[str]:
         try:
-            folders = [entry.path for entry in os.scandir(self.root) if len(entry.name) == 2]
+            return [entry.path for entry in os.scandir(self.root) if len(entry.name) == 2]
         except FileNotFoundError:
-            return
-        for folder in folders:
+            return []
+
+    def _data(self) -> Iterator[Path]:
+        for folder in self._folders():
             with contextlib.suppress(FileNotFoundError):
                 yield from (Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".data"))
 
-    def make_room(self, size: int, *, exactly: bool = False) -> int:
+    def _coming(self, mine: Path | None) -> int:
+        """Bytes of all files that are being brought, but for `mine`. What dead ones have left is removed."""
+        size = 0
+        for folder in self._folders():
+            for entry in os.scandir(folder):
+                if not _TEMPORARY.fullmatch(entry.name) or entry.path == str(mine):
+                    continue
+                with contextlib.suppress(OSError):
+                    status = entry.stat(follow_symlinks=False)
+                    size += status.st_size
+                    if time.time_ns() - status.st_mtime_ns > config.CACHE_ORPHAN_NS:
+                        os.unlink(entry.path)
+                        size -= status.st_size
+        return size
+
+    def make_room(self, size: int, *, exactly: bool = False, mine: Path | None = None) -> int:
         """Remove files until `size` more bytes fit; returns how many bytes were removed. Never what is pinned. OSError.
 
-        With `exactly` all files are looked at, whatever was noted of them. Where nothing more can go, what is asked for
-        is kept all the same, if the disk has room: one shard always is.
+        `mine` is the file that they will be in, if it is there already. With `exactly` all files are looked at,
+        whatever was noted of them. Where nothing more can go, what is asked for is kept all the same, if the disk has
+        room: one shard always is.
         """
         with self._lock, self._room_lock():
             told, free = self._told_size(), self._free()
@@ -271,7 +302,7 @@ class CacheFiles:
                 self._tell_size(told + size)
                 return 0
             entries = self.entries()
-            held = sum(entry.size for entry in entries)
+            held = sum(entry.size for entry in entries) + self._coming(mine)
             wanted = max(held + size - self.limit, self.min_free + size - free)
             if wanted > 0 and len(entries) > config.CACHE_MANY:
                 wanted += self.limit // config.CACHE_STEPS

@@ -7,13 +7,14 @@ does not take it, it is read from afar as without a cache. Listings, marks and a
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from shardfs import config
 from shardfs.errors import CameDamagedError, StorageError
@@ -25,6 +26,7 @@ from shardfs.storage.local_reader import LocalReader
 log = logging.getLogger("shardfs")
 
 
+@runtime_checkable
 class Remote(Storage, Protocol):
     """A storage far away, whose versions say how large an object is."""
 
@@ -40,6 +42,12 @@ class Remote(Storage, Protocol):
 
     def size_of(self, version: Version) -> int:
         """Bytes of an object of that version."""
+
+    def content_of(self, version: Version) -> str:
+        """What of a version stands for the content alone, and not for when or where it was stored, as far as can be."""
+
+    def compares(self) -> bool:
+        """See Conditional."""
 
 
 def default_directory() -> Path | None:
@@ -72,11 +80,21 @@ def cached(
 ) -> Storage:
     """`inner` with a cache in `cache_dir` (by default the one of this user), `cache_size` bytes at most (by default a
     tenth of the disk; 0: none); `min_free` bytes of the disk stay free. `store` is what it is called in the cache."""
+    files = cache_files(cache_dir=cache_dir, cache_size=cache_size, min_free=min_free)
+    return inner if files is None else DiskCache(inner, files, store)
+
+
+def cache_files(
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int | None = None,
+    min_free: int = config.CACHE_MIN_FREE,
+) -> CacheFiles | None:
+    """The directory of cached files itself, as `cached` has it; None where nothing is to be kept."""
     directory = default_directory() if cache_dir is None else Path(cache_dir)
     if cache_size == 0 or directory is None:
-        return inner
-    size = default_size(directory) if cache_size is None else cache_size
-    return DiskCache(inner, CacheFiles(directory, size, min_free), store)
+        return None
+    return CacheFiles(directory, default_size(directory) if cache_size is None else cache_size, min_free)
 
 
 class DiskCache:
@@ -98,6 +116,16 @@ class DiskCache:
 
     def size_of(self, version: Version) -> int:
         return self.inner.size_of(version)
+
+    def content_of(self, version: Version) -> str:
+        return self.inner.content_of(version)
+
+    @property
+    def deadline(self) -> float:
+        return self.inner.deadline
+
+    def compares(self) -> bool:
+        return self.inner.compares()
 
     @property
     def root(self) -> object:
@@ -165,7 +193,13 @@ class DiskCache:
         return True
 
     def mark(self, name: str, version: Version | None = None) -> str:
-        return self.inner.mark(name, version)
+        if version is None or not self.at_hand(name, version):
+            return self.inner.mark(name, version)
+        made = hashlib.blake2b(digest_size=16)  # as RemoteStorage has it
+        with self.open(name, version) as reader:
+            while piece := reader.read(config.READ_SLICE):
+                made.update(piece)
+        return made.hexdigest()
 
     def read(self, name: str, limit: int) -> bytes:
         return self.inner.read(name, limit)

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from types import TracebackType
+from typing import Self
 
 from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
@@ -145,7 +146,7 @@ class LocalReader:
     def __del__(self) -> None:
         self.close()
 
-    def __enter__(self) -> LocalReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -25,18 +25,23 @@ import obstore
 from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Version
-from shardfs.storage.base import Listed
+from shardfs.storage.base import Listed, Reader
 from shardfs.storage.etags import Etags, md5
 from shardfs.storage.known import Known
 from shardfs.storage.remote_reader import RemoteReader
 from shardfs.storage.requests import Progress, Requests, ShortBodyError, understood
 from shardfs.storage.threads import Threads
+from shardfs.storage.written import Written
 
 PROBE = ".shardfs-tmp-probe-"
 """Names that begin so were made to find out what a store can do; no listing of ours shows them."""
 
 _MARK = "shardfs-mark"
-"""Attribute with the hash of what was written: tells whether a write whose answer was lost was done."""
+"""Attribute by which a write tells itself apart: whether one whose answer was lost was done."""
+
+
+_MODIFIED = "modified:"
+"""Begins what stands for the ETag where a server has none."""
 
 
 def version_of(size: int, mtime_ns: int, etag: str | None) -> Version:
@@ -70,7 +75,10 @@ class RemoteStorage:
         self._tagged = tagged
         self._patient = functools.cache(patient or (lambda: store))
         self.store = store
+        self.names: Callable[[RemoteStorage, tuple[str, ...]], list[Listed]] | None = None
+        """What gives the listing of a server that has none."""
         self.etags = Etags()
+        self._written = Written()
         self._ranges = True
         self.requests.probe = lambda: obstore.head(store, f"{PROBE}answers")
         self._pool = Threads(config.REMOTE_REQUESTS, "fetch")
@@ -92,6 +100,10 @@ class RemoteStorage:
 
     def etag_of(self, version: Version) -> str:
         return parse_version(version)[2]
+
+    def content_of(self, version: Version) -> str:
+        size, mtime_ns, etag = parse_version(version)
+        return f"{size:x}-{etag or mtime_ns}"
 
     # --- names --------------------------------------------------------------------------------------------------------
 
@@ -123,6 +135,8 @@ class RemoteStorage:
             raise ShortBodyError("what came is no listing")
 
     def _asked(self, suffixes: tuple[str, ...]) -> list[Listed]:
+        if self.names is not None:
+            return self.names(self, suffixes)
         progress = Progress()
         found = self.requests.run("listing", lambda: self._listed(suffixes, progress), progress=progress)
         return sorted(found, key=lambda listed: listed.name)
@@ -134,7 +148,7 @@ class RemoteStorage:
         return [one for one in self._known.listing(lambda: self._asked(("",))) if one.name.endswith(suffixes)]
 
     def changed(self) -> bool:
-        return True  # nothing cheaper than a listing tells; how often that is asked for is up to who asks
+        return self.names is None  # nothing cheaper than a listing tells; how often that is asked for is up to who asks
 
     def stat(self, name: str) -> Listed:
         return self._head(name) if self._known is None else self._known.stat(name, lambda: self._head(name))
@@ -150,11 +164,11 @@ class RemoteStorage:
 
     # --- bytes --------------------------------------------------------------------------------------------------------
 
-    def open(self, name: str, version: Version | None = None) -> RemoteReader:
+    def open(self, name: str, version: Version | None = None) -> Reader:
         """Without a version it is asked for; with one nothing is, until something is read."""
         if version is None:
             version = self.stat(name).version
-        return RemoteReader(self, name, version)
+        return self._written.open(name, version) or RemoteReader(self, name, version)
 
     def at_hand(self, name: str, version: Version) -> bool:
         return False
@@ -168,10 +182,16 @@ class RemoteStorage:
 
     def _small(self, name: str, limit: int) -> bytes:
         with self.requests.operation():
-            listed = self.stat(name)
-            if listed.size > limit:
-                raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
-            return self.fetch(name, listed.version, 0, listed.size)
+            for attempt in range(config.REMOTE_RETRIES):
+                listed = self.stat(name)
+                if listed.size > limit:
+                    raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
+                try:
+                    return self.fetch(name, listed.version, 0, listed.size)
+                except StaleShardError:  # any version will do
+                    if attempt == config.REMOTE_RETRIES - 1:
+                        raise
+        raise AssertionError("unreachable")
 
     def mark(self, name: str, version: Version | None = None) -> str:
         made = hashlib.blake2b(digest_size=16)
@@ -224,16 +244,17 @@ class RemoteStorage:
         options: Any = {}
         if part is not None:
             options["range"] = part
-        if etag and not etag.startswith("W/"):
+        if etag and not etag.startswith(("W/", _MODIFIED)):
             options["if_match"] = etag
         result = obstore.get(self.store, name, options=options)
         self.requests.heard()
         meta = result.meta
+        tag = _tag(meta)
         if self._tagged and not meta["e_tag"]:
             raise ShortBodyError("what came is no answer of the store")
-        if etag and meta["e_tag"] == etag and meta["size"] != size:
+        if etag and tag == etag and meta["size"] != size:
             raise ShortBodyError(f"{meta['size']} bytes are offered where there should be {size}")
-        if (meta["size"], meta["e_tag"] or "") != (size, etag):
+        if (meta["size"], tag) != (size, etag):
             raise StaleShardError(f"{self.root}/{name} was replaced since it was listed")
         data = bytes(result.bytes())
         self.requests.heard(len(data))
@@ -259,7 +280,8 @@ class RemoteStorage:
         expected: Version | None = None,
     ) -> Listed:
         """See Storage. What is written is gathered in a temporary file of this machine; the condition is the store's
-        own (If-None-Match, If-Match), where it has such: `compares` tells."""
+        own (If-None-Match, If-Match), where it has such: `compares` tells. EFBIG above REMOTE_CONDITIONAL bytes with
+        one. What was written is what is returned, also where somebody has replaced it in the next moment."""
         with tempfile.TemporaryFile() as file:
             write(file)
             mark, size = _mark(file), file.tell()
@@ -268,24 +290,34 @@ class RemoteStorage:
             check()
             mode = "overwrite" if replace else "create"
             condition: Any = mode if expected is None else {"e_tag": parse_version(expected)[2]}
+            if condition != "overwrite" and size > config.REMOTE_CONDITIONAL:
+                most = f"{config.REMOTE_CONDITIONAL >> 20} MiB in one request, which a condition needs"
+                raise StorageError(f"{name} has {size} bytes, and {self.root} is given at most {most}", errno.EFBIG)
+            # not the content's alone: another may write the same
+            own = f"{mark}-{secrets.token_hex(8)}"
             # nobody in the kernel waits for it as for a read, and a large one takes its time
             until = self.requests.until() + size / config.REMOTE_SLOWEST
-            self._put(name, file, condition, mark, until)
-        listed = self.stat(name)
-        if listed.size != size:
-            raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
+            etag = self._put(name, file, condition, own, until)
+            listed = self.stat(name)
+            if etag and parse_version(listed.version)[2] != etag and self._told_mark(name)[0] != own:
+                listed = Listed(name, size, listed.mtime_ns, version_of(size, listed.mtime_ns, etag))
+            if listed.size != size:
+                raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
+            if marked is not None:  # who keeps an account of what he writes will look at it
+                self._written.keep(name, listed.version, file, size)
         return listed
 
-    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str, until: float | None = None) -> None:
+    def _put(self, name: str, file: BinaryIO, condition: Any, mark: str, until: float | None = None) -> str | None:
+        """The ETag of what was put there, as far as the store tells."""
         tries = 0
 
-        def attempt() -> None:
+        def attempt() -> str | None:
             nonlocal tries
             tries += 1
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
             try:
-                obstore.put(
+                made = obstore.put(
                     self.store if size <= config.REMOTE_SMALL_PUT else self._patient(),
                     name,
                     file,
@@ -293,16 +325,21 @@ class RemoteStorage:
                     attributes={_MARK: mark},
                     chunk_size=config.REMOTE_UPLOAD_PART,
                 )
+                return made["e_tag"]
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
                 # an earlier attempt, whose answer was lost, may have been what put it there
-                if tries == 1 or self._told_mark(name) != mark:
+                told, etag = (None, None) if tries == 1 else self._told_mark(name)
+                if told != mark:
                     raise
+                return etag
 
-        self.requests.run(f"writing {name}", attempt, until=until)
+        return self.requests.run(f"writing {name}", attempt, until=until)
 
-    def _told_mark(self, name: str) -> str | None:
-        attributes: dict[str, Any] = obstore.get(self.store, name, options={"head": True}).attributes
-        return attributes.get(_MARK)
+    def _told_mark(self, name: str) -> tuple[str | None, str | None]:
+        """The mark that was written with an object, and its ETag."""
+        found = obstore.get(self.store, name, options={"head": True})
+        attributes: dict[str, Any] = found.attributes
+        return attributes.get(_MARK), found.meta["e_tag"]
 
     def compares(self) -> bool:
         """Whether the store keeps to conditions, tried out with an object of its own. StorageError."""
@@ -360,4 +397,9 @@ def _mark(file: BinaryIO) -> str:
 
 def _listed(meta: Any) -> Listed:
     mtime_ns = int(meta["last_modified"].timestamp() * 1e9)
-    return Listed(meta["path"], meta["size"], mtime_ns, version_of(meta["size"], mtime_ns, meta["e_tag"]))
+    return Listed(meta["path"], meta["size"], mtime_ns, version_of(meta["size"], mtime_ns, _tag(meta)))
+
+
+def _tag(meta: Any) -> str:
+    """The ETag; of a server that has none the time, which every answer has then."""
+    return meta["e_tag"] or f"{_MODIFIED}{int(meta['last_modified'].timestamp())}"

@@ -323,6 +323,8 @@ def understood(error: Exception, what: str) -> StorageError | StaleShardError | 
         return StaleShardError(f"{what}: it was replaced meanwhile")
     if kind == "AlreadyExistsError":
         return StorageError(f"{what}: it is there already", errno.EEXIST)
+    if isinstance(error, NotImplementedError):
+        return StorageError(f"{what}: stores of this kind cannot do that", errno.EOPNOTSUPP)
     if not type(error).__module__.startswith("obstore"):
         return None
     timed_out = "timed out" in str(error).lower() or "TimedOut" in str(error)

@@ -26,6 +26,11 @@ _MISSING = "stores far away need obstore: pip install 'shardfs[remote]'"
 _DEADLINES = f"write seconds, {config.REMOTE_DEADLINE_LEAST:g} to {config.REMOTE_DEADLINE_MOST:g}"
 
 
+def is_far(text: str) -> bool:
+    """Whether this is the URL of an object store."""
+    return "://" in text and urlsplit(text).scheme in SCHEMES
+
+
 def without_secrets(url: str) -> str:
     """A URL as it may be shown: without what stands before an @, and without a query."""
     parts = urlsplit(url)

@@ -105,7 +105,7 @@ def mount_point(made: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def mounting(store: Path, *words: str, **environment: str) -> Iterator[Path]:
+def mounting(store: Path | str, *words: str, **environment: str) -> Iterator[Path]:
     """A mount in the background. Its end is checked: exit status, mount table, process, directory, log."""
     with mount_point() as path:
         log = path.parent / "log"

@@ -51,6 +51,37 @@ def files(tmp_path: Path) -> CacheFiles:
     return CacheFiles(tmp_path / "cache", 1000, min_free=0)
 
 
+def test_what_others_are_bringing_counts_for_the_limit(tmp_path: Path) -> None:
+    """Four daemons held two shards more than the limit: each look at all files forgot what was on its way."""
+    first, second = (CacheFiles(tmp_path / "cache", 1000, min_free=0) for _ in range(2))
+    for name in ("a", "b"):
+        keep(first, name, b"x" * 300)
+
+    def write(file: BinaryIO) -> None:
+        second.make_room(0, exactly=True)  # as anybody may
+        keep(second, "d", b"x" * 300)
+        file.write(b"x" * 300)
+
+    assert first.keep(about("c"), 300, write) is not None
+    assert sum(entry.size for entry in first.entries()) <= 1000
+    assert {"c", "d"} <= names(first)
+
+
+def test_what_a_dead_one_was_bringing_is_removed_in_time(files: CacheFiles) -> None:
+    """Nobody ever did."""
+    path = keep(files, "a", b"bytes")
+    assert path is not None
+    left = path.with_name(f"{'0' * 40}.123-456")
+    left.write_bytes(b"x" * 500)
+    files.make_room(0, exactly=True)
+    assert left.exists()
+    old = time.time_ns() - 2 * config.CACHE_ORPHAN_NS
+    os.utime(left, ns=(old, old))
+    files.make_room(0, exactly=True)
+    assert not left.exists()
+    assert path.exists()
+
+
 def test_what_is_kept_is_found_by_name_and_version(files: CacheFiles) -> None:
     path = keep(files, "a", b"bytes")
     assert path is not None

@@ -82,6 +82,18 @@ def test_a_new_version_is_fetched_anew(remote: RemoteStorage, tmp_path: Path) ->
         read(storage, "k", old.version)
 
 
+def test_the_mark_of_what_is_at_hand_asks_nobody(remote: RemoteStorage, tmp_path: Path) -> None:
+    """`shardfs index` fetched each shard twice."""
+    version = put(remote, "k", os.urandom(1 << 20)).version
+    storage = cache(remote, tmp_path)
+    wanted = remote.mark("k", version)
+    assert storage.mark("k", version) == wanted
+    read(storage, "k", version)
+    before = remote.requests.asked
+    assert storage.mark("k", version) == wanted
+    assert remote.requests.asked == before
+
+
 def test_threads_fetch_it_once(remote: RemoteStorage, tmp_path: Path) -> None:
     data = os.urandom(1 << 20)
     version = put(remote, "k", data).version

@@ -202,7 +202,7 @@ def test_what_is_being_written_is_told_of_and_not_removed(tmp_path: Path, system
     driver, other = system(LocalStorage(tmp_path)), system(LocalStorage(tmp_path))
     assert isinstance(other, Collecting)
     driver.write_records(Key("a"), values(0, 2), base=None)
-    storage, seen = getattr(driver, "storage", None) or driver._storage, []
+    storage, seen = driver.storage, []
     put = storage.put
 
     def watched(name: str, write: Any, **options: Any) -> Any:

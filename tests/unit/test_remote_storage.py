@@ -16,7 +16,7 @@ from shardfs.errors import BadStoreError, KeyExistsError, StaleShardError, Stora
 from shardfs.model import Key
 from shardfs.opening import open_store
 from shardfs.storage.etags import Etags
-from shardfs.storage.remote import RemoteStorage
+from shardfs.storage.remote import RemoteStorage, parse_version
 from shardfs.storage.urls import open_remote, without_secrets
 from tests.servers import Server, moto_server, rclone_server
 
@@ -309,3 +309,76 @@ def test_etags_that_were_md5_once_are_believed() -> None:
     etags = Etags()
     assert etags.fits("a" * 32, "a" * 32, lambda: "never")
     assert not etags.fits("b" * 32, "c" * 32, lambda: "never")
+
+
+def test_what_a_condition_is_too_large_for_is_efbig_and_nothing_is_stored(
+    storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "REMOTE_CONDITIONAL", 1000)
+    with pytest.raises(StorageError) as caught:
+        storage.put("k", writing(b"x" * 1001), replace=False)  # type: ignore[arg-type]
+    assert caught.value.errno == errno.EFBIG
+    assert storage.list(("",)) == []
+    storage.put("k", writing(b"x" * 1001))  # type: ignore[arg-type]
+
+
+def test_what_was_written_with_an_account_of_it_can_be_read_when_it_was_replaced(storage: RemoteStorage) -> None:
+    marks: list[str] = []
+    first = storage.put("k", writing(b"mine"), marked=marks.append)  # type: ignore[arg-type]
+    storage.put("k", writing(b"another's"), expected=first.version)  # type: ignore[arg-type]
+    before = storage.requests.asked
+    for _ in range(2):
+        with storage.open("k", first.version) as reader:
+            assert (reader.read(10), reader.read_at(1, 2), reader.size) == (b"mine", b"in", 4)
+    assert storage.requests.asked == before
+    for number in range(config.REMOTE_WRITTEN):
+        storage.put(f"other{number}", writing(b"x"), marked=marks.append)  # type: ignore[arg-type]
+    with storage.open("k", first.version) as reader, pytest.raises(StaleShardError):
+        reader.read(10)
+
+
+def test_an_object_that_is_replaced_in_the_moment_after_is_the_one_that_was_written(
+    storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = storage.stat
+
+    def late(name: str) -> object:
+        obstore.put(storage.store, name, b"another's")
+        return stat(name)
+
+    marks: list[str] = []
+    monkeypatch.setattr(storage, "stat", late)
+    listed = storage.put("k", writing(b"mine"), marked=marks.append)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    assert listed.size == 4
+    assert listed.version != storage.stat("k").version
+    with storage.open("k", listed.version) as reader:
+        assert reader.read(10) == b"mine"
+
+
+def test_a_small_object_is_read_whichever_version_it_has(
+    storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: an index.json that was replaced between the two requests was an error for who wanted any."""
+    storage.put("index.json", writing(b"old"))  # type: ignore[arg-type]
+    fetch, times = storage.fetch, []
+
+    def replaced(*what: object) -> bytes:
+        if not times:
+            times.append(1)
+            obstore.put(storage.store, "index.json", b"newer")
+        return fetch(*what)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(storage, "fetch", replaced)
+    assert storage.read("index.json", 100) == b"newer"
+
+
+def test_a_put_on_a_condition_has_no_parts_that_could_be_left(
+    storage: RemoteStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "REMOTE_UPLOAD_PART", 5 << 20)
+    whole = storage.put("k", writing(BIG), replace=False)  # type: ignore[arg-type]
+    again = storage.put("k", writing(BIG), expected=whole.version)  # type: ignore[arg-type]
+    parts = storage.put("k", writing(BIG))  # type: ignore[arg-type]
+    tags = [parse_version(listed.version)[2] for listed in (whole, again, parts)]
+    assert ["-" in tag for tag in tags] == [False, False, True]  # S3's for what was put in parts

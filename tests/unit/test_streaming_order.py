@@ -252,7 +252,7 @@ def test_what_died_between_two_indexes_is_ended(tmp_path: Path, new: bool) -> No
     merge(driver, tmp_path, "train")
     key = Key("train/n") if new else A
     notes: list[str] = []
-    put = driver._storage.put
+    put = driver.storage.put
 
     def dies(name: str, *words: Any, **options: Any) -> Any:
         if name == "train/index.json":
@@ -260,7 +260,7 @@ def test_what_died_between_two_indexes_is_ended(tmp_path: Path, new: bool) -> No
             raise KeyboardInterrupt
         return put(name, *words, **options)
 
-    driver._storage.put = dies  # type: ignore[method-assign, assignment]
+    driver.storage.put = dies  # type: ignore[method-assign, assignment]
     with pytest.raises(KeyboardInterrupt):
         driver.write_records(key, values(5, 6), base=None if new else driver.entry(key), note=notes.append)
     after = opened(tmp_path)

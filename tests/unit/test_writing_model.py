@@ -454,3 +454,26 @@ def test_a_seal_that_is_asked_for_before_a_close_was_heard_of_waits_for_that(fre
 
     assert free.ask(both) == {}
     assert list(open_store(free.store).get("old")) == [{"f": b"new"}, {"f": b"two"}]
+
+
+def test_a_key_that_is_replaced_while_a_change_of_it_begins_can_be_changed(tmp_path: Path) -> None:
+    """Regression: something was staged over the version that had just gone, shown nowhere, and in the way for ever."""
+    store = open_store(tmp_path / "store", driver="streaming")
+    store.set([{"f": b"one"}], "old")
+    with Mount(tmp_path / "store", tmp_path / "state", system="streaming") as mount:
+        numbering = mount.vfs.numbering
+        check = numbering.check_change
+
+        async def replaced(key: Any) -> None:
+            await check(key)
+            numbering.check_change = check  # type: ignore[method-assign]
+            store.set([{"f": b"another"}], "old")
+            await mount.vfs.refresh.everything()
+
+        numbering.check_change = replaced  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="was replaced") as caught:
+            mount.write("old/000000.f.bin", b"late")
+        assert caught.value.errno == errno.ESTALE
+        mount.write("old/000000.f.bin", b"mine")
+        mount.sync("old")
+    assert store.get("old")[0]["f"] == b"mine"

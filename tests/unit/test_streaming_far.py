@@ -1,0 +1,177 @@
+"""Writing to a data set in an S3 server whose answers get lost, or that another writes to at the same time."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import obstore
+import pytest
+
+from shardfs.drivers.base import NewRecord, Value
+from shardfs.drivers.streaming import StreamingDriver
+from shardfs.errors import StaleShardError, StorageError
+from shardfs.model import Key
+from shardfs.storage.remote import RemoteStorage
+from shardfs.storage.urls import open_remote
+from tests.servers import Server, moto_server
+
+pytestmark = pytest.mark.timeout(90)
+
+K, L = Key("k"), Key("l")
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Server]:
+    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def opened(moto: Server, request: pytest.FixtureRequest) -> Callable[[], StreamingDriver]:
+    """Drivers of one data set, each with a storage of its own."""
+    url = "s3://bucket/" + "".join(c if c.isalnum() else "-" for c in request.node.name)
+    return lambda: StreamingDriver(open_remote(url, endpoint=moto.endpoint))
+
+
+def some(*numbers: int) -> list[NewRecord]:
+    return [Value({"n": number}, str(number)) for number in numbers]
+
+
+def numbers(driver: StreamingDriver, key: Key) -> list[int]:
+    shard = driver.load(driver.entry(key), lambda held: None)
+    return [shard.sample(record.tree)["n"] for record in shard.records()]
+
+
+def storage_of(driver: StreamingDriver) -> RemoteStorage:
+    assert isinstance(driver.storage, RemoteStorage)
+    return driver.storage
+
+
+def names(driver: StreamingDriver) -> list[str]:
+    return [listed.name for listed in driver.storage.list(("",))]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_an_index_whose_answer_never_came_is_settled(
+    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    driver, notes = opened(), list[str]()
+    driver.write_records(K, some(1), base=None)
+    storage = storage_of(driver)
+    put = storage._put
+
+    def lost(name: str, *what: Any) -> str | None:
+        if name == "index.json":
+            if done:
+                put(name, *what)
+            raise StorageError("no answer", errno.ETIMEDOUT)
+        return put(name, *what)
+
+    monkeypatch.setattr(storage, "_put", lost)
+    with pytest.raises(StorageError, match="no answer"):
+        driver.write_records(K, some(2), base=driver.entry(K), note=notes.append)
+    monkeypatch.undo()
+    entry = opened().settle(K, notes[-1])
+    assert (entry is not None) is done
+    assert numbers(opened(), K) == [2 if done else 1]
+    assert "k.r2.mds" in names(driver)  # also where the index is not there: it may be on its way
+    late = opened()
+    late.write_records(K, some(3), base=late.entry(K))
+    assert numbers(opened(), K) == [3]
+
+
+def test_an_answer_that_was_lost_on_the_way_is_no_conflict(
+    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt finds the condition broken, by the first."""
+    driver = opened()
+    driver.write_records(K, some(1), base=None)
+    put, times = obstore.put, dict[str, int]()
+
+    def lost(store: Any, name: str, *what: Any, **how: Any) -> Any:
+        times[name] = times.get(name, 0) + 1
+        result = put(store, name, *what, **how)
+        if times[name] == 1:
+            raise obstore.exceptions.GenericError("connection reset")
+        return result
+
+    monkeypatch.setattr("shardfs.storage.remote.obstore.put", lost)
+    driver.write_records(K, some(2), base=driver.entry(K))
+    driver.write_records(L, some(3), base=None)
+    monkeypatch.undo()
+    assert times == {"k.r2.mds": 2, "index.json": 2 + 1, "l.mds": 2}
+    assert numbers(opened(), K) == [2]
+    assert numbers(opened(), L) == [3]
+
+
+def test_a_shard_that_another_adds_in_the_moment_of_the_put_is_kept(
+    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, other = opened(), opened()
+    driver.write_records(K, some(1), base=None)
+    storage = storage_of(driver)
+    put, met = storage._put, list[str]()
+
+    def late(name: str, *what: Any) -> str | None:
+        if name == "index.json" and not met:
+            met.append(name)
+            other.write_records(L, some(7), base=None)
+        return put(name, *what)
+
+    monkeypatch.setattr(storage, "_put", late)
+    driver.write_records(K, some(2), base=driver.entry(K))
+    monkeypatch.undo()
+    assert (numbers(opened(), K), numbers(opened(), L)) == ([2], [7])
+
+
+def test_a_shard_that_another_replaces_in_that_moment_is_stale_and_leaves_nothing(
+    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the other writes the same, under the name that was just free."""
+    driver, other, notes = opened(), opened(), list[str]()
+    driver.write_records(K, some(1), base=None)
+    base = driver.entry(K)
+    storage = storage_of(driver)
+    put, met = storage._put, list[str]()
+
+    def late(name: str, *what: Any) -> str | None:
+        if name == "k.r2.mds" and not met:
+            met.append(name)
+            other.write_records(K, some(2), base=other.entry(K))
+        return put(name, *what)
+
+    monkeypatch.setattr(storage, "_put", late)
+    with pytest.raises(StaleShardError):
+        driver.write_records(K, some(2), base=base, note=notes.append)
+    monkeypatch.undo()
+    assert driver.settle(K, notes[-1]) is None
+    assert names(driver) == ["index.json", "k.mds", "k.r2.mds"]
+    assert json.loads(driver.storage.read("index.json", 10_000))["shards"][0]["raw_data"]["basename"] == "k.r2.mds"
+
+
+def test_what_was_written_is_told_although_it_was_replaced_in_the_moment_after(
+    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, other = opened(), opened()
+    driver.write_records(K, some(1), base=None)
+    storage = storage_of(driver)
+    put, met = storage._put, list[str]()
+
+    def early(name: str, *what: Any) -> str | None:
+        result = put(name, *what)
+        if name == "index.json" and not met:
+            met.append(name)
+            other.write_records(K, some(3), base=other.entry(K))
+        return result
+
+    monkeypatch.setattr(storage, "_put", early)
+    entry = driver.write_records(K, some(2), base=driver.entry(K))
+    monkeypatch.undo()
+    shard = driver.load(entry, lambda held: None)
+    assert [shard.sample(record.tree)["n"] for record in shard.records()] == [2]
+    assert numbers(opened(), K) == [3]
