@@ -23,8 +23,8 @@ from typing import Any
 
 from shardfs.drivers.streaming import INDEX_MAX
 from shardfs.drivers.streaming_index import BadIndexError, parse_index
+from shardfs.drivers.streaming_names import INDEX, splits
 from shardfs.drivers.streaming_settings import bytes_to_int
-from shardfs.drivers.streaming_writing import INDEX, splits
 from shardfs.errors import BadStoreError, StorageError
 from shardfs.storage.local import LocalStorage
 from shardfs.streaming_readers import Cache, FileInfo, FileReader, Reader

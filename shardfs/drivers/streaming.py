@@ -24,18 +24,9 @@ from shardfs.drivers.numbered import Standing
 from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing, listing
 from shardfs.drivers.streaming_following import published, settle, withdraw
 from shardfs.drivers.streaming_index import FORMATS, BadIndexError, FileInfo, Place, by_key, key_of, parse_index
+from shardfs.drivers.streaming_names import INDEX, is_free, new_place, revisions, splits, successors
 from shardfs.drivers.streaming_settings import codec_of, shard_limit
-from shardfs.drivers.streaming_writing import (
-    INDEX,
-    Publication,
-    basename_of,
-    is_free,
-    new_place,
-    revisions,
-    splits,
-    successors,
-    template_columns,
-)
+from shardfs.drivers.streaming_writing import Publication, basename_of, template_columns
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,

@@ -10,8 +10,9 @@ import errno
 import json
 from collections.abc import Callable
 
+from shardfs.drivers.streaming_names import INDEX
 from shardfs.drivers.streaming_order import check_numbers
-from shardfs.drivers.streaming_writing import INDEX, Described, Publication, basename_of
+from shardfs.drivers.streaming_writing import Described, Publication, basename_of
 from shardfs.errors import NotWritableError, StaleShardError, StorageError
 from shardfs.model import Key
 from shardfs.storage.base import Storage

@@ -5,11 +5,11 @@ the rename of index.json on; before it, nobody sees it, and shards that were sup
 them. Knows nothing of reading; encoding is the business of mds_writing.py. Source of all format facts: what
 mosaicml-streaming 0.13.0 writes and reads, found by running it.
 
-The index is read again and edited when all shards are written, and replaced under a lock of its directory (flock) if it
-is still what was read: two writers of this kind lose nothing. In a store far away the index is put on the condition
-that it is (If-Match). A program that writes index.json without that lock (the
-library's MDSWriter and merge_index do, in place) can lose its own change or this one if it writes in the very moment
-between the look and the rename; the shards of the loser are still there then, but not in the index.
+The index is read again and edited when all shards are written, and replaced under a lock of its directory (flock) if
+it is still what was read: two writers of this kind lose nothing. In a store far away the index is put on the
+condition that it is (If-Match). A program that writes index.json without that lock (the library's MDSWriter and
+merge_index do, in place) can lose its own change or this one if it writes in the very moment between the look and the
+rename; the shards of the loser are still there then, but not in the index.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import itertools
 import json
 import logging
 import random
-import re
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, TypeVar
@@ -31,26 +30,22 @@ from shardfs import compression, config
 from shardfs.drivers import mds, mds_writing
 from shardfs.drivers.base import NewRecord, Note, Verbatim
 from shardfs.drivers.hashes import HASHES, hasher
-from shardfs.drivers.streaming_files import listing
-from shardfs.drivers.streaming_index import BadIndexError, key_of, parse_index
-from shardfs.drivers.streaming_settings import LEVELS, codec_of
+from shardfs.drivers.streaming_index import BadIndexError, parse_index
+from shardfs.drivers.streaming_names import INDEX
+from shardfs.drivers.streaming_settings import codec_of
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
-    KeyExistsError,
     MissingExtraError,
     ShardfsError,
     StaleShardError,
     StorageError,
 )
-from shardfs.model import Key
 from shardfs.storage.base import Listed, Storage
-from shardfs.storage.local import TEMPORARY, LocalStorage, temporary_name
+from shardfs.storage.local import LocalStorage, temporary_name
 
 log = logging.getLogger("shardfs")
 
-INDEX = "index.json"
-_REVISION = re.compile(r"(?<=.)\.r([0-9]+)$")
 
 T = TypeVar("T")
 
@@ -227,15 +222,16 @@ class Publication:
                 if attempt and not self.local:
                     time.sleep(random.random() * min(config.INDEX_PAUSE * 2**attempt, 1.0))
                 listed, index = self.read_index(limit)
-                if not self._is_in(index["shards"]):  # else an attempt was thought to have failed, and had not
+                there = self._is_in(index["shards"])  # then an attempt was thought to have failed, and had not
+                if not there:
                     index["shards"] = edit(index["shards"])
-                    self.index = json.dumps(index, sort_keys=True).encode("ascii")
-                    try:
-                        self._replace(self.index, listed)
-                    except _IndexMovedError:
-                        continue
                 self.index = json.dumps(index, sort_keys=True).encode("ascii")
-                return
+                try:
+                    if not there:
+                        self._replace(self.index, listed)
+                    return
+                except _IndexMovedError:
+                    continue
             raise StaleShardError(f"{self.split}{INDEX} keeps changing while it is being replaced")
         except BaseException:
             self.abandon(limit)
@@ -259,8 +255,7 @@ class Publication:
             if now != listed:
                 raise _IndexMovedError
 
-        expected = None if listed is None else listed.version
-        new = listed is None
+        expected, new = None if listed is None else listed.version, listed is None
         try:
             self.storage.put(name, write, check=check, replace=not new, temporary=self.temporary, expected=expected)
         except StaleShardError as error:
@@ -357,65 +352,3 @@ def _settings(template: Described | None, made: mds.Columns) -> Described:
 
 def _packed(record: NewRecord, made: mds.Columns) -> bytes | memoryview:
     return record.data if isinstance(record, Verbatim) else mds_writing.record(made, record.sample, record.name)
-
-
-def splits(storage: Storage) -> list[str]:
-    """The directories with an index, as far as it matters here whatever that says; a `/` behind each but the root."""
-    names = [listed.name for listed in listing(storage, INDEX)]
-    return [name.removesuffix(INDEX) for name in names if name.rpartition("/")[2] == INDEX]
-
-
-def new_place(storage: Storage, key: Key) -> tuple[str, str]:
-    """The split that a new key belongs to, and its name in there: the innermost split around it, or its own directory
-    where there is none. BadSettingError for what cannot be a key."""
-    parts = key.split("/")
-    if any(part.startswith(TEMPORARY) or part in ("", ".", "..") for part in parts) or "\0" in key:
-        raise BadSettingError(f"key {key!r}: each part between slashes must be a name")
-    if key_of(f"{key}.mds") != key or key.endswith(".mds") or len(parts[-1].encode()) > config.NAME_KEEP - 16:
-        raise BadSettingError(f"key {key[:80]!r} cannot be the name of a shard: it is too long, or reads as a version")
-    around = max((split for split in splits(storage) if key.startswith(split)), key=len, default=None)
-    split = "".join(f"{part}/" for part in parts[:-1]) if around is None else around
-    return split, key[len(split) :]
-
-
-def revisions(storage: Storage, split: str, basename: str, kind: str = "mds") -> Iterator[str]:
-    """Names for new versions of a shard, without its format, that no file has yet: `shard.00003.r2`, `.r3`..."""
-    stem = basename.removesuffix(f".{kind}")
-    found = _REVISION.search(stem)
-    first = 2 if found is None else int(found[1]) + 1
-    plain = _REVISION.sub("", stem)
-    return _free(storage, split, (f"{plain}.r{number}" for number in itertools.count(first)), kind)
-
-
-def successors(
-    storage: Storage, split: str, stem: str, reserved: Collection[str] = (), kind: str = "mds"
-) -> Iterator[str]:
-    """Names for a new shard and, should it need several, those behind it: `shard.00007`, `shard.00008`..., but none of
-    the keys that are `reserved`.
-
-    KeyExistsError where the first is in use.
-    """
-    if not is_free(storage, split, stem, kind):
-        raise KeyExistsError(f"{split}{stem} has a file in {storage.root} already, in the index or not")
-    yield stem
-    match = re.fullmatch(r"(.*?)([0-9]+)", stem)
-    prefix, digits = (match[1], match[2]) if match else (stem + ".", "00000")
-    later = (f"{prefix}{number:0{len(digits)}d}" for number in itertools.count(int(digits) + 1))
-    yield from (stem for stem in _free(storage, split, later, kind) if split + stem not in reserved)
-
-
-def _free(storage: Storage, split: str, stems: Iterator[str], kind: str) -> Iterator[str]:
-    return (stem for stem in stems if is_free(storage, split, stem, kind))
-
-
-def is_free(storage: Storage, split: str, stem: str, kind: str = "mds") -> bool:
-    parts = ("",) if kind == "mds" else ("", ".meta")
-    for part, codec in itertools.product(parts, ("", *LEVELS)):
-        try:
-            storage.stat(f"{split}{stem}.{kind}{part}{codec and '.' + codec}")
-        except StorageError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise
-        else:
-            return False
-    return True
