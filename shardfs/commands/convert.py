@@ -17,6 +17,7 @@ from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError
 from shardfs.in_order import cores
 from shardfs.opening import detect_url, local_path, open_store
+from shardfs.storage.local import LocalStorage
 from shardfs.storage.urls import is_far
 from shardfs.store import Store
 
@@ -75,12 +76,13 @@ def _where(arguments: argparse.Namespace, store: str) -> dict[str, Any]:
 def _check_apart(source: Store, target: str) -> None:
     """The source is never written to, also not by a target that lies in it; and no store is to show another's files."""
     if is_far(target):
-        paths = [_far_path(url) for url in (source.url, target) if is_far(url)]
-    elif source.place is not None:
-        paths = [os.path.realpath(path) for path in (source.place, local_path(target))]
+        places, there = [_far_path(url) for url in (source.url,) if is_far(url)], _far_path(target)
     else:
-        return
-    if len(paths) == 2 and os.path.commonpath(paths) in paths:
+        places, there = [os.path.realpath(place) for place in source.places], os.path.realpath(local_path(target))
+        storage = getattr(source.driver, "storage", None)
+        if isinstance(storage, LocalStorage):  # a database's artifacts may lie apart from it
+            places.append(os.path.realpath(storage.root))
+    if any(os.path.commonpath([place, there]) in (place, there) for place in places):
         raise BadSettingError(f"{source.url} and {target}: one is the other, or lies in it; name another directory")
 
 
