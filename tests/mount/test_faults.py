@@ -382,7 +382,7 @@ def test_a_store_that_is_away_for_a_while(tmp_path: Path, instead: str) -> None:
                 os.rename(mount.path / "moved.tmp", mount.path / "moved")
             done = run("commit", mount.path)
             assert done.returncode == 1
-            assert [line.split(":")[2].strip() for line in done.stderr.splitlines()] == ["a", "new"], done.stderr
+            assert sorted(line.split(":")[2].strip() for line in done.stderr.splitlines()) == ["a", "new"], done.stderr
         assert (mount.path / "new/000000.json").read_text() == '{"label": 7}'
         assert (mount.path / "moved.tmp/000000.json").read_text() == '{"label": 7}'
         assert (mount.path / "a/000000.json").read_text() == '{"label": 70}'

@@ -94,7 +94,7 @@ class TestWhatIsLeftOfOlderVersions:
         said: list[dict[str, Any]] = []
         driver = open_store(rewritten).driver
         assert isinstance(driver, Collecting)
-        put = driver._storage.put  # type: ignore[attr-defined]
+        put = driver.storage.put  # type: ignore[attr-defined]
 
         def watched(name: str, write: Callable[[Any], None], **how: Any) -> Any:
             def wrote(file: Any) -> None:
@@ -104,7 +104,7 @@ class TestWhatIsLeftOfOlderVersions:
 
             return put(name, wrote, **how)
 
-        driver._storage.put = watched  # type: ignore[attr-defined]
+        driver.storage.put = watched  # type: ignore[attr-defined]
         driver.write_records(Key("c"), [Value({"label": 3}, "0")], base=None)
         kept = [one for one in said if one["kind"] != "superseded"]
         assert {one["state"] for one in kept} == {"kept"}

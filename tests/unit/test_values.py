@@ -354,7 +354,11 @@ def test_the_json_is_strict_and_one_line() -> None:
     json.loads(data, parse_constant=refuse)
 
 
-@pytest.mark.parametrize("value", [object(), datetime.timedelta(1), range(3), {1: object()}, [np.array([1])]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), datetime.timedelta(1), range(3), {1: object()}, [np.array([1])]],
+    ids=["object", "timedelta", "range", "dict", "list"],
+)
 def test_what_has_no_form_is_refused(value: Any) -> None:
     with pytest.raises(DamagedShardError):
         light_json.to_json(value, light_json.no_lift, ())
