@@ -122,5 +122,6 @@ class TestTreeFar(TreeSuite):
         return [*place, *self.cache]
 
 
+@pytest.mark.skipif(os.environ.get("SHARDFS_ALL_FEATURES") != "1", reason="SHARDFS_ALL_FEATURES=1 runs it: a minute")
 class TestTreeFarUncached(TestTreeFar):
     cache = ("--cache-size", "0")
