@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from shardfs.drivers.linked import Object
+from shardfs.errors import NotWritableError
 from shardfs.model import Entry, Key, Version
 from shardfs.storage.base import Reader, Storage
 from shardfs.values import Buffer, Tree
@@ -262,6 +263,29 @@ class Tidying(Protocol):
     def tidy(self) -> None:
         """Remove unfinished writes that the last `entries` came across and of which it is known that nobody goes on
         with them. What cannot be removed stays."""
+
+
+class ReadOnly:
+    """What a Driver answers that nothing can be written through."""
+
+    writable = False
+    appends = False
+    why: str
+    """The reason, for messages."""
+
+    def write(self, key: Key, samples: Iterable[Any]) -> None:
+        raise NotWritableError(self.why)
+
+    def write_records(
+        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
+    ) -> Entry:
+        raise NotWritableError(self.why)
+
+    def settle(self, key: Key, noted: str) -> Entry | None:
+        raise NotWritableError(self.why)
+
+    def remove(self, key: Key) -> None:
+        raise NotWritableError(self.why)
 
 
 class Driver(Protocol):

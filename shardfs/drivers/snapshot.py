@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
-from shardfs.drivers.base import Driver, Grow, NewRecord, Note, Shard, ShardReader
-from shardfs.errors import MissingKeyError, NotWritableError, StaleShardError, StorageError
+from shardfs.drivers.base import Driver, Grow, ReadOnly, Shard, ShardReader
+from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Entry, Key
 
 T = TypeVar("T")
 
 
-class SnapshotDriver:
+class SnapshotDriver(ReadOnly):
     """The keys of `entries`, out of `inner`. A version that the store has no more is an error (ESTALE) that says so,
     and never other bytes. What else `inner` offers is offered, too."""
 
-    writable = False
-    appends = False
+    why = "a snapshot can only be read: open the store itself to write"
     partial = True
     """The store may hold other keys than are listed."""
 
@@ -65,21 +64,3 @@ class SnapshotDriver:
         except (StaleShardError, MissingKeyError) as error:
             text = f"{entry.key} is not in the store any more as the snapshot has it: {error}"
             raise StorageError(text, errno.ESTALE) from error
-
-    def write(self, key: Key, samples: Iterable[Any]) -> None:
-        _refuse()
-
-    def write_records(
-        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
-    ) -> Entry:
-        _refuse()
-
-    def settle(self, key: Key, noted: str) -> Entry | None:
-        _refuse()
-
-    def remove(self, key: Key) -> None:
-        _refuse()
-
-
-def _refuse() -> NoReturn:
-    raise NotWritableError("a snapshot can only be read: open the store itself to write")

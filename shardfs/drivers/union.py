@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NoReturn
 
-from shardfs.drivers.base import Driver, Grow, NewRecord, Note, Shard, ShardReader
-from shardfs.errors import MissingKeyError, NotWritableError
+from shardfs.drivers.base import Driver, Grow, ReadOnly, Shard, ShardReader
+from shardfs.errors import MissingKeyError
 from shardfs.model import Entry, Key
 
 
-class UnionDriver:
+class UnionDriver(ReadOnly):
     """The keys of all `members`, each behind its member's name and a `/`. The names are not prefixes of one another."""
 
+    why = "several stores that are shown as one can only be read here: open the one that you mean"
     name = "union"
-    writable = False
-    appends = False
 
     def __init__(self, members: Mapping[str, Driver], problems: Iterable[str] = ()) -> None:
         self._members = dict(members)
@@ -64,24 +62,6 @@ class UnionDriver:
                 return driver, replace(entry, key=Key(entry.key[len(name) + 1 :]))
         raise MissingKeyError(f"no key {entry.key!r}")
 
-    def write(self, key: Key, samples: Iterable[Any]) -> None:
-        _refuse()
-
-    def write_records(
-        self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
-    ) -> Entry:
-        _refuse()
-
-    def settle(self, key: Key, noted: str) -> Entry | None:
-        _refuse()
-
-    def remove(self, key: Key) -> None:
-        _refuse()
-
 
 def _below(name: str, entry: Entry) -> Entry:
     return replace(entry, key=Key(f"{name}/{entry.key}"))
-
-
-def _refuse() -> NoReturn:
-    raise NotWritableError("several stores that are shown as one can only be read here: open the one that you mean")
