@@ -34,6 +34,7 @@ from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
 from shardfs.tables import Identity
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree, NewDirectory
+from shardfs.whole_tables import WholeTables
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 """Flags of open(2) of which each wants to change the file."""
@@ -94,7 +95,8 @@ class Vfs:
         kept = None if narrowing is None else narrowing.columns
         self.light = LightFields(self._entry_now, cache.light, cache.tables.database, kept=kept)
         """The light fields of all samples, for who asks in a worker."""
-        self.control = ControlFiles(driver, self.tree, cache)
+        tables = WholeTables(self.tree, cache, self.light, self.refresh.listing, self.refresh.everything)
+        self.control = ControlFiles(driver, self.tree, cache, tables)
         """What is below `.shardfs`; its documents are for the mount to add."""
         self._handles: dict[int, _OpenDirectory] = {}
         self._gifts = Gifts()
@@ -104,7 +106,7 @@ class Vfs:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve only inside this block: it owns the loads."""
-        async with self.cache.running(), self.refresh.running():
+        async with self.cache.running(), self.refresh.running(), self.control.tables.running():
             yield
 
     def _entry_now(self, key: str) -> Entry:
