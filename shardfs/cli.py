@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
-from shardfs.commands.settings import CACHE_PLACE, FAR_AWAY, OPENING, SERVING, WRITING, add_settings
+from shardfs.commands.settings import CACHE_PLACE, FAR_AWAY, OPENING, SERVING, SETTINGS, WRITING, add_settings
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
-    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion"),
+    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "config"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
-        tell(f"{one_line(message)}; see {self.prog} --help")
+        tell(f"{one_line(message)}; see {self.prog} --help", 3)
         raise SystemExit(USAGE)
 
 
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
     _add_verify(commands.add_parser("verify", parents=looking, help="read every shard, and tell what is damaged"))
     _add_doctor(commands.add_parser("doctor", parents=[common], help="look for what keeps mounts from working here"))
+    _add_config(commands.add_parser("config", parents=[common], help="show every setting, and where it came from"))
     completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     completion.set_defaults(verbose=0)
@@ -106,6 +107,28 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="*", help="keys, with * and ? (default: all)")
     parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
     parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows each setting that a mount of STORE, or the mount NAME in config.toml, would have: its value, and where "
+        "that came from. Takes what mount takes, and mounts nothing. Without STORE it looks through the whole file."
+    )
+    parser.add_argument("store", metavar="STORE", nargs="?", help="a store as for mount, or NAME of config.toml")
+    _add_words(parser)
+    add_settings(parser, SETTINGS)
+    parser.add_argument("--json", action="store_true", help="a JSON object, as in MNT/.shardfs/config.json")
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPT,...",
+        help="the same settings as words, for fstab: memory=SIZE, no_index, ro, ...; fstab's own are ignored",
+    )
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -145,14 +168,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         "mountpoint", metavar="MNT", nargs="?", help="an empty directory, or one to be made (and removed at the end)"
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, log on stderr, tell systemd when ready")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPT,...",
-        help="the same settings as words, for fstab: memory=SIZE, no_index, ro, ...; fstab's own are ignored",
-    )
+    _add_words(parser)
     add_settings(parser, (*SERVING, *WRITING))
     parser.set_defaults(from_mount8=False)
 
@@ -339,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         status, text = explain(error, verbosity)
-        tell(text)
+        tell(text, 3)
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):  # it is the output that failed, or there is none
@@ -357,6 +373,11 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands.resolving import settle
 
         parsed.settled = settle(parsed)
+    elif parsed.command in ("umount", "commit", "status", "refresh") and parsed.mountpoint:
+        from shardfs.commands.resolving import mount_point_of
+
+        given = parsed.mountpoint
+        parsed.mountpoint = mount_point_of(given) if isinstance(given, str) else [*map(mount_point_of, given)]
     if parsed.command == "mount":
         from shardfs.commands import mount
 
@@ -405,6 +426,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import completion
 
         return completion.run(parsed, build_parser())
+    if parsed.command == "config":
+        from shardfs.commands import config
+
+        return config.run(parsed)
     if parsed.command in ("cache", "warm", "pin", "unpin"):
         from shardfs.commands import cache
 

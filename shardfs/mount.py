@@ -94,6 +94,8 @@ class MountOptions:
     fits the store."""
     metrics: str | None = None
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
+    log_format: str = "plain"
+    """How the lines of `.shardfs/log` look: one of log_formats.FORMATS."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was asked for, and where: for `.shardfs/config.json`."""
 
@@ -110,7 +112,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(kept_lines())
+        lines = stack.enter_context(kept_lines(options.log_format))
         area = stack.enter_context(contextlib.closing(_open_area(store, options))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:

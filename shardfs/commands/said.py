@@ -58,6 +58,9 @@ def from_flags(arguments: argparse.Namespace, taken: Sequence[str]) -> list[Said
         if given is not None:
             flag = setting.flag if given is not False else f"--no-{setting.flag[2:]}"
             found.append(Said(setting, given, FLAG, flag if setting.switch else f"{flag} {shown_url(given)}"))
+    if "log_level" in taken and arguments.log_level is None and arguments.verbose:
+        level = ("info", "debug")[min(arguments.verbose, 2) - 1]
+        found.append(Said(BY_NAME["log_level"], level, FLAG, "-" + "v" * arguments.verbose))
     return found
 
 
@@ -124,7 +127,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """What was meant, most likely; else all that there is."""
     plain = {one.rstrip("="): one for one in known}
     near = difflib.get_close_matches(word.replace("-", "_"), plain, 1)
-    return f"did you mean {plain[near[0]]}?" if near else f"known are: {', '.join(plain.values())}"
+    if near:
+        return f"did you mean {plain[near[0]]}?"
+    return f"known are: {', '.join(one for name, one in plain.items() if not name.startswith('no_'))}"
 
 
 def shown_url(text: object) -> str:

@@ -45,7 +45,7 @@ class Setting(NamedTuple):
     needs: str = ""
     """A switch without which it makes no sense."""
     against: str = ""
-    """A switch with which it makes no sense."""
+    """A switch, or `name=text`, with which it makes no sense, unless it is `off` itself."""
     is_for: str = ""
     """The only stores of which it says something; empty: all."""
     off: str = ""
@@ -82,6 +82,17 @@ OTHER_VARIABLES = frozenset(
 )
 """Variables that are no settings, and no mistakes either."""
 
+PRESETS = {
+    "browse": {"memory": "10%"},
+    "train": {
+        **{"memory": "50%", "arrays": "npy", "refresh": "immutable", "cache_raw": "always", "deadline": "300"},
+    },
+    "export": {
+        **{"memory": "10%", "arrays": "npy", "refresh": "immutable", "cache_raw": "off", "deadline": "300"},
+    },
+}
+"""What a profile says of other settings; docs/OPERATIONS.md has the reasons."""
+
 SHOWING = (
     Setting(
         "driver", "what kind of store it is, where that is unclear", "NAME", unsaid="what the store's content says"
@@ -97,6 +108,12 @@ SHOWING = (
         "show text fields in the .json (default) or as .txt files",
         choices=("json", "files"),
         default="json",
+    ),
+    Setting(
+        "profile",
+        "settings that fit looking around, training from it, or copying it out; what is said besides counts more",
+        choices=tuple(PRESETS),
+        unsaid="none",
     ),
 )
 
@@ -192,6 +209,7 @@ SERVING = (
         "WHEN",
         choices=("again", "always", "off"),
         unsaid="`off`, far away `again`",
+        against="cache_size=0",
     ),
     Setting(
         "snapshot",
@@ -214,6 +232,13 @@ SERVING = (
         "FILE",
         parse_path,
         unsaid="a file in `$XDG_STATE_HOME/shardfs/`; with `-f` standard error",
+    ),
+    Setting("log_format", "lines of the log for people, or as JSON", choices=("plain", "json"), default="plain"),
+    Setting(
+        "log_level",
+        "log what is at least so serious (-v: info, -vv: debug)",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
     ),
 )
 
