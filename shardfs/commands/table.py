@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     where = None if arguments.where is None else Where(arguments.where)
     format = _format(arguments)
     store = open_store(arguments.store, arguments.driver, **store_options(arguments), **cache_options(arguments))
-    if arguments.keys:
+    if arguments.keys is not None:
         store = store.choosing(arguments.keys)
     arrays = style(arguments.arrays, arguments.text)
     database = open_database(store, arrays)
