@@ -863,8 +863,8 @@ LIGHT_SHARD = 64 * MIB
 LIGHT_ROW = 256 * MIB
 """...and of all of it unpacked: ten million samples with a number."""
 
-LIGHT_HELD = 64 * MIB
-"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 10,000 samples with a few
+LIGHT_HELD = 32 * MIB
+"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 5,000 samples with a few
 fields, and the newest in any case."""
 
 LIGHT_MADE = 2

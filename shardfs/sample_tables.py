@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -77,18 +77,21 @@ class _Block:
 
     key: str
     names: list[str]
-    paths: list[list[str]]
-    sizes: list[list[int]]
+    starts: list[int]
+    """Where the files of each sample begin in the next two, and where the last one's end."""
+    paths: list[str]
+    sizes: list[int]
     light: LightColumns
 
     def lines(self) -> bytes:
         """As lines of JSON."""
         encode = json.encoder.encode_basestring
         begin = f'{{"key": {encode(self.key)}, "sample": '
+        paths, sizes = list(map(encode, self.paths)), self.sizes
         parts = [
             [
-                f'{begin}{encode(name)}, "paths": [{", ".join(map(encode, paths))}], "sizes": {sizes}'
-                for name, paths, sizes in zip(self.names, self.paths, self.sizes, strict=True)
+                f'{begin}{encode(name)}, "paths": [{", ".join(paths[at:end])}], "sizes": {sizes[at:end]}'
+                for name, (at, end) in zip(self.names, pairwise(self.starts), strict=True)
             ],
             *(self._members(name, shown) for name, shown in called(self.light.names).items()),
             _omitted_members(self.omitted()),
@@ -163,14 +166,16 @@ def _blocks(source: Source) -> Iterator[_Block]:
 def _block(shown: Shown, table: ShardTable, light: LightColumns, first: int) -> _Block:
     last = min(first + config.TABLE_ROWS, table.samples)
     starts = table.columns["file_start"][first : last + 1].tolist()
-    files = islice(table.listing(starts[0]), starts[-1] - starts[0])
-    names, paths, sizes = [], [], []
-    for sample in range(first, last):
-        found = [(name, size) for name, size, _ in islice(files, starts[sample - first + 1] - starts[sample - first])]
-        names.append(table.stem(sample).decode("utf-8"))
-        paths.append([f"{shown.path}/{name.decode('utf-8', 'surrogateescape')}" for name, _ in found])
-        sizes.append([size for _, size in found])
-    return _Block(shown.entry.key, names, paths, sizes, light.taken(np.arange(first, last)))
+    files = list(islice(table.listing(starts[0]), starts[-1] - starts[0]))
+    begin = f"{shown.path}/"
+    return _Block(
+        shown.entry.key,
+        [table.stem(sample).decode("utf-8") for sample in range(first, last)],
+        [start - starts[0] for start in starts],
+        [begin + name.decode("utf-8", "surrogateescape") for name, _, _ in files],
+        [size for _, size, _ in files],
+        light.taken(np.arange(first, last)),
+    )
 
 
 # --- Parquet ----------------------------------------------------------------------------------------------------------
@@ -284,12 +289,12 @@ def _schema(pa: Any, types: dict[str, str], omitted: bool) -> pa.Schema:
 
 
 def _batch(pa: Any, block: _Block, schema: Any, types: dict[str, str]) -> pa.RecordBatch:
-    count = len(block.names)
+    count, starts = len(block.names), pa.array(block.starts, pa.int32())
     columns: list[Any] = [
         pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([_text(block.key)])),
         pa.array(block.names, pa.string()),
-        pa.array([list(map(_text, paths)) for paths in block.paths], pa.list_(pa.string())),
-        pa.array(block.sizes, pa.list_(pa.int64())),
+        pa.ListArray.from_arrays(starts, pa.array(list(map(_text, block.paths)), pa.string())),
+        pa.ListArray.from_arrays(starts, pa.array(block.sizes, pa.int64())),
     ]
     for name, kind in types.items():
         codes, distinct = block.light.coded(name)

@@ -161,15 +161,19 @@ class WholeTables:
         state = await self._done(number)
         state.handles += 1
 
-    async def read(self, number: int, offset: int, size: int) -> bytes:
+    async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`, fewer only at the end: the same as ever for a number."""
         state = await self._done(number)
-        file = state.file
-        if file is None or offset >= state.size:
+        file, count = state.file, min(size, state.size - offset)
+        if file is None or count <= 0:
             return b""
+        buffer = bytearray(count)
+        with contextlib.suppress(OSError):  # not in the page cache, or nobody can tell
+            if os.preadv(file.fileno(), [buffer], offset, os.RWF_NOWAIT) == count:
+                return memoryview(buffer)
         state.handles += 1  # not let go while it is read
         try:
-            return await self._cache.in_worker(lambda: os.pread(file.fileno(), size, offset))
+            return await self._cache.in_worker(lambda: os.pread(file.fileno(), count, offset))
         finally:
             self.release(number)
 
