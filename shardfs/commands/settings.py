@@ -81,6 +81,7 @@ OTHER_VARIABLES = frozenset(
         *("ALL_FEATURES", "FAULTS", "KILLS", "KILLS_SEED", "LONG_FAULTS", "MODEL_SEED", "NO_FUSE", "SEAL_KILLS"),
         *("STAGING_KILLS", "STAGING_RUNS", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of the tests
         *("INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
+        "INTEROP_TABLES",
     )
 )
 """Variables that are no settings, and no mistakes either."""
