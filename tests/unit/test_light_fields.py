@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import os
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ import pytest
 
 from shardfs import config, index, light_reading
 from shardfs.errors import MissingKeyError
+from shardfs.index_db import IndexDb
+from shardfs.indexing import build_all, open_database
 from shardfs.light_columns import MISSING, OMITTED, JsonText, LightColumns
 from shardfs.light_fields import LightFields
 from shardfs.opening import open_store
@@ -140,8 +143,6 @@ def test_fields_without_end_are_left_out() -> None:
 
 
 def database_of(store: Store) -> Any:
-    from shardfs.indexing import open_database
-
     database = open_database(store, "png")
     assert database is not None
     return database
@@ -169,6 +170,36 @@ def test_a_mount_makes_them_once_and_finds_them_in_the_index_then(tmp_path: Path
         tree.ask(lambda: tree.vfs.refresh.everything())
         assert tree.vfs.light.values("k1", ("label",)) == [("cat",)]
     database.close()
+
+
+def test_an_exported_index_takes_them_along_and_a_replaced_shard_makes_them_anew(tmp_path: Path) -> None:
+    store = make(tmp_path / "s", SAMPLES, keys=3)
+    database = database_of(store)
+    assert build_all(store, database, "png", jobs=1).built == 3
+    assert database.versions(light=True) == {}
+    assert build_all(store, database, "png", jobs=1, light=True).built == 3
+    assert build_all(store, database, "png", jobs=1, light=True).kept == 3
+    database.export(tmp_path / "exported")
+    os.utime(tmp_path / "s/k1.gz")  # another version, of the same content
+    store.set(SAMPLES[:2], "k2")
+    other = IndexDb(tmp_path / "other", "squirrel auto png")
+    assert other.take(tmp_path / "exported") == 3
+    light = [other.get_light(entry, lambda: store.driver.mark(entry)) for entry in store.driver.entries()]  # noqa: B023
+    assert [None if found is None else found.samples for found in light] == [5, 5, None]
+    report = build_all(store, other, "png", jobs=1, light=True)
+    assert (report.built, report.kept) == (1, 2)
+    assert build_all(store, other, "png", jobs=1, light=True, check=True).differing == []
+    other.put_light(store.entry("k0"), LightColumns(5, {}), "")
+    assert build_all(store, other, "png", jobs=1, light=True, check=True).differing == ["k0"]
+    store.delete("k0")
+    assert build_all(store, other, "png", jobs=1, light=True).dropped == 1
+    assert sorted(other.versions(light=True)) == ["k1", "k2"]
+    published = IndexDb(tmp_path / "exported", "squirrel auto png", read_only=True)
+    carried = IndexDb(tmp_path / "third", "squirrel auto png", published=published)
+    entry = store.entry("k1")
+    assert carried.get_light(entry, lambda: store.driver.mark(entry)) is not None
+    for one in (database, other, carried):
+        one.close()
 
 
 def test_the_end_of_a_mount_ends_who_waits(tmp_path: Path) -> None:
