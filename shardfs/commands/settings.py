@@ -206,7 +206,6 @@ SERVING = (
         "cache_raw",
         "keep gzip and bzip2 shards decompressed in the cache on disk: always, again (those that had to be loaded "
         "again; default far away) or off (default on this machine)",
-        "WHEN",
         choices=("again", "always", "off"),
         unsaid="`off`, far away `again`",
         against="cache_size=0",
