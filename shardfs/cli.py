@@ -396,7 +396,7 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands.resolving import settle
 
         parsed.settled = settle(parsed)
-    elif parsed.command in ("umount", "commit", "status", "refresh") and parsed.mountpoint:
+    elif getattr(parsed, "mountpoint", None):
         from shardfs.commands.resolving import mount_point_of
 
         given = parsed.mountpoint

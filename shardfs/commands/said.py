@@ -26,7 +26,7 @@ HARMLESS = (
     "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime "
     "iversion noiversion mand nomand silent loud default_permissions"
 )
-HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
+HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=", "user=")
 
 _OF_SERVICES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
 """Ends of the variables that Kubernetes gives every container for each service: one of them may be called shardfs."""
