@@ -12,11 +12,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
-from shardfs.commands.settings import CACHE_PLACE, FAR_AWAY, OPENING, SERVING, SETTINGS, WRITING, add_settings
+from shardfs.commands.settings import (
+    CACHE_PLACE,
+    FAR_AWAY,
+    FILTERING,
+    OPENING,
+    SERVING,
+    SETTINGS,
+    WRITING,
+    add_settings,
+)
 
 COMMANDS = (
-    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
-    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "config"),
+    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "table", "index", "gc"),
+    *("convert", "cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "config"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -75,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ls(commands.add_parser("ls", parents=looking, help="list what a mount would show, without mounting"))
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
+    _add_table(commands.add_parser("table", parents=looking, help="write all samples as one table, without mounting"))
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
     _add_gc(commands.add_parser("gc", parents=[common], help="list and remove files that no key needs any more"))
     _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
@@ -169,7 +179,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, log on stderr, tell systemd when ready")
     _add_words(parser)
-    add_settings(parser, (*SERVING, *WRITING))
+    add_settings(parser, (*FILTERING, *SERVING, *WRITING))
     parser.set_defaults(from_mount8=False)
 
 
@@ -239,6 +249,16 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes a row for each sample of STORE: its key, its name, the paths and sizes of its files as below a mount "
+        "point, and its light fields. Shards that the index does not have with their light fields are read first."
+    )
+    parser.add_argument("--format", choices=("jsonl", "parquet"), help="default: by the name of FILE, else jsonl")
+    add_settings(parser, FILTERING)
+    parser.add_argument("-o", dest="output", metavar="FILE", help="a new file (default: standard output)")
+
+
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Reads every shard of STORE that the persistent index does not have in its present version, and keeps the "
@@ -246,6 +266,11 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
     parser.add_argument("--check", action="store_true", help="read every shard and compare with what the index has")
+    parser.add_argument(
+        "--light",
+        action="store_true",
+        help="also keep the light fields of samples, which views, filters and tables use",
+    )
     parser.add_argument("--export", dest="export_file", metavar="FILE", help="then write the index to FILE")
     parser.add_argument(
         "--publish", action="store_true", help="then put the index into the store, where every machine finds it"
@@ -425,6 +450,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import staging
 
         return staging.run(parsed)
+    if parsed.command == "table":
+        from shardfs.commands import table
+
+        return table.run(parsed)
     if parsed.command == "index":
         from shardfs.commands import index
 

@@ -53,6 +53,8 @@ def _row(name: str, one: Mapping[str, Any], file: ConfigFile) -> tuple[str, str,
         value = size(value)
     elif isinstance(value, bool):
         value = "on" if value else "off"
+    elif isinstance(value, list | tuple):
+        value = " ".join(value)
     elif isinstance(value, float):
         value = f"{value:g}"
     came, where = one.get("from", "command line"), one.get("where", "")

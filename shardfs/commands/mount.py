@@ -140,6 +140,11 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     from shardfs.opening import open_store
 
     values = request.values
+    where = None
+    if values["where"] is not None:
+        from shardfs.light_where import Where
+
+        where = Where(values["where"])  # before the store is asked for anything
     store = open_store(
         request.store, values["driver"], directory=request.directory, **request.remote, **_driver_options(request)
     )
@@ -147,6 +152,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         from shardfs.snapshots import at_snapshot
 
         store = at_snapshot(store, Path(values["snapshot"]))
+    if values["keys"] is not None:
+        store = store.choosing(values["keys"])
     try:
         from shardfs import mount
     except ImportError as error:
@@ -158,6 +165,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         cache=request.cache,
         metrics=values["metrics_addr"],
         log_format=values["log_format"],
+        where=where,
         settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)

@@ -17,6 +17,7 @@ from shardfs.commands.options import (
     parse_deadline,
     parse_disk_size,
     parse_path,
+    parse_patterns,
     parse_refresh,
     parse_size,
     parse_write_back,
@@ -48,6 +49,8 @@ class Setting(NamedTuple):
     """A switch, or `name=text`, with which it makes no sense, unless it is `off` itself."""
     is_for: str = ""
     """The only stores of which it says something; empty: all."""
+    many: bool = False
+    """Its flag may be given several times; elsewhere there is white space between the parts."""
     off: str = ""
     """The word of `-o` that turns a switch off, if that is not `no_` and its name."""
 
@@ -78,6 +81,7 @@ OTHER_VARIABLES = frozenset(
         *("ALL_FEATURES", "FAULTS", "KILLS", "KILLS_SEED", "LONG_FAULTS", "MODEL_SEED", "NO_FUSE", "SEAL_KILLS"),
         *("STAGING_KILLS", "STAGING_RUNS", "TESTS_FAR", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of tests
         *("INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
+        "INTEROP_TABLES",
     )
 )
 """Variables that are no settings, and no mistakes either."""
@@ -241,13 +245,42 @@ SERVING = (
     ),
 )
 
+FILTERING = (
+    Setting(
+        "keys",
+        "show only keys that fit a GLOB, whose * takes / too; may be given several times",
+        "GLOB",
+        parse_patterns,
+        unsaid="all keys",
+        against="rw",
+        many=True,
+    ),
+    Setting(
+        "where",
+        "show only samples for which EXPR is true: SQL over light fields, like label = 'cat'",
+        "EXPR",
+        unsaid="all samples",
+        against="rw",
+    ),
+)
+
 OPENING = (*SHOWING, *FAR_AWAY)
 """What every command takes that opens a store."""
 
-SETTINGS = (*OPENING, *SERVING, *WRITING)
+SETTINGS = (*OPENING, *FILTERING, *SERVING, *WRITING)
 """What a mount takes."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+class _Joined(argparse.Action):
+    """What was given several times, with white space between."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before} {values}")
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
@@ -259,7 +292,11 @@ def add_settings(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -
             )
         else:
             parser.add_argument(
-                setting.flag, metavar=setting.metavar, choices=setting.choices or None, help=setting.help
+                setting.flag,
+                metavar=setting.metavar,
+                choices=setting.choices or None,
+                action=_Joined if setting.many else "store",
+                help=setting.help,
             )
     before = parser.get_default("settings") or ()
     parser.set_defaults(settings=(*before, *(setting.name for setting in settings)))

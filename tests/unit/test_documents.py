@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 OPERATIONS = (REPOSITORY / "docs/OPERATIONS.md").read_text(encoding="utf-8")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
-OPENING = ("mount", "ls", "cat", "info", "index", "verify", "warm", "pin", "unpin", "staging recover")
+OPENING = ("mount", "ls", "cat", "info", "table", "index", "verify", "warm", "pin", "unpin", "staging recover")
 
 
 def section(title: str) -> str:
