@@ -367,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         helper = from_mount8(words, sys.argv[0])
         if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground
             return OK
-        parsed = build_parser().parse_args(words if helper is None else helper)
+        parsed = _parsed(words if helper is None else helper)
         parsed.from_mount8 = helper is not None
         verbosity = parsed.verbose
         return _run(parsed)
@@ -388,6 +388,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
 
 
+def _parsed(words: list[str]) -> argparse.Namespace:
+    """What the words say. For an option that there is not, the nearest one of the command is told."""
+    parser = build_parser()
+    parsed, unknown = parser.parse_known_args(words)
+    if not unknown:
+        return parsed
+    from shardfs.commands.completion import commands_of
+    from shardfs.commands.said import near, shown_url
+
+    path = tuple(getattr(parsed, name) for name in ("command", "work") if hasattr(parsed, name))
+    known = [
+        one
+        for command in commands_of(parser)
+        if command.path == path
+        for option in command.options
+        for one in option.option_strings
+    ]
+    options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+    meant = near(options[0], known) if options else None
+    hint = "" if meant is None else f"; did you mean {meant}?"
+    parser.error(f"unrecognized arguments: {' '.join(map(shown_url, unknown))}{hint}")
+
+
 def _drop_output() -> None:
     """The interpreter flushes stdout once more at its end, and must not find there what failed before."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -398,7 +421,7 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands.resolving import settle
 
         parsed.settled = settle(parsed)
-    elif parsed.command in ("umount", "commit", "status", "refresh") and parsed.mountpoint:
+    elif getattr(parsed, "mountpoint", None):
         from shardfs.commands.resolving import mount_point_of
 
         given = parsed.mountpoint

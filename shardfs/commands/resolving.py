@@ -151,7 +151,14 @@ def _may_count(one: Said, first: Mapping[str, Said], stores: Sequence[str]) -> b
         if one.for_all:
             return False
         raise BadSettingError(f"{one.shown} cannot be together with {other.shown}: leave one of the two out")
-    return _is_for(setting, stores, first) or not (one.for_all or one.source == saying.VARIABLE)
+    if _is_for(setting, stores, first):
+        return True
+    if one.for_all or one.source == saying.VARIABLE:
+        return False
+    if len(stores) == 1 and "+" not in stores[0].partition("://")[0]:  # else the store's own driver, or command, tells
+        what = "is on this machine" if "://" not in stores[0] else "is something else"
+        raise BadSettingError(f"{one.shown} is for {setting.is_for}; {saying.shown_url(stores[0])} {what}")
+    return True
 
 
 def _is_on(switch: str, first: Mapping[str, Said]) -> bool:

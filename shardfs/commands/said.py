@@ -26,7 +26,7 @@ HARMLESS = (
     "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime "
     "iversion noiversion mand nomand silent loud default_permissions"
 )
-HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
+HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=", "user=")
 
 _OF_SERVICES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
 """Ends of the variables that Kubernetes gives every container for each service: one of them may be called shardfs."""
@@ -125,11 +125,18 @@ def _variable(variable: str, names: Iterable[str]) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """What was meant, most likely; else all that there is."""
+    there = list(known)
+    meant = near(word.replace("-", "_"), there)
+    if meant is not None:
+        return f"did you mean {meant}?"
+    return f"known are: {', '.join(one for one in there if not one.startswith('no_'))}"
+
+
+def near(word: str, known: Iterable[str]) -> str | None:
+    """The word that is most like another, if one is."""
     plain = {one.rstrip("="): one for one in known}
-    near = difflib.get_close_matches(word.replace("-", "_"), plain, 1)
-    if near:
-        return f"did you mean {plain[near[0]]}?"
-    return f"known are: {', '.join(one for name, one in plain.items() if not name.startswith('no_'))}"
+    found = difflib.get_close_matches(word, plain, 1)
+    return plain[found[0]] if found else None
 
 
 def shown_url(text: object) -> str:

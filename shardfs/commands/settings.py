@@ -79,7 +79,7 @@ OTHER_VARIABLES = frozenset(
     for name in (
         *("STOCK_LOOP", "NO_SPIN", "NO_READ_AHEAD", "NO_PARTS", "NO_PREFILL", "STOCK_LISTING"),  # for comparing
         *("ALL_FEATURES", "FAULTS", "KILLS", "KILLS_SEED", "LONG_FAULTS", "MODEL_SEED", "NO_FUSE", "SEAL_KILLS"),
-        *("STAGING_KILLS", "STAGING_RUNS", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of the tests
+        *("STAGING_KILLS", "STAGING_RUNS", "TESTS_FAR", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of tests
         *("INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
         "INTEROP_TABLES",
     )
@@ -210,7 +210,6 @@ SERVING = (
         "cache_raw",
         "keep gzip and bzip2 shards decompressed in the cache on disk: always, again (those that had to be loaded "
         "again; default far away) or off (default on this machine)",
-        "WHEN",
         choices=("again", "always", "off"),
         unsaid="`off`, far away `again`",
         against="cache_size=0",

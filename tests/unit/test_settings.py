@@ -289,8 +289,22 @@ def test_what_is_said_for_all_counts_where_it_fits() -> None:
     web, _ = settled("mount", "https://h/x", "m")
     assert (web.endpoint, web.cache_dir) == (None, "/c")
     assert settled("mount", "/s", "m", "--cache-raw", "again")[0].cache_dir == "/c"
-    # for a mount that is named, and by whoever starts it, they are said in earnest: the store itself refuses them
-    assert settled("mount", "/s", "m", "--endpoint", "http://m")[0].endpoint == "http://m"
+
+
+@pytest.mark.parametrize(
+    ("store", "words", "said"),
+    [
+        ("/s", "--endpoint http://u:p@m", "--endpoint http://m is for s3://, gs:// and az://; /s is on this machine"),
+        ("/s", "-o deadline=9", "-o deadline=9 is for stores far away; /s is on this machine"),
+        ("/s", "--cache-size 1G", "--cache-size 1G is for stores far away, and with cache_raw; /s is on this machine"),
+        ("https://h/x", "--anonymous", "--anonymous is for s3://, gs:// and az://; https://h/x is something else"),
+        ("m", "", "offline = true ({file}, line 3, [mount.m]) is for stores far away; /data is on this machine"),
+    ],
+)
+def test_what_is_said_for_one_mount_must_fit_it(store: str, words: str, said: str) -> None:
+    path = write("[mount.m]\nstore = '/data'\noffline = true\nmountpoint = '/m'\n")
+    with pytest.raises(BadSettingError, match="^" + re.escape(said.format(file=path)) + "$"):
+        settled("mount", store, "/m", *words.split())
 
 
 def test_what_lost_its_ground_nearer_by_does_not_count() -> None:
@@ -375,7 +389,8 @@ def test_config_shows_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch:
     told = [show(capsys, *words) for words in (("m",), ("m", "--json"), ("/s",), ("/s", "--json"), ())]
     told.append(show(capsys, "m", "-o", "endpont=http://u:hidden6@h?hidden7"))
     told.append(show(capsys, "m", "--deadline", "http://u:hidden8@h"))
-    assert [status for status, _, _ in told] == [0, 0, 0, 0, 0, 2, 2]
+    told.append(show(capsys, "m", "--endpont", "http://u:hidden9@h", "--endpont=http://u:hidden9@h"))
+    assert [status for status, _, _ in told] == [0, 0, 0, 0, 0, 2, 2, 2]
     assert "hidden" not in "".join(out + err for _, out, err in told)
     assert "http://h" in told[0][1]
 
