@@ -840,3 +840,29 @@ DATABASE_TRIES = 5
 
 DATASTORE_OUTSIDE = 1_024
 """Experiments of which it is remembered that they refer to files of others: they seldom do."""
+
+# --- light fields beside the index ------------------------------------------------------------------------------------
+
+LIGHT_VALUE = 4 * 1024
+"""Bytes of one light value (a text, or a list or dict as JSON) that is kept beside the index: labels, captions and ids
+have less, and what has more is a document, which is read in its file."""
+
+LIGHT_JSON = 256 * 1024
+"""Bytes of a `.json` member of a WebDataset shard that is looked into for light fields."""
+
+LIGHT_FIELDS = 1_000
+LIGHT_NAME = 1_000
+"""Light fields of one shard, and characters of their names: more are no fields, but keys of data."""
+
+LIGHT_SHARD = 64 * MIB
+"""Bytes of different texts of one shard's light fields: 64 of the longest for each of 250 samples..."""
+
+LIGHT_ROW = 256 * MIB
+"""...and of all of it unpacked: ten million samples with a number."""
+
+LIGHT_HELD = 64 * MIB
+"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 10,000 samples with a few
+fields, and the newest in any case."""
+
+LIGHT_MADE = 2
+"""Shards whose light fields are made at once for who asks for those of all: one per core, as loads are."""

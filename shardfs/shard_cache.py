@@ -18,12 +18,13 @@ from typing import TypeVar
 
 import trio
 
-from shardfs import config, index
+from shardfs import config, index, light_reading
 from shardfs.damage import DamageList
 from shardfs.drivers.base import Driver, InMemory, Refilled, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
+from shardfs.light_columns import LightColumns
 from shardfs.model import Entry, Key
 from shardfs.raw_forms import RawForms
 from shardfs.room import Claim, Room
@@ -266,6 +267,21 @@ class ShardCache:
         if self._workers is None:
             raise StorageError("the mount is being ended")
         return await (self._workers.io(work) if size is None else self._workers.cpu(work, size))
+
+    def light(self, entry: Entry) -> LightColumns:
+        """Called in a worker: the light fields of a shard, which is loaded for that within the budget. Errors as
+        `shard`."""
+
+        async def work() -> LightColumns:
+            async with self.pinned(entry) as loaded:
+                table, reader = loaded.table, loaded.shard
+                return await self.in_worker(
+                    lambda: light_reading.of_reader(table, reader, self.arrays), table.raw_bytes
+                )
+
+        if self._workers is None:
+            raise StorageError("the mount is being ended")
+        return self._workers.asked(work)
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""

@@ -29,7 +29,8 @@ class Tables:
     def __init__(self, driver: Driver, budget: int, database: IndexDb | None) -> None:
         self._driver = driver
         self._budget = budget
-        self._database = database
+        self.database = self._database = database
+        """The persistent index, if there is one."""
         self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
         self._bytes = 0
         self._questions: dict[Identity, trio.Event] = {}

@@ -23,8 +23,9 @@ from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, Stora
 from shardfs.gifts import Gifts
 from shardfs.index import FolderTable, ShardTable
 from shardfs.index_db import IndexDb
+from shardfs.light_fields import LightFields
 from shardfs.listers import Listers, has_canary
-from shardfs.model import Entry
+from shardfs.model import Entry, Key
 from shardfs.read_ahead import ReadAhead
 from shardfs.refresh import Refresh
 from shardfs.shard_cache import Loaded, ShardCache
@@ -87,6 +88,8 @@ class Vfs:
             self.cache.on_evict = self._on_evict
         self.refresh = Refresh(driver, self.tree, self._supersede)
         """Watches the store; its interval is also how long the kernel may believe what it says of keys."""
+        self.light = LightFields(self._entry_now, cache.light, cache.tables.database)
+        """The light fields of all samples, for who asks in a worker."""
         self.control = ControlFiles(driver, self.tree, cache)
         """What is below `.shardfs`; its documents are for the mount to add."""
         self._handles: dict[int, _OpenDirectory] = {}
@@ -99,6 +102,13 @@ class Vfs:
         """Serve only inside this block: it owns the loads."""
         async with self.cache.running(), self.refresh.running():
             yield
+
+    def _entry_now(self, key: str) -> Entry:
+        """In any thread: the version that a key has now. MissingKeyError."""
+        found = self.tree.current(Key(key))
+        if found is None:
+            raise MissingKeyError(f"no key {key!r}")
+        return found.entry
 
     def _on_load(self, entry: Entry, loaded: Loaded) -> None:
         key = self.tree.current(entry.key)
