@@ -40,6 +40,13 @@ class Entries(NamedTuple):
     sizes: Numbers
     mtimes_ns: Numbers
 
+    @staticmethod
+    def alike(names: list[bytes], first: int, mtime_ns: int) -> Entries:
+        """Directories of one age, with numbers that follow one another."""
+        count = len(names)
+        numbers = np.arange(count, dtype=np.uint64) + np.uint64(first)
+        return Entries(names, numbers, np.zeros(count, np.uint64), np.full(count, mtime_ns, np.int64))
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -123,6 +130,16 @@ def first_files(table: ShardTable, pictures: bool = False) -> Chosen:
     return Chosen(files, _samples(table, files), table.columns["suffix"][files], rests)
 
 
+def text_files(table: ShardTable, fields: Sequence[str]) -> Chosen:
+    """The first file of each sample that is the text of one of these fields: `labels.txt`, or a member `txt`."""
+    wanted = {b"txt", *(names.escape(field).encode("utf-8") + b".txt" for field in fields)}
+    keep = np.array([suffix in wanted for suffix in table.suffixes] or [False], bool)
+    files = np.flatnonzero(keep[table.columns["suffix"]]).astype(np.uint32)
+    samples, first = np.unique(_samples(table, files), return_index=True)
+    files = files[first]
+    return Chosen(files, samples, np.zeros(len(files), np.uint32), [b"txt"])
+
+
 def _rank(suffix: bytes) -> int:
     ext = extension(suffix).lower()
     return _PICTURE if ext in IMAGES else _BESIDE if ext in _SECONDARY else _HEAVY
@@ -172,10 +189,13 @@ class KeyFiles:
         longest = table.digits if table.stems is None else int(np.diff(table.stems.starts).max(initial=0))
         room = config.NAME_MAX - len(prefix) - longest - 1
         self.rests = rests
-        self.rest = _narrow(rests.numbers([_fitted(rest, room) for rest in chosen.rests])[chosen.rest])
+        used, rest = np.unique(chosen.rest, return_inverse=True)
+        shown = [_fitted(chosen.rests[number], room) for number in used.tolist()]
+        self.rest = _narrow(rests.numbers(shown)[rest]) if shown else rest.astype(np.uint8)
         self.files = table.same_as(chosen.files)
         """Numbers of the files in the table; of what is made for a sample, the sample's."""
         self.samples = _narrow(chosen.samples)
+        self._rising = bool(np.all(self.samples[1:] >= self.samples[:-1]))
         lengths = table.columns["length"][chosen.files]
         self.sizes = _narrow(lengths + table.prefix_sizes[table.columns["prefix"][chosen.files]])
         self.base: Inode | None = None
@@ -194,7 +214,7 @@ class KeyFiles:
     def add_made(self, base: Inode, samples: Numbers, sizes: Numbers, rest: bytes) -> None:
         """Files of these samples that are none of the table, behind the others."""
         before, count = len(self.files), len(samples)
-        self.base = base
+        self.base, self._rising = base, False
         self.made = np.arange(before + count) >= before
         self.files = np.concatenate((self.files, samples.astype(np.uint32)))
         self.samples = _narrow(np.concatenate((self.samples, samples)))
@@ -219,7 +239,7 @@ class KeyFiles:
         if sample is None:
             return []
         found: list[int] = []
-        if self.made is None:
+        if self._rising:
             low = int(np.searchsorted(self.samples, sample))
             high = int(np.searchsorted(self.samples, sample, "right"))
             places: Sequence[int] = range(low, high)
