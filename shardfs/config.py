@@ -896,3 +896,7 @@ for a batch."""
 
 VIEW_TEXTS = 32 * MIB
 """Generated texts and layouts of tars held in memory: those of the newest key in any case."""
+
+VIEW_LASTING = 600.0
+"""Seconds for which a name in a view over all keys may be believed: the kernel is told when it means another file, but
+a notice may be lost where there are too many of them."""

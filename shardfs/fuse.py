@@ -327,12 +327,12 @@ class Operations(pyfuse3.Operations):
             entries = rows.batch(at, min(at + bulk.room, len(rows)))
             more = bulk.add(entries, after + 1, plus)
             if plus:
-                self._vfs.listed(entries.inodes[:more])
+                self._vfs.handed_out(entries.inodes[:more])
             break
         if accepted:
             first = start - len(listing.head)
             assert rows is not None
-            self._vfs.listed(rows.batch(first, first + accepted).inodes)
+            self._vfs.handed_out(rows.batch(first, first + accepted).inodes)
 
     @handler
     async def releasedir(self, fh: int) -> None:

@@ -296,7 +296,8 @@ class FolderTable(ShardTable):
         return None if file is None else self._first_with[file]
 
     def same_as(self, files: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.frombuffer(self._first_with, np.uint32)[files]
+        same: np.ndarray[Any, Any] = np.frombuffer(self._first_with, np.uint32)[files]
+        return same
 
     def is_folder(self, number: int) -> bool:
         return number >= self.files

@@ -96,7 +96,7 @@ class MountOptions:
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
     view: str = ""
     """The view that the root shows, as `views.names.parse` takes it; nothing for the keys."""
-    field: str | None = None
+    heavy: str | None = None
     """The heavy field that views show where there are several."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was asked for, and where: for `.shardfs/config.json`."""
@@ -121,7 +121,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
             stack.callback(database.close)
         vfs = build(store, options, database, area)
         vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
-        vfs.views.show(options.view, options.field)
+        vfs.views.show(options.view, options.heavy)
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))

@@ -386,7 +386,7 @@ class Vfs:
         """The same for a directory of a view, and whether its names are to come with attributes."""
         return self.views.listing(handle) if handle >= inodes.VIEWS else None
 
-    def listed(self, numbers: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
+    def handed_out(self, numbers: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
         """Count entries of many keys that a listing handed out together with their attributes."""
         slots, counts = np.unique(numbers >> np.uint64(inodes.BITS), return_counts=True)
         for slot, count in zip(slots.tolist(), counts.tolist(), strict=True):

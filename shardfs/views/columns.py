@@ -285,7 +285,7 @@ def _narrow(numbers: Numbers) -> Numbers:
 
 
 class Columns:
-    """The files of many keys, one key behind the other: columns over all of them, which the keys have their parts of."""
+    """The files of many keys, one key behind the other: columns over all of them, parts of which are the keys'."""
 
     def __init__(self, keys: Sequence[KeyFiles]) -> None:
         self.keys = keys

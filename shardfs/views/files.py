@@ -1,8 +1,8 @@
 """Views as a file system sees them: names, attributes, listings and contents, by inode number.
 
 Found by lookup below `.shardfs/views`, and one of them at the mount's root where that is asked for. Each lookup of a
-view that was not looked at before makes a place for it; what is in it is made when somebody looks into it. Knows nothing
-of FUSE.
+view that was not looked at before makes a place for it; what is in it is made when somebody looks into it. Knows
+nothing of FUSE.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from shardfs.errors import BadSettingError, StaleShardError, StorageError
 from shardfs.listers import Listers
 from shardfs.model import Inode
 from shardfs.tree import KeyDirectory
-from shardfs.values import Buffer
 from shardfs.views.gathered import Sources
 from shardfs.views.mirrored import Hf, Tars
 from shardfs.views.names import PLAIN, View, parse
@@ -47,7 +46,7 @@ GATHERED = ("by", "flat", "yolo")
 _ALL = Owner(0, -1, None)
 """Who has the number of the directory of all views."""
 
-Content = Callable[[KeyDirectory, int, int, int], Awaitable[Buffer]]
+Content = Callable[[KeyDirectory, int, int, int], Awaitable[bytes | memoryview]]
 """Of a key's file, by its number in the table: from an offset on so many bytes, fewer only at its end."""
 
 
@@ -217,7 +216,7 @@ class ViewFiles:
         self._common.key(owner.what)
         return inode
 
-    async def read(self, handle: int, offset: int, size: int) -> Buffer:
+    async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`, fewer only at the end: the same for a handle as ever, or ESTALE; and the
         errors of reading the samples' files."""
         _, owner, number = self._owner(handle)
@@ -230,7 +229,7 @@ class ViewFiles:
             text = (await self._common.sources.labels(key, table))[number]
             return memoryview(text)[offset : offset + size]
         layout = await self._common.tars.layout(key, table)
-        made: list[Buffer] = []
+        made: list[bytes | memoryview] = []
         for piece in layout.pieces(table, offset, offset + size):
             if piece.file < 0:
                 made.append(piece.data)
@@ -256,7 +255,7 @@ class ViewFiles:
             self._ranges.drop(gone)
         self._common.hf.drop(slot)
         self._common.tars.drop(slot)
-        self._common.sources.texts.pop(slot, None)
+        self._common.sources.label_texts.pop(slot, None)
         return told
 
 

@@ -49,7 +49,7 @@ class Sources:
     table: Callable[[KeyDirectory], Awaitable[ShardTable]]
     """The table of a key's version. ESTALE where the store has another, and the errors of `ShardCache.table`."""
     names: KeyNames = field(default_factory=KeyNames)
-    texts: dict[int, texts.Texts] = field(default_factory=dict)
+    label_texts: dict[int, texts.Texts] = field(default_factory=dict)
     """Generated label texts, by slot, oldest first: config.VIEW_TEXTS bytes of them at most."""
 
     async def values(
@@ -68,13 +68,13 @@ class Sources:
 
     async def labels(self, key: KeyDirectory, table: ShardTable) -> texts.Texts:
         """The label texts of a key's samples."""
-        known = self.texts.pop(key.slot, None)
+        known = self.label_texts.pop(key.slot, None)
         if known is None:
             values = await self.values(key, table, lambda names: [name for name in texts.LABELS if name in names])
             known = texts.Texts(texts.labels(values, table.samples))
-        self.texts[key.slot] = known
-        while sum(one.nbytes for one in self.texts.values()) > config.VIEW_TEXTS and len(self.texts) > 1:
-            del self.texts[next(iter(self.texts))]
+        self.label_texts[key.slot] = known
+        while sum(one.nbytes for one in self.label_texts.values()) > config.VIEW_TEXTS and len(self.label_texts) > 1:
+            del self.label_texts[next(iter(self.label_texts))]
         return known
 
 
@@ -120,8 +120,8 @@ class Gathered:
         return self._index
 
     async def index(self) -> Index:
-        """What is shown, made if need be. EFBIG for what is too much, and the errors of what a shard is read for; but one
-        that is damaged is left out, and said to be (as for who looks into its directory)."""
+        """What is shown, made if need be. EFBIG for what is too much, and the errors of what a shard is read for; but
+        one that is damaged is left out, and said to be (as for who looks into its directory)."""
         found = self.now()
         if found is not None:
             return found

@@ -128,7 +128,7 @@ class Tars:
         self._sizes.pop(slot, None)
 
 
-# --- tree ---------------------------------------------------------------------------------------------------------------
+# --- tree -------------------------------------------------------------------------------------------------------------
 
 Child = tuple[bytes, int, bool]
 """Name of an entry of a sample's directory, its number in the table (of a directory: among the directories), and

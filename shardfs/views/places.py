@@ -16,7 +16,7 @@ from shardfs import config, inodes
 from shardfs.attributes import Attributes
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.index import ShardTable
-from shardfs.model import Inode
+from shardfs.model import Inode, Key
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory
 from shardfs.views.columns import Entries, Rows, file_attributes, rows_of
 from shardfs.views.gathered import LABELS as LABEL_PATH
@@ -180,7 +180,7 @@ class GatheredPlace(Place):
         head, dot, rest = name.partition(b".")
         sources = self.common.sources
         for key, stem in sources.names.splits(head) if dot else ():
-            known = sources.tree.current(key)
+            known = sources.tree.current(Key(key))
             found = None if known is None else index.find(path, known.slot, stem, rest)
             if known is not None and found is not None:
                 return known, *found
@@ -261,7 +261,9 @@ class MirroredPlace(Place):
     def _named(self, above: Directory) -> dict[bytes, AnyDirectory]:
         if self.view.kind not in ("wds", "raw"):
             return dict(above.children)
-        made = {name: below for name, below in above.children.items() if isinstance(below, Directory)}
+        made: dict[bytes, AnyDirectory] = {
+            name: below for name, below in above.children.items() if isinstance(below, Directory)
+        }
         for name, below in above.children.items():
             if isinstance(below, KeyDirectory) and (self.view.kind == "wds" or self.common.raw(below) is not None):
                 end = TAR if self.view.kind == "wds" else self.common.raw_name(below)

@@ -1,9 +1,9 @@
 """What views generate as text: `metadata.jsonl` of `hf`, label files of `yolo`. Synchronous, for workers.
 
-Out of light fields and names of files. Sources: Hugging Face datasets 4, packaged_modules/folder_based_builder (a column
-`file_name` is the picture, `X_file_name` the picture of column X, `X_file_names` a list of them; all files of one data
-set must have the same columns); Ultralytics 8, data/utils.py (`labels` in place of `images` and `.txt` in place of the
-extension; a line `class x y width height` or `class x1 y1 x2 y2 …` for each object, as parts of the picture's size).
+Out of light fields and names of files. Sources: Hugging Face datasets 4, packaged_modules/folder_based_builder (a
+column `file_name` is the picture, `X_file_name` the picture of column X, `X_file_names` a list of them; all files of
+one data set must have the same columns); Ultralytics 8, data/utils.py (`labels` in
+place of `images` and `.txt` in place of the extension; a line `class x y width height` or `class x1 y1 x2 y2 …` for each object, as parts of the picture's size).
 Knows nothing of inode numbers, caches or mounts.
 """
 
