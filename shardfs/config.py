@@ -900,3 +900,18 @@ VIEW_TEXTS = 32 * MIB
 VIEW_LASTING = 600.0
 """Seconds for which a name in a view over all keys may be believed: the kernel is told when it means another file, but
 a notice may be lost where there are too many of them."""
+
+WHERE_LENGTH = 4_000
+WHERE_FIELDS = 64
+WHERE_DEPTH = 100
+"""Characters of a filter, fields that it speaks of, and how deep it is nested: people write a hundredth of that."""
+
+WHERE_VALUE = 2 * MIB
+WHERE_PATTERN = 1_000
+"""Bytes of a text that is made while a filter is evaluated, and of a pattern: matching may take their product."""
+
+WHERE_SECONDS = 20.0
+"""Seconds for all samples of one key: a million take a few, and a filter that takes more is none to wait for."""
+
+WHERE_MASKS = 64 * MIB
+"""Bytes of what is remembered of which samples are shown, a bit each: half a billion samples."""

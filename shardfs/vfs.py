@@ -27,8 +27,10 @@ from shardfs.gifts import Gifts
 from shardfs.index import FolderTable, ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.light_fields import LightFields
+from shardfs.light_where import Where
 from shardfs.listers import Listers, has_canary
 from shardfs.model import Entry, Key
+from shardfs.narrowing import Narrowing
 from shardfs.read_ahead import ReadAhead
 from shardfs.refresh import Refresh
 from shardfs.shard_cache import Loaded, ShardCache
@@ -95,7 +97,9 @@ class Vfs:
             self.cache.on_evict = self._on_evict
         self.refresh = Refresh(driver, self.tree, self._supersede)
         """Watches the store; its interval is also how long the kernel may believe what it says of keys."""
-        self.light = LightFields(self._entry_now, cache.light, cache.tables.database)
+        narrowing = cache.tables.narrowing
+        kept = None if narrowing is None else narrowing.columns
+        self.light = LightFields(self._entry_now, cache.light, cache.tables.database, kept=kept)
         """The light fields of all samples, for who asks in a worker."""
         self.control = ControlFiles(driver, self.tree, cache)
         """What is below `.shardfs`; its documents are for the mount to add."""
@@ -539,7 +543,10 @@ def build_vfs(
     database: IndexDb | None = None,
     read_ahead: bool = True,
     parts: bool = True,
+    where: Where | None = None,
 ) -> Vfs:
-    """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
-    cache = ShardCache(store.driver, budget, arrays, database, parts)
+    """The file system of a store, or of the samples that `where` is true for: lists its keys, touches no shard.
+    StorageError, BadStoreError."""
+    narrowing = None if where is None else Narrowing(where, arrays, database)
+    cache = ShardCache(store.driver, budget, arrays, database, parts, narrowing=narrowing)
     return Vfs(store.driver, cache, uid, gid, read_ahead)
