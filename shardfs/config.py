@@ -455,6 +455,9 @@ READ_AHEAD_WASTE = 4
 READ_AHEAD_SHARE = 4
 """A shard is loaded ahead only if it takes no more than one part in this many of the budget."""
 
+CONFIG_FILE = MIB
+"""Bytes of a configuration file that are read at most: thousands of mounts."""
+
 LOG_BYTES = 4 * MIB
 """Size of the log file of a mount in the background; one older one is kept beside it."""
 
