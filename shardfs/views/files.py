@@ -257,8 +257,3 @@ class ViewFiles:
         self._common.tars.drop(slot)
         self._common.sources.label_texts.pop(slot, None)
         return told
-
-
-def check_view(text: str) -> str:
-    """The same, if there is such a view. BadSettingError."""
-    return parse(text).text

@@ -30,18 +30,21 @@ class View:
 
     @property
     def text(self) -> str:
-        return f"{BY}:{','.join(map(names.escape, self.fields))}" if self.fields else self.kind
+        """As `parse` takes it: one text for each view."""
+        fields = (names.escape(field).replace(",", "%2C").replace(":", "%3A") for field in self.fields)
+        return f"{BY}:{','.join(fields)}" if self.fields else self.kind
 
 
 def parse(text: str) -> View:
-    """`by:FIELD[,FIELD]` or one of PLAIN. In a field's name `%2C` is a comma, `%2F` a slash. BadSettingError."""
+    """`by:FIELD[,FIELD]` or one of PLAIN. A colon does for a comma, as options of mount(8) cannot hold one; in a
+    field's name these are `%2C` and `%3A`, and a slash is `%2F`. BadSettingError."""
     if text in PLAIN:
         return View(text)
     kind, colon, rest = text.partition(":")
     if kind != BY or not colon:
         raise BadSettingError(f"no view {text!r}: there are by:FIELD[,FIELD], {', '.join(PLAIN)}")
     try:
-        fields = tuple(names.unescape(part) for part in rest.split(","))
+        fields = tuple(names.unescape(part) for part in rest.replace(":", ",").split(","))
     except ValueError as error:
         raise BadSettingError(f"view {text!r}: {error}") from error
     if not all(fields) or len(set(fields)) != len(fields) or len(fields) > config.VIEW_LEVELS:

@@ -2,15 +2,16 @@
 
 Out of light fields and names of files. Sources: Hugging Face datasets 4, packaged_modules/folder_based_builder (a
 column `file_name` is the picture, `X_file_name` the picture of column X, `X_file_names` a list of them; all files of
-one data set must have the same columns); Ultralytics 8, data/utils.py (`labels` in
-place of `images` and `.txt` in place of the extension; a line `class x y width height` or `class x1 y1 x2 y2 …` for each object, as parts of the picture's size).
-Knows nothing of inode numbers, caches or mounts.
+one data set must have the same columns); Ultralytics 8, data/utils.py (`labels` in place of `images` and `.txt` in
+place of the extension; a line `class x y width height` or `class x1 y1 x2 y2 …` for each object, as parts of the
+picture's size). Knows nothing of inode numbers, caches or mounts.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ FILE_NAME, FILE_NAMES = "file_name", "file_names"
 
 LABELS = ("labels", "label", "yolo", "txt")
 """Fields that hold the text of a label file, or a list of boxes; the first one that does is taken."""
+
+
+_LABEL_LINES = re.compile(r"(?:[ \t]*\d+(?:[ \t]+[-+0-9.eE]+)+[ \t]*\r?(?:\n|\Z)|[ \t\r]*\n)*")
+"""Lines of a class and numbers; none at all is a picture with nothing on it."""
 
 
 class Texts:
@@ -101,7 +106,8 @@ def metadata(key: KeyFiles, values: dict[str, list[Light]]) -> bytes:
     """A line for each sample: the names of its files, then its light fields. Where all files of the key are of one
     field, that is called `file_name`.
 
-    What has no JSON (no number, infinity) is null. A light field that is called as one of the files' is left out: it is
+    A sample without any of these files has no line, where others have: the loader wants a picture for each. What has
+    no JSON (no number, infinity) is null. A light field that is called as one of the files' is left out: it is
     in the sample's `.json`.
     """
     fields = [_field(rest) for rest in key.rests.texts]
@@ -109,6 +115,8 @@ def metadata(key: KeyFiles, values: dict[str, list[Light]]) -> bytes:
     lines, pointers = [], _pointers(key, fields, single)
     for sample in range(key.all_samples):
         said = pointers[sample]
+        if not said and len(key):
+            continue
         members = [f"{json.dumps(name)}: {text}" for name, text in said.items()]
         for name, column in values.items():
             value = column[sample]
@@ -171,14 +179,15 @@ def labels(values: dict[str, list[Light]], samples: int) -> list[bytes | None]:
 
 
 def label_text(value: Light) -> bytes | None:
-    """A text as it is; a list of lists of numbers as lines. None for anything else."""
+    """A text of such lines as it is; a list of lists of numbers as such lines. None for anything else: a class or a
+    caption is no label file."""
     if isinstance(value, JsonText):
         try:
             rows = json.loads(value)
         except ValueError:
             return None
         return _lines(rows)
-    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else None
+    return value.encode() if isinstance(value, str) and _LABEL_LINES.fullmatch(value) else None
 
 
 def _lines(rows: Any) -> bytes | None:
