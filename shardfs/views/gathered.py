@@ -106,6 +106,7 @@ class Gathered:
         self._parts: dict[int, _Part | None] = {}
         self._rests = Rests()
         self._paths: dict[Path, int] = {}
+        self._values: dict[tuple[type, object], Path] = {}
         self._lock = trio.Lock()
         self._index: Index | None = None
         self._changes = -1
@@ -213,11 +214,23 @@ class Gathered:
         paths: list[Path] = [()]
         for name in self._view.fields:
             codes, distinct = light.coded(name)
-            shown = [directory_of(value) for value in distinct]
-            unique, combined = np.unique(combined * len(shown) + codes, return_inverse=True)
+            if len(self._view.fields) == 1:
+                combined, paths = codes, [self._directory(value) for value in distinct]
+                break
+            unique, combined = np.unique(combined * len(distinct) + codes, return_inverse=True)
+            shown = [self._directory(value)[0] for value in distinct]
             paths = [(*paths[both // len(shown)], shown[both % len(shown)]) for both in unique.tolist()]
         groups = np.array([self._number(path) for path in paths], np.int32)
         return _Part(files, groups[combined][files.samples])
+
+    def _directory(self, value: object) -> Path:
+        """The directory of a value, as a path of one name: most values come again with each key."""
+        known = self._values.get((type(value), value))
+        if known is None:
+            known = (directory_of(value),)
+            if len(self._values) < config.VIEW_DIRECTORIES:
+                self._values[type(value), value] = known
+        return known
 
     def _files(self, key: KeyDirectory, table: ShardTable, chosen: Chosen) -> KeyFiles:
         return KeyFiles(key, table, self._sources.names.name(key.entry.key) + b"-", chosen, self._rests)
