@@ -191,6 +191,9 @@ class GatheredPlace(Place):
         for asked in (False, True):
             index = await self.gathered.index()
             if name in index.children(path):
+                await refresh.listing()  # the kernel asks for directories again and again, and for files in them seldom
+                index = await self.gathered.index()
+            if name in index.children(path):
                 return self._directory((*path, name))
             found = self._find(index, path, name)
             if found is not None:
