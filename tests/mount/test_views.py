@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from webdataset import tariterators
 
 from shardfs.opening import open_store
 from tests.conformance.tree_suite import write_msgpack
@@ -94,9 +95,9 @@ def test_tars_are_read_by_whoever_reads_tars(place: tuple[Path, Path], tmp_path:
 
 
 def test_the_webdataset_library_reads_them(place: tuple[Path, Path]) -> None:
-    webdataset = pytest.importorskip("webdataset")
-    tar = place[1] / ".shardfs/views/wds/many/1.tar"
-    samples = list(webdataset.WebDataset(str(tar), shardshuffle=False))
+    with open(place[1] / ".shardfs/views/wds/many/1.tar", "rb") as stream:
+        files = tariterators.tar_file_expander([{"url": "", "stream": stream}])
+        samples = list(tariterators.group_by_keys(files))
     assert len(samples) == 240
     assert samples[7]["__key__"] == "000007"
     assert samples[7]["image.jpg"] == picture(7)
