@@ -20,10 +20,13 @@ import numpy as np
 import pytest
 
 from shardfs.opening import open_store
-from tests.conformance.tree_suite import MLTRAQ, SQUIRREL, STREAMING, array, case_paths, write_msgpack
+from tests.conformance.superduper_stores import url_of
+from tests.conformance.tree_suite import DATA, MLTRAQ, SQUIRREL, STREAMING, array, case_paths, write_msgpack
 from tests.conformance.trees import Tree, fails, wait_for
+from tests.conformance.webdataset_suite import written
 
 VIEWS = ("by:label", "by:split,label", "flat", "tree", "hf", "yolo", "wds", "raw")
+SUPERDUPER = DATA / "superduper" / "0.10.0"
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(50))
 
 
@@ -128,6 +131,35 @@ class ViewSuite:
                 files = check_view(tree, view, plain) if case != "msgpack_damaged" or view in ("flat", "raw") else {}
                 if view == "flat":
                     assert len(files) == sum(len(tree.names(key)) for key in _keys(tree)) or system == "mltraq"
+
+    def test_every_view_of_rows_with_directories_in_them(self) -> None:
+        with self.serve(url_of(SUPERDUPER)) as tree:
+            plain = plain_files(tree)
+            for view in ("flat", "tree", "hf", "yolo", "wds", "by:id"):
+                files = check_view(tree, view, plain)
+                if view in ("flat", "tree"):
+                    assert sorted(files.values()) == sorted(tree.read(path) for path in _paths(tree))
+
+    def test_every_view_of_stored_tars(self, tmp_path: Path) -> None:
+        samples = [
+            {"__key__": f"s-{at}.x/y", "jpg": picture(at), "cls": at % 2, "json": {"n": at}, "txt": "0 1 1 1 1"}
+            for at in range(6)
+        ]
+        written(tmp_path / "t.tar", samples)
+        with self.serve(tmp_path) as tree:
+            plain = plain_files(tree)
+            for view in VIEWS:
+                check_view(tree, view, plain)
+            by = tree.names(".shardfs/views/by:cls")
+            assert by == ["0", "1"]
+            assert tree.names(".shardfs/views/by:n")[:2] == ["0", "1"]
+            (name, *_) = tree.names(".shardfs/views/by:cls/1")
+            assert tree.read(f".shardfs/views/by:cls/1/{name}") == picture(1)
+            labels = tree.names(".shardfs/views/yolo/labels")
+            assert tree.read(f".shardfs/views/yolo/labels/{labels[0]}") == b"0 1 1 1 1"
+            assert tree.stat(f".shardfs/views/yolo/labels/{labels[0]}").ino in plain
+            assert tree.names(".shardfs/views/raw") == ["t.tar"]
+            assert tree.read(".shardfs/views/raw/t.tar") == (tmp_path / "t.tar").read_bytes()
 
     @pytest.mark.parametrize("view", VIEWS)
     def test_every_view_of_whatever_samples(self, view: str, tmp_path: Path) -> None:
@@ -310,6 +342,11 @@ class ViewSuite:
                     assert one.size == other.size
                 with fails(errno.ENOENT):
                     tree.stat("nothing")
+
+
+def _paths(tree: Tree) -> list[str]:
+    """The files of the plain tree, all names of each."""
+    return [path for name in tree.names("") for path, found in walk(tree, name) if not found.is_dir]
 
 
 def _keys(tree: Tree, path: str = "") -> Iterator[str]:
