@@ -12,11 +12,20 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
-from shardfs.commands.settings import CACHE_PLACE, FAR_AWAY, OPENING, SERVING, WRITING, add_settings
+from shardfs.commands.settings import (
+    CACHE_PLACE,
+    FAR_AWAY,
+    FILTERING,
+    OPENING,
+    SERVING,
+    SETTINGS,
+    WRITING,
+    add_settings,
+)
 
 COMMANDS = (
-    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
-    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion"),
+    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "table", "index", "gc"),
+    *("convert", "cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "config"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -27,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
-        tell(f"{one_line(message)}; see {self.prog} --help")
+        tell(f"{one_line(message)}; see {self.prog} --help", 3)
         raise SystemExit(USAGE)
 
 
@@ -75,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ls(commands.add_parser("ls", parents=looking, help="list what a mount would show, without mounting"))
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
+    _add_table(commands.add_parser("table", parents=looking, help="write all samples as one table, without mounting"))
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
     _add_gc(commands.add_parser("gc", parents=[common], help="list and remove files that no key needs any more"))
     _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
@@ -91,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
         pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
     _add_verify(commands.add_parser("verify", parents=looking, help="read every shard, and tell what is damaged"))
     _add_doctor(commands.add_parser("doctor", parents=[common], help="look for what keeps mounts from working here"))
+    _add_config(commands.add_parser("config", parents=[common], help="show every setting, and where it came from"))
     completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     completion.set_defaults(verbose=0)
@@ -106,6 +117,28 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="*", help="keys, with * and ? (default: all)")
     parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
     parser.add_argument("--json", action="store_true", help="a JSON object")
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows each setting that a mount of STORE, or the mount NAME in config.toml, would have: its value, and where "
+        "that came from. Takes what mount takes, and mounts nothing. Without STORE it looks through the whole file."
+    )
+    parser.add_argument("store", metavar="STORE", nargs="?", help="a store as for mount, or NAME of config.toml")
+    _add_words(parser)
+    add_settings(parser, SETTINGS)
+    parser.add_argument("--json", action="store_true", help="a JSON object, as in MNT/.shardfs/config.json")
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPT,...",
+        help="the same settings as words, for fstab: memory=SIZE, no_index, ro, ...; fstab's own are ignored",
+    )
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -145,15 +178,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         "mountpoint", metavar="MNT", nargs="?", help="an empty directory, or one to be made (and removed at the end)"
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, log on stderr, tell systemd when ready")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPT,...",
-        help="the same settings as words, for fstab: memory=SIZE, no_index, ro, ...; fstab's own are ignored",
-    )
-    add_settings(parser, (*SERVING, *WRITING))
+    _add_words(parser)
+    add_settings(parser, (*FILTERING, *SERVING, *WRITING))
     parser.set_defaults(from_mount8=False)
 
 
@@ -223,6 +249,16 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes a row for each sample of STORE: its key, its name, the paths and sizes of its files as below a mount "
+        "point, and its light fields. Shards that the index does not have with their light fields are read first."
+    )
+    parser.add_argument("--format", choices=("jsonl", "parquet"), help="default: by the name of FILE, else jsonl")
+    add_settings(parser, FILTERING)
+    parser.add_argument("-o", dest="output", metavar="FILE", help="a new file (default: standard output)")
+
+
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Reads every shard of STORE that the persistent index does not have in its present version, and keeps the "
@@ -230,6 +266,11 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
     parser.add_argument("--check", action="store_true", help="read every shard and compare with what the index has")
+    parser.add_argument(
+        "--light",
+        action="store_true",
+        help="also keep the light fields of samples, which views, filters and tables use",
+    )
     parser.add_argument("--export", dest="export_file", metavar="FILE", help="then write the index to FILE")
     parser.add_argument(
         "--publish", action="store_true", help="then put the index into the store, where every machine finds it"
@@ -326,7 +367,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         helper = from_mount8(words, sys.argv[0])
         if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground
             return OK
-        parsed = build_parser().parse_args(words if helper is None else helper)
+        parsed = _parsed(words if helper is None else helper)
         parsed.from_mount8 = helper is not None
         verbosity = parsed.verbose
         return _run(parsed)
@@ -339,12 +380,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         status, text = explain(error, verbosity)
-        tell(text)
+        tell(text, 3)
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):  # it is the output that failed, or there is none
             _drop_output()
         return status
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    """What the words say. For an option that there is not, the nearest one of the command is told."""
+    parser = build_parser()
+    parsed, unknown = parser.parse_known_args(words)
+    if not unknown:
+        return parsed
+    from shardfs.commands.completion import commands_of
+    from shardfs.commands.said import near, shown_url
+
+    path = tuple(getattr(parsed, name) for name in ("command", "work") if hasattr(parsed, name))
+    known = [
+        one
+        for command in commands_of(parser)
+        if command.path == path
+        for option in command.options
+        for one in option.option_strings
+    ]
+    options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+    meant = near(options[0], known) if options else None
+    hint = "" if meant is None else f"; did you mean {meant}?"
+    parser.error(f"unrecognized arguments: {' '.join(map(shown_url, unknown))}{hint}")
 
 
 def _drop_output() -> None:
@@ -357,6 +421,11 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands.resolving import settle
 
         parsed.settled = settle(parsed)
+    elif getattr(parsed, "mountpoint", None):
+        from shardfs.commands.resolving import mount_point_of
+
+        given = parsed.mountpoint
+        parsed.mountpoint = mount_point_of(given) if isinstance(given, str) else [*map(mount_point_of, given)]
     if parsed.command == "mount":
         from shardfs.commands import mount
 
@@ -381,6 +450,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import staging
 
         return staging.run(parsed)
+    if parsed.command == "table":
+        from shardfs.commands import table
+
+        return table.run(parsed)
     if parsed.command == "index":
         from shardfs.commands import index
 
@@ -405,6 +478,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import completion
 
         return completion.run(parsed, build_parser())
+    if parsed.command == "config":
+        from shardfs.commands import config
+
+        return config.run(parsed)
     if parsed.command in ("cache", "warm", "pin", "unpin"):
         from shardfs.commands import cache
 

@@ -863,8 +863,8 @@ LIGHT_SHARD = 64 * MIB
 LIGHT_ROW = 256 * MIB
 """...and of all of it unpacked: ten million samples with a number."""
 
-LIGHT_HELD = 64 * MIB
-"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 10,000 samples with a few
+LIGHT_HELD = 32 * MIB
+"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 5,000 samples with a few
 fields, and the newest in any case."""
 
 LIGHT_MADE = 2
@@ -918,3 +918,24 @@ WHERE_SECONDS = 20.0
 
 WHERE_MASKS = 64 * MIB
 """Bytes of what is remembered of which samples are shown, a bit each: half a billion samples."""
+
+TABLE_ROWS = 10_000
+TABLE_GROUP = 100_000
+"""Samples that are made into rows at once, and that stand together in a row group of a Parquet file: some tens of
+megabytes, and what readers of Parquet like to have."""
+
+TABLE_FIELDS = 2_000
+"""Columns of a Parquet file: each is held for a whole row group, and readers take long over more."""
+
+TABLE_BYTES = 8 << 30
+"""Bytes of all tables of whole stores together that a mount keeps on disk: thirty million samples of 250."""
+
+TABLE_LOOK = 64 * MIB
+"""After so many bytes of a table it is looked whether the disk still has CACHE_MIN_FREE left."""
+
+TABLE_STATES = 16
+"""Tables that are kept: the newest of each name, and those that somebody has open."""
+
+TABLE_PATIENCE = 300.0
+"""Seconds that who asks for a table waits for it to be made: it goes on meanwhile, and `status` says how far it is. A
+million samples out of the index take a few seconds; who waits in the kernel cannot be interrupted."""

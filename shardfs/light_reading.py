@@ -39,7 +39,8 @@ from shardfs.light_columns import (
 )
 from shardfs.values import Buffer, Tree
 
-_SMALL = range(-(1 << 63), 1 << 63)
+_LARGEST = 1 << 63
+_PLAIN = frozenset((type(None), str, bool, int, float))
 
 _NUMBERS = frozenset(("cls", "cls2", "class", "count", "index", "inx", "id"))
 _TEXTS = frozenset(("txt", "text", "transcript"))
@@ -162,7 +163,11 @@ class Builder:
         """The next sample; `raw` is what the positions in its tree count in. DamagedShardError."""
         if type(tree) is dict:
             for key, value in tree.items():
-                if type(key) is str and not values.is_file(value):
+                if type(key) is not str:
+                    continue
+                if type(value) in _PLAIN:  # what nearly all are
+                    self._add(key, value)
+                elif not values.is_file(value):
                     self._add(key, self._light(key, value, tree, raw))
         elif not values.is_file(tree):
             self._add(layout.VALUE, self._light(layout.VALUE, tree, tree, raw))
@@ -180,13 +185,12 @@ class Builder:
         return LightColumns(self._samples, columns, len(self._left_out))
 
     def _light(self, key: str, value: Any, tree: Tree, raw: Buffer) -> Light:
-        kind = type(value)
-        if kind is str or kind is float or kind is bool or value is None:
+        if type(value) in _PLAIN:
             return value
         if isinstance(value, np.generic):
             return self._light(key, light_json.plain_number(value), tree, raw)
         if isinstance(value, int):
-            return int(value) if value in _SMALL else JsonText(int(value))
+            return int(value)
         if isinstance(value, datetime.datetime | datetime.date | datetime.time):
             return value.isoformat()
         if isinstance(value, uuid.UUID | decimal.Decimal | str):
@@ -223,8 +227,13 @@ class Builder:
         if kind is str:
             kinds.append(self._text(growing, IS_TEXT, value))
         elif kind is int:
-            kinds.append(IS_INT)
-            growing.ints.append(value)
+            if -_LARGEST <= value < _LARGEST:
+                kinds.append(IS_INT)
+                growing.ints.append(value)
+            elif value.bit_length() > 3 * config.LIGHT_VALUE:  # before it is written with digits, which takes long
+                kinds.append(IS_OMITTED)
+            else:
+                kinds.append(self._text(growing, IS_JSON, str(value)))
         elif kind is float:
             kinds.append(IS_FLOAT)
             growing.floats.append(value)
@@ -264,10 +273,10 @@ def _number(text: str) -> Light:
         value = int(text)
     except ValueError:
         return text.strip()
-    return value if value in _SMALL else JsonText(value)
+    return value
 
 
 def _of_json(value: Any) -> Light:
     if type(value) is dict or type(value) is list:
         return JsonText(json.dumps(value, ensure_ascii=False))
-    return value if type(value) is not int or value in _SMALL else JsonText(value)
+    return value

@@ -68,10 +68,12 @@ class Narrowing:
 
     def columns(self, entry: Entry, columns: LightColumns) -> LightColumns:
         """The light fields of the samples that are shown, of those of all. StorageError as `Where.matches`."""
+        return columns.taken(np.flatnonzero(self.shown(entry, columns)))
+
+    def shown(self, entry: Entry, columns: LightColumns) -> Numbers:
+        """For each sample of a shard with these light fields whether it is shown. StorageError as `Where.matches`."""
         shown = self._remembered(entry)
-        if shown is None or len(shown) != columns.samples:
-            shown = self._evaluated(entry, columns)
-        return columns.taken(np.flatnonzero(shown))
+        return self._evaluated(entry, columns) if shown is None or len(shown) != columns.samples else shown
 
     def _remembered(self, entry: Entry) -> Numbers | None:
         with self._lock:

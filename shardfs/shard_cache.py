@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -270,6 +270,10 @@ class ShardCache:
             raise StorageError("the mount is being ended")
         return await (self._workers.io(work) if size is None else self._workers.cpu(work, size))
 
+    def table_in_thread(self, entry: Entry) -> ShardTable:
+        """`table`, called in a worker."""
+        return self._from_worker(lambda: self.table(entry))
+
     def light(self, entry: Entry) -> LightColumns:
         """Called in a worker: the light fields of a shard, which is loaded for that within the budget. Errors as
         `shard`."""
@@ -281,6 +285,9 @@ class ShardCache:
                     lambda: light_reading.of_reader(table, reader, self.arrays), table.raw_bytes
                 )
 
+        return self._from_worker(work)
+
+    def _from_worker(self, work: Callable[[], Awaitable[T]]) -> T:
         if self._workers is None:
             raise StorageError("the mount is being ended")
         return self._workers.asked(work)

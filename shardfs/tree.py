@@ -98,7 +98,7 @@ class KeyTree:
         self._slot_numbers = itertools.count(1)
         self.stored_bytes = 0
         self.changes = 0
-        """Rises with each key that comes, goes or is replaced."""
+        """Rises with each key that comes, goes or gets another version."""
         self.update(entries)
 
     def update(self, entries: Iterable[Entry]) -> list[KeyDirectory]:
@@ -325,6 +325,14 @@ class KeyTree:
     def slots(self) -> Sequence[KeyDirectory]:
         """All keys, in the order in which they came."""
         return list(self._keys.values())
+
+    def path(self, directory: AnyDirectory) -> str:
+        """The names that lead from the root to a directory."""
+        parts = []
+        while directory is not self.root:
+            parts.append(directory.name.decode("utf-8", "surrogateescape"))
+            directory = self._by_inode[directory.parent]
+        return "/".join(reversed(parts))
 
     def walk(self, path: str) -> tuple[AnyDirectory | None, str]:
         """The directory a path inside the tree leads to, and what of the path is left (a file's name) behind it."""

@@ -41,6 +41,7 @@ from shardfs.views.files import NAME as VIEWS_NAME
 from shardfs.views.files import ViewFiles
 from shardfs.views.gathered import Sources
 from shardfs.views.places import Listing
+from shardfs.whole_tables import WholeTables
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 """Flags of open(2) of which each wants to change the file."""
@@ -101,7 +102,8 @@ class Vfs:
         kept = None if narrowing is None else narrowing.columns
         self.light = LightFields(self._entry_now, cache.light, cache.tables.database, kept=kept)
         """The light fields of all samples, for who asks in a worker."""
-        self.control = ControlFiles(driver, self.tree, cache)
+        tables = WholeTables(self.tree, cache, self.light, self.refresh.listing, self.refresh.everything)
+        self.control = ControlFiles(driver, self.tree, cache, tables)
         """What is below `.shardfs`; its documents are for the mount to add."""
         self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
         """Told of names that may mean other files by now: for making the kernel forget them."""
@@ -115,7 +117,7 @@ class Vfs:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve only inside this block: it owns the loads."""
-        async with self.cache.running(), self.refresh.running():
+        async with self.cache.running(), self.refresh.running(), self.control.tables.running():
             yield
 
     def _views(self) -> ViewFiles:

@@ -82,13 +82,14 @@ class ConfigFile:
         return f"{self.path} has no [{MOUNTS}.{name}]; {hint}"
 
     def shown(self, path: tuple[str, ...]) -> str:
-        """Where something stands."""
-        return f"{path[-1]} ({self.where(path)})"
+        """What has this path, and where it stands."""
+        name = f"[{'.'.join(path)}]" if len(path) == 2 else path[-1]
+        return f"{name} ({self.where(path)})"
 
     def where(self, path: tuple[str, ...]) -> str:
         """File, line and section of what has this path."""
         line = next((self.lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in self.lines), None)
-        section = f", [{'.'.join(path[:-1])}]" if len(path) > 1 else ""
+        section = f", [{'.'.join(path[:-1])}]" if len(path) > 2 else ""
         return f"{self.path}{'' if line is None else f', line {line}'}{section}"
 
     def _section(self, name: str) -> dict[str, Any]:
@@ -158,14 +159,14 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
     found: dict[tuple[str, ...], int] = {}
     section: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
-        header = _HEADER.fullmatch(line)
+        header, begun = _HEADER.fullmatch(line), _LINE.match(line)
+        path: tuple[str, ...] = ()
         if header:
-            section = _path(header[1])
-            found.setdefault(section, number)
-            continue
-        begun = _LINE.match(line)
-        if begun:
-            found.setdefault((*section, *_path(begun[1])), number)
+            path = section = _path(header[1])
+        elif begun:
+            path = (*section, *_path(begun[1]))
+        for end in range(1, len(path) + 1):
+            found.setdefault(path[:end], number)
     return found
 
 

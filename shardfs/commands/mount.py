@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import logging
 import os
 import shlex
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from shardfs import background, config, daemon
-from shardfs.commands import OK, explain, tell
+from shardfs.commands import OK, explain, tell, under_journal
+from shardfs.commands.effective import absolute_store, default_log, facts_of
 from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.resolving import Settled
-from shardfs.commands.said import FILE, shown_url
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
+from shardfs.log_formats import LEVELS, formatter
 from shardfs.storage.urls import SCHEMES
 
 NO_PYFUSE3 = (
@@ -70,33 +70,9 @@ def _request(arguments: argparse.Namespace, settled: Settled) -> Request:
         remote=remote,
         cache=cache,
         values={name: one.value for name, one in settled.holds.items()},
-        settings=settings_of(arguments, settled),
+        settings=facts_of(arguments),
         verbosity=arguments.verbose,
     )
-
-
-def settings_of(arguments: argparse.Namespace, settled: Settled) -> dict[str, dict[str, Any]]:
-    """Each setting of a mount, its value, and where it came from; with them what is mounted, and where."""
-    shown = {
-        "store": shown_url(absolute_store(arguments.store)),
-        "mountpoint": daemon.resolved(arguments.mountpoint),
-    }
-    places = {
-        name: {"value": value, **({"from": FILE, "where": settled.places[name]} if name in settled.places else {})}
-        for name, value in shown.items()
-    }
-    return {**places, **settled.facts()}
-
-
-def absolute_store(text: str) -> str:
-    """The same store from whatever directory it is opened. BadStoreError, BadSettingError for a URL of no driver."""
-    if "://" not in text:
-        return os.path.abspath(os.path.expanduser(text))
-    if "+" not in text.partition("://")[0]:
-        return text
-    from shardfs.opening import absolute_url  # what drivers are there is not to be known for any other
-
-    return absolute_url(text)
 
 
 def _foreground(request: Request, shown: str) -> int:
@@ -108,38 +84,55 @@ def _foreground(request: Request, shown: str) -> int:
         except MountError as error:
             logging.getLogger("shardfs").error("%s", error)
             return
-        _say_ready(request, shown)
+        say(_ready_text(request, shown))
         daemon.notify("READY=1")
 
-    _log_to(request.values["log"], request.verbosity)
-    # a thread: the mount cannot be asked by the thread that serves it
-    _serve(request, lambda: threading.Thread(target=announce, name="announce", daemon=True).start())
+    _log_to(request)
+    say = tell
+    if request.values["log_format"] == "json" and request.values["log"] is None:
+        say = _log_always  # who reads JSON on stderr reads nothing else there
+    try:
+        # a thread: the mount cannot be asked by the thread that serves it
+        _serve(request, lambda: threading.Thread(target=announce, name="announce", daemon=True).start())
+    except Exception as error:
+        if say is tell:
+            raise
+        status, text = explain(error, request.verbosity)
+        say(text, 3)
+        return status
     return OK
+
+
+def _log_always(text: str, priority: int = 6) -> None:
+    """As `tell`, as a line of the log whatever its level is."""
+    log = logging.getLogger("shardfs")
+    level = logging.ERROR if priority < 4 else logging.INFO
+    log.handle(log.makeRecord(log.name, level, "", 0, text, (), None))
 
 
 def _background(request: Request, shown: str) -> int:
     def serve(ready: Callable[[], None]) -> None:
-        _log_to(request.values["log"], request.verbosity, default_log(request.mountpoint), in_background=True)
+        _log_to(request, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
     started = background.start(serve, lambda error: explain(error, request.verbosity), request.values["log"])
     if isinstance(started, background.Failure):
-        tell(started.text)
+        tell(started.text, 3)
         return started.code
     try:
         daemon.prove(daemon.resolved(request.mountpoint))
     except BaseException:
         background.end(started)
         raise
-    _say_ready(request, shown)
+    tell(_ready_text(request, shown))
     return OK
 
 
-def _say_ready(request: Request, shown: str) -> None:
+def _ready_text(request: Request, shown: str) -> str:
     from shardfs.storage.urls import without_secrets
 
     store = without_secrets(request.store) if "://" in request.store else request.store
-    tell(f"mounted {store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}")
+    return f"mounted {store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}"
 
 
 def _serve(request: Request, ready: Callable[[], None]) -> None:
@@ -147,6 +140,11 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
     from shardfs.opening import open_store
 
     values = request.values
+    where = None
+    if values["where"] is not None:
+        from shardfs.light_where import Where
+
+        where = Where(values["where"])  # before the store is asked for anything
     store = open_store(
         request.store, values["driver"], directory=request.directory, **request.remote, **_driver_options(request)
     )
@@ -154,6 +152,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         from shardfs.snapshots import at_snapshot
 
         store = at_snapshot(store, Path(values["snapshot"]))
+    if values["keys"] is not None:
+        store = store.choosing(values["keys"])
     try:
         from shardfs import mount
     except ImportError as error:
@@ -166,6 +166,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         metrics=values["metrics_addr"],
         view=values["view"] or "",
         heavy=values["field"],
+        log_format=values["log_format"],
+        where=where,
         settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)
@@ -183,20 +185,10 @@ def _driver_options(request: Request) -> dict[str, str]:
     return {"size_limit": limit}
 
 
-def default_log(mountpoint: str) -> Path | None:
-    """Where a mount in the background logs unless it is told: a file named after the mount point."""
-    base = config.base_directory("XDG_STATE_HOME", "~/.local/state")
-    if base is None:
-        return None
-    path = os.fsencode(mountpoint)
-    name = os.fsdecode(path.strip(b"/").replace(b"/", b"-")[-150:])
-    return base / "shardfs" / f"{name}-{hashlib.sha256(path).hexdigest()[:8]}.log"
-
-
-def _log_to(path: str | None, verbosity: int, default: Path | None = None, in_background: bool = False) -> None:
-    """Log to `path`, or to a file at `default` that is bounded, or to stderr where there is one."""
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+def _log_to(request: Request, default: Path | None = None, in_background: bool = False) -> None:
+    """Log to the file that was asked for, or to one at `default` that is bounded, or to stderr where there is one."""
     handler: logging.Handler = logging.StreamHandler()
+    path = request.values["log"]
     if path is not None:
         handler = logging.FileHandler(path, encoding="utf-8")
     elif in_background and default is None:
@@ -210,5 +202,5 @@ def _log_to(path: str | None, verbosity: int, default: Path | None = None, in_ba
         except OSError:
             handler = logging.NullHandler()  # a home that cannot be written to is no reason not to mount
     to_file = type(handler) is not logging.StreamHandler
-    pattern = "%(asctime)s %(process)d %(levelname)s %(message)s" if to_file else "shardfs: %(message)s"
-    logging.basicConfig(level=level, format=pattern, handlers=[handler])
+    handler.setFormatter(formatter(request.values["log_format"], to_file=to_file, journal=under_journal()))
+    logging.basicConfig(level=LEVELS[request.values["log_level"]], handlers=[handler])

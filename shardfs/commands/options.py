@@ -50,6 +50,14 @@ def parse_path(text: str) -> str:
     return os.path.abspath(os.path.expanduser(text))
 
 
+def parse_patterns(text: str) -> tuple[str, ...]:
+    """Patterns of keys, white space between them."""
+    patterns = tuple(text.split())
+    if not patterns:
+        raise BadSettingError("write a pattern, like 'train/*'")
+    return patterns
+
+
 def parse_disk_size(text: str) -> str:
     """A size, 0 or a share of a disk that is not known yet: `cache_options` makes bytes of it."""
     if text != "0":

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shardfs import daemon
 from shardfs.commands import said as saying
-from shardfs.commands.config_file import MOUNTS, ConfigFile, read_config_file
-from shardfs.commands.said import DEFAULT, FILE, FLAG, Said
-from shardfs.commands.settings import BUCKETS, BY_NAME, FAR, KEEPING, Setting
+from shardfs.commands.config_file import MOUNTS, PLACES, ConfigFile, read_config_file
+from shardfs.commands.said import DEFAULT, FILE, FLAG, PRESET, Said
+from shardfs.commands.settings import BUCKETS, BY_NAME, FAR, KEEPING, PRESETS, Setting
 from shardfs.errors import BadSettingError
 
 
@@ -44,7 +45,7 @@ class Holds:
         if self.said is not None and self.said.where is not None:
             made["where"] = self.said.where
         if self.unused is not None:
-            made["unused"] = self.unused.where or self.unused.shown
+            made["unused"] = self.unused.shown
         return made
 
 
@@ -74,6 +75,7 @@ def settle(arguments: argparse.Namespace, environment: Mapping[str, str] | None 
     contradictory, where it was said, and what is nearest to it."""
     taken: Sequence[str] = arguments.settings
     file = read_config_file()
+    for_all = file.for_all()
     name, places = _place(arguments, file)
     words, unasked = saying.from_words(getattr(arguments, "options", ()), getattr(arguments, "from_mount8", False))
     everything = [
@@ -81,9 +83,10 @@ def settle(arguments: argparse.Namespace, environment: Mapping[str, str] | None 
         *words,
         *saying.from_variables(os.environ if environment is None else environment),
         *(file.of(name) if name is not None else ()),
-        *file.for_all(),
+        *for_all,
     ]
     for_this = [one for one in everything if one.setting.name in taken]
+    for_this += [one for one in _preset(for_this) if one.setting.name in taken]
     holds = resolve([BY_NAME[one] for one in taken], for_this, _stores(arguments))
     for one in holds.values():
         setattr(arguments, one.setting.name, one.value)
@@ -106,6 +109,17 @@ def resolve(settings: Iterable[Setting], everything: Iterable[Said], stores: Seq
         value = setting.default if counts is None else values[id(counts)]
         made[setting.name] = Holds(setting, value, counts, unused.get(setting.name))
     return made
+
+
+def _preset(said: Iterable[Said]) -> list[Said]:
+    """What the profile that was asked for says."""
+    chosen = next((one for one in saying.in_order(said) if one.setting.name == "profile"), None)
+    if chosen is None or chosen.text not in PRESETS:  # which is told when it is looked at
+        return []
+    return [
+        Said(BY_NAME[name], text, PRESET, f"{name} = {text} (profile {chosen.text})", str(chosen.text), for_all=True)
+        for name, text in PRESETS[str(chosen.text)].items()
+    ]
 
 
 def _value(one: Said) -> Any:
@@ -132,11 +146,19 @@ def _may_count(one: Said, first: Mapping[str, Said], stores: Sequence[str]) -> b
             return False
         wanted = _as_said(BY_NAME[setting.needs], one.source)
         raise BadSettingError(f"{one.shown} is for writable mounts: give {wanted}, too")
-    if setting.against and _is_on(setting.against, first):
+    other = _against(setting, first)
+    if other is not None and one.text != "off":
         if one.for_all:
             return False
-        raise BadSettingError(f"{one.shown} is for reading: not with {first[setting.against].shown}")
-    return _is_for(setting, stores, first) or not (one.for_all or one.source == saying.VARIABLE)
+        raise BadSettingError(f"{one.shown} cannot be together with {other.shown}: leave one of the two out")
+    if _is_for(setting, stores, first):
+        return True
+    if one.for_all or one.source == saying.VARIABLE:
+        return False
+    if len(stores) == 1 and "+" not in stores[0].partition("://")[0]:  # else the store's own driver, or command, tells
+        what = "is on this machine" if "://" not in stores[0] else "is something else"
+        raise BadSettingError(f"{one.shown} is for {setting.is_for}; {saying.shown_url(stores[0])} {what}")
+    return True
 
 
 def _is_on(switch: str, first: Mapping[str, Said]) -> bool:
@@ -144,7 +166,14 @@ def _is_on(switch: str, first: Mapping[str, Said]) -> bool:
     return BY_NAME[switch].default is True if one is None else one.text is True
 
 
-_ORDER = (FLAG, saying.WORD, saying.VARIABLE, FILE, saying.PRESET)
+def _against(setting: Setting, first: Mapping[str, Said]) -> Said | None:
+    """What was said that a setting contradicts."""
+    name, equals, text = setting.against.partition("=")
+    other = first.get(name)
+    return other if other is not None and other.text == (text if equals else True) else None
+
+
+_ORDER = (FLAG, saying.WORD, saying.VARIABLE, FILE, PRESET)
 
 
 def _nearer(one: Said, other: Said) -> bool:
@@ -193,15 +222,24 @@ def _place(arguments: argparse.Namespace, file: ConfigFile) -> tuple[str | None,
     if not file.called(store):
         why = "" if "/" in store else f"{file.no_such(store)}; "
         raise BadSettingError(f"{why}to mount a store say where, too: shardfs mount STORE MNT")
-    name, wanted = store, ("store", "mountpoint") if without else ("store",)
-    places = {}
-    for what in wanted:
+    name, places = store, {}
+    for what in PLACES:
         value = file.place(name, what)
-        if value is None:
-            raise BadSettingError(f"{file.where((MOUNTS, name))} does not say {what}")
-        setattr(arguments, what, value)
-        places[what] = file.where((MOUNTS, name, what))
+        if value is None and (what == "store" or without):
+            raise BadSettingError(f"{file.shown((MOUNTS, name))} does not say {what}")
+        if value is not None and (what == "store" or getattr(arguments, what, None) is None):
+            setattr(arguments, what, value)
+            places[what] = file.where((MOUNTS, name, what))
     return name, places
+
+
+def mount_point_of(text: str) -> str:
+    """A mount point as a command got it: a path at which something is mounted, or else the name of a mount in the
+    configuration file, which stands for the mount point that it has there. BadSettingError."""
+    if "/" in text or daemon.mounted_at(daemon.resolved(text)) is not None:
+        return text
+    file = read_config_file()
+    return (file.place(text, "mountpoint") if file.called(text) else None) or text
 
 
 def may_name(text: str, file: ConfigFile) -> bool:

@@ -26,7 +26,7 @@ HARMLESS = (
     "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime "
     "iversion noiversion mand nomand silent loud default_permissions"
 )
-HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
+HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=", "user=")
 
 _OF_SERVICES = re.compile(r"(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
 """Ends of the variables that Kubernetes gives every container for each service: one of them may be called shardfs."""
@@ -58,6 +58,9 @@ def from_flags(arguments: argparse.Namespace, taken: Sequence[str]) -> list[Said
         if given is not None:
             flag = setting.flag if given is not False else f"--no-{setting.flag[2:]}"
             found.append(Said(setting, given, FLAG, flag if setting.switch else f"{flag} {shown_url(given)}"))
+    if "log_level" in taken and arguments.log_level is None and arguments.verbose:
+        level = ("info", "debug")[min(arguments.verbose, 2) - 1]
+        found.append(Said(BY_NAME["log_level"], level, FLAG, "-" + "v" * arguments.verbose))
     return found
 
 
@@ -122,9 +125,18 @@ def _variable(variable: str, names: Iterable[str]) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """What was meant, most likely; else all that there is."""
+    there = list(known)
+    meant = near(word.replace("-", "_"), there)
+    if meant is not None:
+        return f"did you mean {meant}?"
+    return f"known are: {', '.join(one for one in there if not one.startswith('no_'))}"
+
+
+def near(word: str, known: Iterable[str]) -> str | None:
+    """The word that is most like another, if one is."""
     plain = {one.rstrip("="): one for one in known}
-    near = difflib.get_close_matches(word.replace("-", "_"), plain, 1)
-    return f"did you mean {plain[near[0]]}?" if near else f"known are: {', '.join(plain.values())}"
+    found = difflib.get_close_matches(word, plain, 1)
+    return plain[found[0]] if found else None
 
 
 def shown_url(text: object) -> str:

@@ -17,6 +17,7 @@ from shardfs.commands.options import (
     parse_deadline,
     parse_disk_size,
     parse_path,
+    parse_patterns,
     parse_refresh,
     parse_size,
     parse_view,
@@ -46,9 +47,11 @@ class Setting(NamedTuple):
     needs: str = ""
     """A switch without which it makes no sense."""
     against: str = ""
-    """A switch with which it makes no sense."""
+    """A switch, or `name=text`, with which it makes no sense, unless it is `off` itself."""
     is_for: str = ""
     """The only stores of which it says something; empty: all."""
+    many: bool = False
+    """Its flag may be given several times; elsewhere there is white space between the parts."""
     off: str = ""
     """The word of `-o` that turns a switch off, if that is not `no_` and its name."""
 
@@ -77,11 +80,23 @@ OTHER_VARIABLES = frozenset(
     for name in (
         *("STOCK_LOOP", "NO_SPIN", "NO_READ_AHEAD", "NO_PARTS", "NO_PREFILL", "STOCK_LISTING"),  # for comparing
         *("ALL_FEATURES", "FAULTS", "KILLS", "KILLS_SEED", "LONG_FAULTS", "MODEL_SEED", "NO_FUSE", "SEAL_KILLS"),
-        *("STAGING_KILLS", "STAGING_RUNS", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of the tests
+        *("STAGING_KILLS", "STAGING_RUNS", "TESTS_FAR", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of tests
         *("INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
+        "INTEROP_TABLES",
     )
 )
 """Variables that are no settings, and no mistakes either."""
+
+PRESETS = {
+    "browse": {"memory": "10%"},
+    "train": {
+        **{"memory": "50%", "arrays": "npy", "refresh": "immutable", "cache_raw": "always", "deadline": "300"},
+    },
+    "export": {
+        **{"memory": "10%", "arrays": "npy", "refresh": "immutable", "cache_raw": "off", "deadline": "300"},
+    },
+}
+"""What a profile says of other settings; docs/OPERATIONS.md has the reasons."""
 
 SHOWING = (
     Setting(
@@ -98,6 +113,12 @@ SHOWING = (
         "show text fields in the .json (default) or as .txt files",
         choices=("json", "files"),
         default="json",
+    ),
+    Setting(
+        "profile",
+        "settings that fit looking around, training from it, or copying it out; what is said besides counts more",
+        choices=tuple(PRESETS),
+        unsaid="none",
     ),
 )
 
@@ -190,9 +211,9 @@ SERVING = (
         "cache_raw",
         "keep gzip and bzip2 shards decompressed in the cache on disk: always, again (those that had to be loaded "
         "again; default far away) or off (default on this machine)",
-        "WHEN",
         choices=("again", "always", "off"),
         unsaid="`off`, far away `again`",
+        against="cache_size=0",
     ),
     Setting(
         "snapshot",
@@ -231,15 +252,51 @@ SERVING = (
         parse_path,
         unsaid="a file in `$XDG_STATE_HOME/shardfs/`; with `-f` standard error",
     ),
+    Setting("log_format", "lines of the log for people, or as JSON", choices=("plain", "json"), default="plain"),
+    Setting(
+        "log_level",
+        "log what is at least so serious (-v: info, -vv: debug)",
+        choices=("debug", "info", "warning", "error"),
+        default="warning",
+    ),
+)
+
+FILTERING = (
+    Setting(
+        "keys",
+        "show only keys that fit a GLOB, whose * takes / too; may be given several times",
+        "GLOB",
+        parse_patterns,
+        unsaid="all keys",
+        against="rw",
+        many=True,
+    ),
+    Setting(
+        "where",
+        "show only samples for which EXPR is true: SQL over light fields, like label = 'cat'",
+        "EXPR",
+        unsaid="all samples",
+        against="rw",
+    ),
 )
 
 OPENING = (*SHOWING, *FAR_AWAY)
 """What every command takes that opens a store."""
 
-SETTINGS = (*OPENING, *SERVING, *WRITING)
+SETTINGS = (*OPENING, *FILTERING, *SERVING, *WRITING)
 """What a mount takes."""
 
 BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+class _Joined(argparse.Action):
+    """What was given several times, with white space between."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before} {values}")
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -> None:
@@ -251,7 +308,11 @@ def add_settings(parser: argparse.ArgumentParser, settings: Sequence[Setting]) -
             )
         else:
             parser.add_argument(
-                setting.flag, metavar=setting.metavar, choices=setting.choices or None, help=setting.help
+                setting.flag,
+                metavar=setting.metavar,
+                choices=setting.choices or None,
+                action=_Joined if setting.many else "store",
+                help=setting.help,
             )
     before = parser.get_default("settings") or ()
     parser.set_defaults(settings=(*before, *(setting.name for setting in settings)))

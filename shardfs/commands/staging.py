@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardfs import config, control, daemon
 from shardfs.commands import FAILED, OK, as_json, explain, one_line, tell, unwrapped
-from shardfs.commands.mount import absolute_store
+from shardfs.commands.effective import absolute_store
 from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.storing import Outcome, reasons, result
 from shardfs.commands.tabular import age, number, size, table

@@ -34,6 +34,7 @@ class ChosenDriver(ReadOnly):
             if hasattr(inner, name):
                 setattr(self, name, getattr(inner, name))
         found = inner.entries()
+        self.problems: list[str] = inner.problems
         if found and not any(self._fits(entry.key) for entry in found):
             named = ", ".join(patterns)
             raise BadSettingError(f"--keys {named}: no key fits, of {len(found):,} like {found[0].key}")
@@ -42,13 +43,11 @@ class ChosenDriver(ReadOnly):
     def _fits(self, key: str) -> bool:
         return any(fnmatchcase(key, pattern) for pattern in self._patterns)
 
-    @property
-    def problems(self) -> list[str]:
-        return self._inner.problems
-
     def entries(self) -> list[Entry]:
         listed, self._listed = self._listed, None
-        return [entry for entry in listed or self._inner.entries() if self._fits(entry.key)]
+        found = self._inner.entries() if listed is None else listed
+        self.problems = self._inner.problems
+        return [entry for entry in found if self._fits(entry.key)]
 
     def changed(self) -> bool:
         return self._inner.changed()

@@ -166,7 +166,8 @@ class Gathered:
         as much as to make it."""
         if self._view.kind == "yolo":
             return [None] * len(keys)
-        tables = [self._sources.cache.tables.known(key.entry) for key in keys]
+        entries = [key.entry for key in keys]
+        tables = [self._sources.cache.tables.known(entry) for entry in entries]
 
         def work() -> list[_Part | None]:
             made: list[_Part | None] = []
@@ -179,8 +180,10 @@ class Gathered:
             return made
 
         found = await self._sources.cache.in_worker(work)
-        for key, part in zip(keys, found, strict=True):
-            key.settled = key.settled or part is not None
+        for at, (key, entry) in enumerate(zip(keys, entries, strict=True)):
+            if key.entry is not entry:  # nothing of it had been shown, and it was replaced meanwhile
+                found[at] = None
+            key.settled = key.settled or found[at] is not None
         return found
 
     async def _loaded(self, key: KeyDirectory) -> _Part | None:

@@ -147,7 +147,11 @@ def test_info(capsys: pytest.CaptureFixture[str], store: Path) -> None:
         (["mount", "{store}", "m", "--rw", "--write-back", "soon"], 2, "'soon' is no time to wait"),
         (["mount", "{store}", "m", "-o", "ro,rw"], 2, "choose one"),
         (["mount", "{store}", "m", "-o", "memroy=1G"], 2, "did you mean memory="),
-        (["mount", "{store}", "m", "-o", "frobnicate"], 2, "known are: driver=, arrays=, text=, endpoint="),
+        (
+            ["mount", "{store}", "m", "-o", "frobnicate"],
+            2,
+            "known are: driver=, arrays=, text=, profile=",
+        ),
         (["mount", "{store}", "m", "-o", "memory=lots"], 2, "-o memory=lots: 'lots' is no size"),
         (["mount", "{store}", "m", "-o", "arrays=tiff"], 2, "-o arrays=tiff: choose one of png, npy"),
         (["umount", "/proc"], 4, "no shardfs"),

@@ -101,11 +101,13 @@ def test_what_json_has_no_word_for_is_text_where_it_has_one(tmp_path: Path) -> N
     sample = {"day": datetime.date(2024, 2, 3), "id": number, "cost": decimal.Decimal("1.50"), "c": 1j, "t": (1, 2)}
     builder.add(sample, memoryview(b""))
     builder.add("alone", memoryview(b""))
+    builder.add({"huge": 1 << 60_000, "large": 1 << 70}, memoryview(b""))
     columns = builder.columns()
-    assert columns.rows(("day", "id", "cost")) == [("2024-02-03", str(number), "1.50"), (MISSING,) * 3]
+    assert columns.rows(("day", "id", "cost")) == [("2024-02-03", str(number), "1.50"), (MISSING,) * 3, (MISSING,) * 3]
+    assert columns.rows(("huge", "large"))[2] == (OMITTED, str(1 << 70))
     assert columns.column("c")[0] == '{"$complex": [0.0, 1.0]}'
     assert columns.column("t")[0] == '{"$tuple": [1, 2]}'
-    assert columns.column("$value") == [MISSING, "alone"]
+    assert columns.column("$value") == [MISSING, "alone", MISSING]
 
 
 def test_members_of_tars_that_say_what_they_hold_are_light(tmp_path: Path) -> None:
