@@ -189,9 +189,10 @@ class KeyFiles:
         longest = table.digits if table.stems is None else int(np.diff(table.stems.starts).max(initial=0))
         room = config.NAME_MAX - len(prefix) - longest - 1
         self.rests = rests
-        used, rest = np.unique(chosen.rest, return_inverse=True)
-        shown = [_fitted(chosen.rests[number], room) for number in used.tolist()]
-        self.rest = _narrow(rests.numbers(shown)[rest]) if shown else rest.astype(np.uint8)
+        numbers = np.zeros(len(chosen.rests) or 1, np.uint32)
+        used = np.flatnonzero(np.bincount(chosen.rest, minlength=len(numbers)))
+        numbers[used] = rests.numbers([_fitted(chosen.rests[number], room) for number in used.tolist()])
+        self.rest = _narrow(numbers[chosen.rest])
         self.files = table.same_as(chosen.files)
         """Numbers of the files in the table; of what is made for a sample, the sample's."""
         self.samples = _narrow(chosen.samples)

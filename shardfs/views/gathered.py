@@ -106,7 +106,8 @@ class Gathered:
         self._parts: dict[int, _Part | None] = {}
         self._rests = Rests()
         self._paths: dict[Path, int] = {}
-        self._values: dict[tuple[type, object], Path] = {}
+        self._texts: dict[str, int] = {}
+        """The directories of values that are texts, by number."""
         self._lock = trio.Lock()
         self._index: Index | None = None
         self._changes = -1
@@ -127,16 +128,17 @@ class Gathered:
         if found is not None:
             return found
         async with self._lock:
-            while self._index is None or self._changes != self._sources.tree.changes:
-                self._index = await self._made()
-            return self._index
+            while (found := self.now()) is None:
+                self._index, self._changes = await self._made()
+            return found
 
     def drop(self) -> None:
         """Give the memory back: it is made again when somebody asks."""
         self._index, self._changes = None, -1
         self._parts.clear()
 
-    async def _made(self) -> Index:
+    async def _made(self) -> tuple[Index, int]:
+        """What is to be shown, and which state of the tree it is of."""
         tree = self._sources.tree
         # by their names: in which order they came says when they were written
         changes, keys = tree.changes, sorted(tree.slots, key=lambda key: key.entry.key)
@@ -157,9 +159,8 @@ class Gathered:
         parts = [part for key in keys if (part := self._parts.get(key.slot)) is not None]
         if sum(len(part.files) for part in parts) > config.VIEW_FILES:
             raise StorageError(f"a view of more than {config.VIEW_FILES} files", errno.EFBIG)
-        self._changes = changes
         paths = self._paths
-        return await self._sources.cache.in_worker(lambda: Index(parts, paths), 1)
+        return await self._sources.cache.in_worker(lambda: Index(parts, paths), 1), changes
 
     async def _known(self, keys: list[KeyDirectory]) -> list[_Part | None]:
         """Parts of those keys whose tables are known; None for the others. In one go: to go to a worker for each costs
@@ -218,22 +219,24 @@ class Gathered:
         for name in self._view.fields:
             codes, distinct = light.coded(name)
             if len(self._view.fields) == 1:
-                combined, paths = codes, [self._directory(value) for value in distinct]
-                break
+                groups = np.array(self._numbers(distinct), np.int32)
+                return _Part(files, groups[codes][files.samples])
             unique, combined = np.unique(combined * len(distinct) + codes, return_inverse=True)
-            shown = [self._directory(value)[0] for value in distinct]
+            shown = list(map(directory_of, distinct))
             paths = [(*paths[both // len(shown)], shown[both % len(shown)]) for both in unique.tolist()]
         groups = np.array([self._number(path) for path in paths], np.int32)
         return _Part(files, groups[combined][files.samples])
 
-    def _directory(self, value: object) -> Path:
-        """The directory of a value, as a path of one name: most values come again with each key."""
-        known = self._values.get((type(value), value))
-        if known is None:
-            known = (directory_of(value),)
-            if len(self._values) < config.VIEW_DIRECTORIES:
-                self._values[type(value), value] = known
-        return known
+    def _numbers(self, values: list[object]) -> list[int]:
+        """The numbers of the directories of these values: most come again with each key."""
+        found = [self._texts.get(value) if type(value) is str else None for value in values]
+        for at, number in enumerate(found):
+            if number is None:
+                value = values[at]
+                number = found[at] = self._number((directory_of(value),))
+                if type(value) is str and len(self._texts) < config.VIEW_DIRECTORIES:
+                    self._texts[value] = number
+        return [number for number in found if number is not None]
 
     def _files(self, key: KeyDirectory, table: ShardTable, chosen: Chosen) -> KeyFiles:
         return KeyFiles(key, table, self._sources.names.name(key.entry.key) + b"-", chosen, self._rests)

@@ -169,7 +169,7 @@ def test_a_view_at_the_root_follows_the_store(tmp_path: Path) -> None:
 def test_writing_and_views_do_not_go_together(tiny_store: Path, tmp_path: Path) -> None:
     done = run("mount", tiny_store, tmp_path / "mnt", "--rw", "--view", "flat")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--view flat is for reading: not with --rw" in done.stderr
+    assert "--view flat cannot be together with --rw" in done.stderr
     done = run("mount", tiny_store, tmp_path / "mnt", "--view", "nothing")
     assert done.returncode == 2
     assert "there are by:FIELD[,FIELD]" in done.stderr
