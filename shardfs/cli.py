@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
+from shardfs.commands.settings import CACHE_PLACE, FAR_AWAY, OPENING, SERVING, WRITING, add_settings
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
@@ -19,8 +20,7 @@ COMMANDS = (
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
-_SINGLE = "with --rw: write to a store far away that cannot compare versions, as nobody else does"
-_SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
+_SINGLE = "write to a store far away that cannot compare versions, as nobody else does"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,16 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     opening.add_argument(
         "store",
         metavar="STORE",
-        help="a directory, tars with braces, or a URL (s3, gs, az, https, mltraq+sqlite)",
+        help="a directory, tars with braces, a URL (s3, gs, az, https, mltraq+sqlite), or NAME of config.toml",
     )
-    opening.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
-    opening.add_argument(
-        "--arrays", choices=("png", "npy"), help="show arrays that look like images as .png (default) or as .npy"
-    )
-    opening.add_argument(
-        "--text", choices=("json", "files"), help="show text fields in the .json (default) or as .txt files"
-    )
-    _add_far(opening)
+    add_settings(opening, OPENING)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_mount(commands.add_parser("mount", parents=[opening, common], help="mount a store on a directory"))
     _add_umount(commands.add_parser("umount", parents=[common], help="end mounts, and wait for their processes"))
@@ -122,7 +115,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("store", metavar="STORE", nargs="?", help="a store that is to be mounted, as for mount")
     parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
-    _add_far(parser)
+    add_settings(parser, FAR_AWAY)
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
@@ -134,40 +127,22 @@ def _add_cache(parser: argparse.ArgumentParser, common: argparse.ArgumentParser)
     clear = works.add_parser("clear", parents=[common], help="remove all that is not pinned")
     verify = works.add_parser("verify", parents=[common], help="compare every file with its hash; remove what is bad")
     for work in (info, prune, clear, verify):
-        _add_cache_place(work)
+        add_settings(work, CACHE_PLACE)
     clear.add_argument("store", metavar="STORE", nargs="?", help="of this store only")
-    clear.add_argument("--endpoint", metavar="URL", help="of an s3:// store that is not Amazon's")
+    add_settings(clear, FAR_AWAY[:1])
     clear.set_defaults(anonymous=False, offline=False, deadline=None, min_free=None)
     for work in (info, verify):
         work.add_argument("--json", action="store_true", help="JSON")
 
 
-def _add_far(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--endpoint", metavar="URL", help="the server of an s3:// store that is not Amazon's")
-    parser.add_argument("--anonymous", action="store_true", help="ask a store far away without credentials")
-    parser.add_argument(
-        "--deadline", metavar="SECONDS", help="what is asked of a store far away ends after so long (default: 60)"
-    )
-    parser.add_argument("--offline", action="store_true", help="ask nothing of it: what is known and cached must do")
-    _add_cache_place(parser)
-    parser.add_argument("--min-free", metavar="SIZE", help="disk that the cache leaves free (default: 1G)")
-
-
-def _add_cache_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cache-dir", metavar="DIR", help="where shards from far away are kept (default: $XDG_CACHE_HOME/shardfs)"
-    )
-    parser.add_argument(
-        "--cache-size", metavar="SIZE", help="how much of them: bytes, 100G, 20%% of that disk, or 0 (default: 10%%)"
-    )
-
-
 def _add_mount(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Mounts STORE on MNT and serves it in the background once the mount answers. Read-only, unless --rw is given."
+        "Mounts STORE on MNT and serves it in the background once the mount answers. Read-only, unless --rw is given. "
+        "Without MNT, STORE is the NAME of a mount in config.toml. What is not said here may be said there, or in the "
+        "environment: SHARDFS_MEMORY=2G."
     )
     parser.add_argument(
-        "mountpoint", metavar="MNT", help="an empty directory, or one to be made (and removed at the end)"
+        "mountpoint", metavar="MNT", nargs="?", help="an empty directory, or one to be made (and removed at the end)"
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, log on stderr, tell systemd when ready")
     parser.add_argument(
@@ -176,51 +151,9 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="OPT,...",
-        help="ro, rw, allow_overwrite, allow_delete, single_writer, write_back=, size_limit=, allow_other, nonempty, "
-        "no_index, driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, deadline=, offline, "
-        "cache_dir=, cache_size=, min_free=, cache_raw=, snapshot=, metrics_addr=; fstab's own are ignored",
+        help="the same settings as words, for fstab: memory=SIZE, no_index, ro, ...; fstab's own are ignored",
     )
-    parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
-    parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
-    parser.add_argument("--allow-other", action="store_true", help="let other users in, as file modes permit")
-    parser.add_argument("--rw", action="store_true", help="let new keys be made, and samples be edited and added")
-    parser.add_argument(
-        "--allow-overwrite", action="store_true", help="with --rw: let a renamed directory replace a stored key"
-    )
-    parser.add_argument("--allow-delete", action="store_true", help="with --rw: let stored files and keys be removed")
-    parser.add_argument("--single-writer", action="store_true", help=_SINGLE)
-    parser.add_argument(
-        "--write-back",
-        metavar="SECONDS",
-        help="with --rw: store a key after so many quiet seconds (default: 5; off: only when it is asked for)",
-    )
-    parser.add_argument(
-        "--refresh",
-        metavar="SECONDS",
-        help="look for change in the store so often (default: 1, far away 60), or immutable: never, "
-        "or manual: by shardfs refresh",
-    )
-    parser.add_argument(
-        "--cache-raw",
-        metavar="WHEN",
-        help="keep gzip and bzip2 shards decompressed in the cache on disk: always, again (those that had to be loaded "
-        "again; default far away) or off (default on this machine)",
-    )
-    parser.add_argument(
-        "--snapshot", metavar="FILE", help="just the keys and versions in FILE, as `shardfs info --snapshot` writes it"
-    )
-    parser.add_argument(
-        "--size-limit",
-        metavar="SIZE",
-        help="with --rw, for data sets of MosaicML Streaming: split a larger new key into several (64mb)",
-    )
-    parser.add_argument(
-        "--metrics-addr",
-        metavar="HOST:PORT",
-        help="serve metrics for Prometheus over HTTP there (a port alone: to this machine only); they are in "
-        "MNT/.shardfs/metrics in any case",
-    )
-    parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
+    add_settings(parser, (*SERVING, *WRITING))
     parser.set_defaults(from_mount8=False)
 
 
@@ -260,7 +193,7 @@ def _add_staging(
     recover = works.add_parser("recover", parents=[opening, common], help="store it, or copy it somewhere else")
     recover.add_argument("key", metavar="KEY", nargs="?", help="a key or id, as listed (default: all that can be)")
     recover.add_argument("--to", metavar="DIR", help="copy the files of KEY into a new directory; all stays as it is")
-    recover.add_argument("--single-writer", action="store_true", help=_SINGLE.removeprefix("with --rw: "))
+    recover.add_argument("--single-writer", action="store_true", help=_SINGLE)
     discard = works.add_parser("discard", parents=[common], help="remove it for good")
     discard.add_argument("--yes", action="store_true", help="do not ask")
     trust = works.add_parser("trust", parents=[common], help="let what may have lost bytes in a crash be stored")
@@ -316,7 +249,7 @@ def _add_gc(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("store", metavar="STORE", help="a directory, or a URL; far away nothing is removed")
     parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
-    _add_far(parser)
+    add_settings(parser, FAR_AWAY)
     parser.add_argument(
         "--older-than",
         metavar="SECONDS",
@@ -345,7 +278,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl, streaming or webdataset"
     )
-    _add_far(parser)
+    add_settings(parser, FAR_AWAY)
     parser.add_argument("--from-driver", metavar="NAME", help="what kind of store SRC is, where that is unclear")
     parser.add_argument(
         "--compression",
@@ -420,6 +353,10 @@ def _drop_output() -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    if hasattr(parsed, "settings"):
+        from shardfs.commands.resolving import settle
+
+        parsed.settled = settle(parsed)
     if parsed.command == "mount":
         from shardfs.commands import mount
 

@@ -455,6 +455,9 @@ READ_AHEAD_WASTE = 4
 READ_AHEAD_SHARE = 4
 """A shard is loaded ahead only if it takes no more than one part in this many of the budget."""
 
+CONFIG_FILE = MIB
+"""Bytes of a configuration file that are read at most: thousands of mounts."""
+
 LOG_BYTES = 4 * MIB
 """Size of the log file of a mount in the background; one older one is kept beside it."""
 
@@ -840,3 +843,78 @@ DATABASE_TRIES = 5
 
 DATASTORE_OUTSIDE = 1_024
 """Experiments of which it is remembered that they refer to files of others: they seldom do."""
+
+# --- light fields beside the index ------------------------------------------------------------------------------------
+
+LIGHT_VALUE = 4 * 1024
+"""Bytes of one light value (a text, or a list or dict as JSON) that is kept beside the index: labels, captions and ids
+have less, and what has more is a document, which is read in its file."""
+
+LIGHT_JSON = 256 * 1024
+"""Bytes of a `.json` member of a WebDataset shard that is looked into for light fields."""
+
+LIGHT_FIELDS = 1_000
+LIGHT_NAME = 1_000
+"""Light fields of one shard, and characters of their names: more are no fields, but keys of data."""
+
+LIGHT_SHARD = 64 * MIB
+"""Bytes of different texts of one shard's light fields: 64 of the longest for each of 250 samples..."""
+
+LIGHT_ROW = 256 * MIB
+"""...and of all of it unpacked: ten million samples with a number."""
+
+LIGHT_HELD = 64 * MIB
+"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 10,000 samples with a few
+fields, and the newest in any case."""
+
+LIGHT_MADE = 2
+"""Shards whose light fields are made at once for who asks for those of all: one per core, as loads are."""
+
+VIEW_LEVELS = 8
+"""Fields of a view `by:FIELD,FIELD`, each a level of directories: more than a path is likely to have."""
+
+VIEW_KEY = 80
+"""Bytes of a key's name in front of a sample's, so that with the longest name of a sample there is room for what says
+which file it is."""
+
+VIEWS_KNOWN = 256
+"""Views looked at in one mount: names below `.shardfs/views` are anybody's, and each has numbers for good."""
+
+VIEWS_MADE = 4
+"""Views over all keys that are held in memory at once, about 25 bytes a file each; the others are made again from the
+index when somebody looks."""
+
+VIEW_FILES = 200_000_000
+"""Files of one view over all keys: some 5 GB of memory."""
+
+VIEW_DIRECTORIES = 200_000
+"""Directories of one view `by:`, each of which is an object: a field with more values is no label."""
+
+VIEW_OWNERS = 4_000_000
+"""Directories and generated files of views (a key's samples count as one) that have numbers of their own."""
+
+VIEW_BATCH = 64
+"""Keys whose columns are made in one go: a hop to a worker costs as much as a small one's, and a mount that ends waits
+for a batch."""
+
+VIEW_TEXTS = 32 * MIB
+"""Generated texts and layouts of tars held in memory: those of the newest key in any case."""
+
+VIEW_LASTING = 600.0
+"""Seconds for which a name in a view over all keys may be believed: the kernel is told when it means another file, but
+a notice may be lost where there are too many of them."""
+
+WHERE_LENGTH = 4_000
+WHERE_FIELDS = 64
+WHERE_DEPTH = 100
+"""Characters of a filter, fields that it speaks of, and how deep it is nested: people write a hundredth of that."""
+
+WHERE_VALUE = 2 * MIB
+WHERE_PATTERN = 1_000
+"""Bytes of a text that is made while a filter is evaluated, and of a pattern: matching may take their product."""
+
+WHERE_SECONDS = 20.0
+"""Seconds for all samples of one key: a million take a few, and a filter that takes more is none to wait for."""
+
+WHERE_MASKS = 64 * MIB
+"""Bytes of what is remembered of which samples are shown, a bit each: half a billion samples."""

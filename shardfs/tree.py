@@ -97,6 +97,8 @@ class KeyTree:
         self._inode_numbers = itertools.count(inodes.ROOT + 1)
         self._slot_numbers = itertools.count(1)
         self.stored_bytes = 0
+        self.changes = 0
+        """Rises with each key that comes, goes or is replaced."""
         self.update(entries)
 
     def update(self, entries: Iterable[Entry]) -> list[KeyDirectory]:
@@ -139,6 +141,7 @@ class KeyTree:
 
     def _retire(self, known: KeyDirectory) -> KeyDirectory:
         known.superseded = True
+        self.changes += 1
         self.stored_bytes -= known.entry.stored_bytes
         del self._keys[known.entry.key]
         above = self._by_inode[known.parent]
@@ -194,6 +197,7 @@ class KeyTree:
         self._by_inode[made.inode] = made
         self._slots[made.slot] = made
         self._keys[entry.key] = made
+        self.changes += 1
         self.stored_bytes += entry.stored_bytes
         above.children[name] = made
         above.mtime_ns = max(above.mtime_ns, entry.mtime_ns)
