@@ -78,7 +78,14 @@ OTHER_VARIABLES = frozenset(
         *("STOCK_LOOP", "NO_SPIN", "NO_READ_AHEAD", "NO_PARTS", "NO_PREFILL", "STOCK_LISTING"),  # for comparing
         *("ALL_FEATURES", "FAULTS", "KILLS", "KILLS_SEED", "LONG_FAULTS", "MODEL_SEED", "NO_FUSE", "SEAL_KILLS"),
         *("STAGING_KILLS", "STAGING_RUNS", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of the tests
-        *("INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
+        *(
+            "INTEROP_LOADERS",
+            "INTEROP_MLTRAQ",
+            "INTEROP_SQUIRREL",
+            "INTEROP_STREAMING",
+            "INTEROP_SUPERDUPER",
+            "INTEROP_SUPERDUPER3",
+        ),
     )
 )
 """Variables that are no settings, and no mistakes either."""
