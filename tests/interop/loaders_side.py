@@ -56,8 +56,12 @@ def torchvision(root: str, workers: str) -> Found:
     folder = package.datasets.ImageFolder(root, transform=_Hashed())
     names = [[os.path.relpath(path, root), folder.classes[label]] for path, label in folder.samples]
     loader = DataLoader(folder, batch_size=7, num_workers=int(workers))
-    read = [[pixels, folder.classes[int(label)]] for batch, labels in loader for pixels, label in zip(batch, labels)]
-    return {"version": package.__version__, "samples": [[*name, *one] for name, one in zip(names, read)]}
+    read = [
+        [pixels, folder.classes[int(label)]]
+        for batch, labels in loader
+        for pixels, label in zip(batch, labels, strict=True)
+    ]
+    return {"version": package.__version__, "samples": [[*name, *one] for name, one in zip(names, read, strict=True)]}
 
 
 def timm(root: str) -> Found:
@@ -76,7 +80,7 @@ def timm(root: str) -> Found:
 
 
 def keras(root: str) -> Found:
-    """The walk of `image_dataset_from_directory`, whose result is a TensorFlow data set, and Keras' own image reader."""
+    """The walk of `image_dataset_from_directory` (its result is a TensorFlow data set) and Keras' own image reader."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras
     from keras.src.utils.dataset_utils import index_directory
@@ -137,7 +141,9 @@ def wids(root: str) -> Found:
         samples = []
         for number in reversed(range(len(found))):
             sample = found[number]
-            content = {name[1:]: _hash(value.getvalue()) for name, value in sample.items() if hasattr(value, "getvalue")}
+            content = {
+                name[1:]: _hash(value.getvalue()) for name, value in sample.items() if hasattr(value, "getvalue")
+            }
             samples.append([sample["__key__"], content])
     return {"version": _version("webdataset"), "samples": samples[::-1]}
 

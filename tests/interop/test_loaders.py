@@ -23,7 +23,7 @@ from tests.mount.conftest import mounting
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from test_interop import library  # noqa: E402
+from test_interop import library
 
 SHARDS, SAMPLES, LABELS = 3, 12, ("bird", "cat", "dog")
 
@@ -104,9 +104,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     store = open_store(folder / "store", "squirrel")
     for key in sorted({one.key for one in samples}):
         rows = [
-            {"jpg": one.jpg, "label": one.label, "id": one.id, "labels": one.boxes}
-            for one in samples
-            if one.key == key
+            {"jpg": one.jpg, "label": one.label, "id": one.id, "labels": one.boxes} for one in samples if one.key == key
         ]
         store.set(rows, key)
     loose = folder / "loose"
