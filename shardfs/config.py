@@ -840,3 +840,57 @@ DATABASE_TRIES = 5
 
 DATASTORE_OUTSIDE = 1_024
 """Experiments of which it is remembered that they refer to files of others: they seldom do."""
+
+# --- looking at mounts: traces, bench, top ----------------------------------------------------------------------------
+
+TRACE_BYTES = 256 * MIB
+"""Bytes of one access trace, after which it ends: two million requests, which a loader makes in some minutes."""
+
+TRACE_WAITING = 100_000
+"""Requests that may wait for being written to a trace, some 20 MiB; those above are counted and left out."""
+
+TRACE_EVERY = 0.25
+"""Seconds between two writes to a trace: so much of it a death of the process takes along."""
+
+TRACE_PATHS = 100_000
+"""Paths remembered for a trace, by inode number; all are forgotten when there are more, and worked out again."""
+
+TRACE_LINE = 64 * 1024
+"""Bytes of one line of a trace that is played: two paths of 4,096 bytes, each escaped."""
+
+REPLAY_OPEN = 500
+"""Files that a replay holds open at once, half of what a process may by default; the oldest is closed for one more."""
+
+BENCH_SECONDS = 10.0
+"""Seconds that `shardfs bench` takes in all, unless it is told."""
+
+BENCH_KEYS = 16
+"""Keys that it reads, of those that there are: for a median of the time to the first byte."""
+
+BENCH_FILES = 20_000
+BENCH_BYTES = 512 * MIB
+"""Files of one key, and bytes in all, that it reads at most: a second or two of what a mount gives from memory."""
+
+BENCH_LISTED = 10_000
+"""Names of a directory above the keys among which it chooses: a directory may have a million."""
+
+TOP_EVERY = 2.0
+TOP_FIRST = 0.5
+TOP_LEAST = 0.1
+"""Seconds between two displays of `shardfs top`, until the first one, and the least that may be asked for."""
+
+TOP_KEYS = 3
+"""Keys that `shardfs top` and `status` name one by one of those that are being loaded."""
+
+TOP_LOADING = 100
+"""Keys under way that a mount tells of: no more are loaded at once in earnest, the rest wait for room."""
+
+THROUGHPUT_BYTES = 16 * MIB
+THROUGHPUT_SECONDS = 5.0
+"""What `doctor` reads of a store at most, to tell how fast it gives: two parts of a large object."""
+
+THROUGHPUT_LOW = 2 * MIB
+"""Bytes a second below which it tells: a shard of 100 MiB takes a minute then."""
+
+STORE_CLOCK = 10.0
+"""Seconds in which a server is to tell its time."""

@@ -1,0 +1,215 @@
+"""`shardfs bench`: the few figures of a mount that a user wants, or a trace played over it.
+
+A store is mounted for that on a directory of its own, with nothing kept from before; a mount is taken as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from shardfs import benching, config, control, daemon
+from shardfs.commands import FAILED, OK, as_json, one_line
+from shardfs.commands.options import cache_options, store_options
+from shardfs.commands.tabular import number, size, table
+from shardfs.errors import BadSettingError, MountError, ShardfsError
+from shardfs.replaying import Player, Replay, lines_of
+from shardfs.storage.urls import is_far, without_secrets
+
+_OF_STORES = ("driver", "arrays", "text", "endpoint", "deadline", "cache_dir", "cache_size", "min_free")
+
+
+def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """`parser` is that of the whole command line, for mounting a store with it."""
+    if sys.stdout is None:
+        raise OSError("there is no standard output")
+    seconds = _number("--seconds", arguments.seconds)
+    speed = _number("--speed", arguments.speed)
+    if speed is not None and arguments.replay is None:
+        raise BadSettingError("--speed is for --replay")
+    with _mounted(arguments, parser) as (path, ours):
+        if arguments.replay is not None:
+            return _replay(arguments, path, speed, seconds)
+        before = _loads(path)
+        figures = benching.measure(path, config.BENCH_SECONDS if seconds is None else seconds)
+        after = _loads(path)
+    loaded = None if before is None or after is None else after - before
+    _tell(arguments, figures, loaded, ours)
+    return OK
+
+
+def _number(name: str, given: float | None) -> float | None:
+    if given is not None and not 0 < given < 1e9:
+        raise BadSettingError(f"{name} {given:g}: write a number above 0")
+    return given
+
+
+# --- where ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _mounted(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[tuple[Path, bool]]:
+    """The directory to measure, and whether it was mounted for that. MountError."""
+    where = arguments.where
+    mounted = None if "://" in where else daemon.mounted_at(daemon.resolved(where))
+    if mounted is not None and mounted.fstype == daemon.FSTYPE:
+        _refuse_options(arguments)
+        yield Path(daemon.resolved(where)), False
+        return
+    # fails where there is no such store, and before anything is made
+    store_options(arguments)
+    cache_options(arguments)
+    with tempfile.TemporaryDirectory(prefix="shardfs-bench-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "mnt"
+        _run(parser, ["mount", where, str(path), "--no-index", *_words(arguments, folder)])
+        try:
+            yield path, True
+        finally:
+            _run(parser, ["umount", str(path)])
+
+
+def _refuse_options(arguments: argparse.Namespace) -> None:
+    for name in (*_OF_STORES, "anonymous", "offline"):
+        if getattr(arguments, name):
+            raise BadSettingError(f"--{name.replace('_', '-')} is of a store, and {arguments.where} is mounted already")
+
+
+def _words(arguments: argparse.Namespace, folder: str) -> list[str]:
+    """How the store is to be mounted: what was said, and a cache on disk that holds nothing yet."""
+    made = [f"--log={folder}/log"]
+    for name in _OF_STORES:
+        if getattr(arguments, name) is not None:
+            made.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}")
+    made += [f"--{name}" for name in ("anonymous", "offline") if getattr(arguments, name)]
+    if is_far(arguments.where) and arguments.cache_dir is None and not arguments.offline:
+        made.append(f"--cache-dir={folder}/cache")
+    return made
+
+
+def _run(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    """Run a command quietly; MountError with what it said where it fails."""
+    from shardfs.commands import mount, umount
+
+    parsed = parser.parse_args(words)
+    parsed.from_mount8 = False
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        status = (mount if parsed.command == "mount" else umount).run(parsed)
+    if status != OK:
+        raise MountError(one_line(said.getvalue().replace("shardfs: ", "")) or "it could not be mounted")
+
+
+def _loads(path: Path) -> int | None:
+    """Shards that the mount has loaded or opened so far; None where it does not say."""
+    try:
+        cache = control.ask(path, "status", seconds=config.CONTROL_STATUS)["cache"]
+        return int(cache["loads"] + cache["opened"])
+    except (ShardfsError, KeyError, TypeError):
+        return None
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def _tell(arguments: argparse.Namespace, figures: benching.Figures, loaded: int | None, ours: bool) -> None:
+    facts: dict[str, Any] = {
+        "where": without_secrets(arguments.where) if "://" in arguments.where else arguments.where,
+        "mounted_for_this": ours,
+        "keys": figures.keys,
+        "loaded": loaded,
+        "first_byte_seconds": _rounded(figures.first_byte, 6),
+        "first_byte_seconds_worst": _rounded(max(figures.first_bytes, default=None), 6),
+        "names_per_second": _rounded(figures.names_per_second, 1),
+        "cold": _pass(figures.first),
+        "warm": _pass(figures.again),
+    }
+    if arguments.json:
+        print(as_json(facts))
+    else:
+        print(_text(facts))
+    sys.stdout.flush()
+
+
+def _pass(one: benching.Pass) -> dict[str, Any]:
+    return {
+        "files": one.files,
+        "bytes": one.bytes,
+        "seconds": round(one.seconds, 6),
+        "files_per_second": _rounded(one.files_per_second, 1),
+        "bytes_per_second": _rounded(one.bytes_per_second, 1),
+    }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _text(facts: dict[str, Any]) -> str:
+    cold, warm = facts["cold"], facts["warm"]
+    first = f"{facts['first_byte_seconds'] * 1000:.1f} ms"
+    worst = f"{facts['first_byte_seconds_worst'] * 1000:.1f} ms"
+    rows = [
+        ("first byte", first, f"median of {number(facts['keys'], 'key')}; the slowest {worst}"),
+        ("stat/s", _rate(facts["names_per_second"]), "names listed and looked at, as ls -l does"),
+        ("files/s cold", _rate(cold["files_per_second"]), f"{number(cold['files'], 'file')}, read for the first time"),
+        ("files/s warm", _rate(warm["files_per_second"]), f"{number(warm['files'], 'file')} of them, read again"),
+        ("bytes/s cold", _amount(cold["bytes_per_second"]), f"{size(cold['bytes'])} in {cold['seconds']:.2f} s"),
+        ("bytes/s warm", _amount(warm["bytes_per_second"]), f"{size(warm['bytes'])} in {warm['seconds']:.2f} s"),
+    ]
+    lines = [table(("figure", "value", "of"), rows, right=(1,))]
+    if facts["loaded"] is not None and facts["loaded"] < facts["keys"]:
+        warm_already = facts["keys"] - facts["loaded"]
+        lines.append(f"{warm_already} of the {number(facts['keys'], 'key')} were in memory already: not all was cold")
+    return "\n".join(lines)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _amount(value: float | None) -> str:
+    return "-" if value is None else size(int(value))
+
+
+# --- replaying --------------------------------------------------------------------------------------------------------
+
+
+def _replay(arguments: argparse.Namespace, path: Path, speed: float | None, seconds: float | None) -> int:
+    try:
+        with open(arguments.replay, "rb") as file:
+            player = Player(path)
+            try:
+                outcome = player.play(lines_of(file), speed, seconds)
+            finally:
+                player.close()
+    except OSError as error:
+        raise BadSettingError(f"--replay {arguments.replay}: {error.strerror}") from error
+    if arguments.json:
+        print(as_json(asdict(outcome)))
+    else:
+        print(_replayed(outcome))
+    sys.stdout.flush()
+    return FAILED if outcome.differing else OK
+
+
+def _replayed(outcome: Replay) -> str:
+    played = sum(outcome.played.values())
+    lines = [f"{number(played, 'request')} played, {number(outcome.implied, 'other')} with them"]
+    lines += [f"  {name:<8} {count:>12,}" for name, count in sorted(outcome.played.items())]
+    lines.append(f"{size(outcome.read_bytes)} read; {outcome.seconds:.2f} s, recorded {outcome.recorded_seconds:.2f} s")
+    if outcome.left_out:
+        left = ", ".join(f"{name} {count:,}" for name, count in sorted(outcome.left_out.items()))
+        lines.append(f"left out, as it changes something or has no path: {left}")
+    if not outcome.whole:
+        lines.append("ended by --seconds before the trace was")
+    if outcome.differing:
+        lines.append(f"{number(outcome.differing, 'request')} ended otherwise:")
+        lines += [f"  {one_line(text)}" for text in outcome.examples]
+    return "\n".join(lines)
