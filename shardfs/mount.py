@@ -332,7 +332,7 @@ async def _serve(
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
             lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
-            lambda inode, data: pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data),  # type: ignore[arg-type]
+            operations.prefill,
             lambda below: os.stat(os.path.join(path, below)),
         )
         vfs.superseded = notices.superseded

@@ -27,6 +27,7 @@ from shardfs.index_db import IndexDb
 from shardfs.model import Entry, Key
 from shardfs.raw_forms import RawForms
 from shardfs.room import Claim, Room
+from shardfs.storage.cache_files import CacheFiles
 from shardfs.tables import Identity, Tables
 from shardfs.values import Buffer
 from shardfs.workers import Workers
@@ -85,6 +86,12 @@ class CacheCounts:
     rendered_evictions: int = 0
     fetches: int = 0
     """Raw bytes that were not at hand and were got for a read."""
+    loaded_bytes: int = 0
+    """Stored bytes of shards that were loaded whole."""
+    decoded_bytes: int = 0
+    """Raw bytes that these came to."""
+    part_bytes: int = 0
+    """Raw bytes that reads took out of shards that are open for reading parts."""
     decode_seconds: float = 0.0
     """Time that workers took for loading: fetching, decompressing and indexing, and waiting for each of these."""
 
@@ -157,9 +164,19 @@ class ShardCache:
         return sum(map(len, self._rendered.values()))
 
     @property
+    def rendered_files(self) -> int:
+        """Rendered files that are kept."""
+        return len(self._rendered)
+
+    @property
     def budget(self) -> int:
         """Bytes that may be held."""
         return self._room.budget
+
+    @property
+    def raw_files(self) -> CacheFiles | None:
+        """The cache on disk that keeps raw bytes of shards, where one does."""
+        return None if self._raw is None else self._raw.files
 
     def calm(self) -> bool:
         """True while nothing is being loaded."""
@@ -269,7 +286,19 @@ class ShardCache:
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
-        return loaded.table.render_now(file, loaded.shard, self.arrays)
+        data = loaded.table.render_now(file, loaded.shard, self.arrays)
+        if data is not None and loaded.partial:
+            self._took_record(loaded.table, file)
+        return data
+
+    def took_part(self, loaded: Loaded, size: int) -> None:
+        """So many raw bytes of a shard are given to a reader."""
+        if loaded.partial:
+            self.counts.part_bytes += size
+
+    def _took_record(self, table: ShardTable, file: int) -> None:
+        start, end = table.record_of(file)
+        self.counts.part_bytes += end - start
 
     async def fetched(self, entry: Entry, loaded: Loaded, start: int, end: int) -> Buffer:
         """Raw bytes that are not at hand: in a worker, and kept within the budget where they are kept. Errors as
@@ -330,6 +359,8 @@ class ShardCache:
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
         table = loaded.table
+        if loaded.partial:
+            self._took_record(table, file)
         return await self.made(
             entry, loaded, file, table.size(file), lambda: table.render(file, loaded.shard, self.arrays)
         )
@@ -464,6 +495,8 @@ class ShardCache:
             loaded, built = await workers.cpu(work, estimate)
         finally:
             self.counts.decode_seconds += time.perf_counter() - begun
+        self.counts.loaded_bytes += entry.stored_bytes
+        self.counts.decoded_bytes += loaded.table.raw_bytes
         if built:
             self.tables.publish(entry, loaded.table)
         return loaded

@@ -28,7 +28,7 @@ class Tables:
 
     def __init__(self, driver: Driver, budget: int, database: IndexDb | None) -> None:
         self._driver = driver
-        self._budget = budget
+        self.budget = budget
         self._database = database
         self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
         self._bytes = 0
@@ -69,7 +69,7 @@ class Tables:
         self.drop(entry)
         self._tables[entry.key, entry.version] = table
         self._bytes += table.nbytes
-        while self._bytes > self._budget and len(self._tables) > 1:
+        while self._bytes > self.budget and len(self._tables) > 1:
             _, oldest = self._tables.popitem(last=False)
             self._bytes -= oldest.nbytes
             self.evictions += 1

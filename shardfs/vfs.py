@@ -408,7 +408,10 @@ class Vfs:
         if end <= start:
             return prefix
         part = loaded.shard.part(start, end)
-        return part if part is None or not prefix else b"".join((prefix, part))
+        if part is None:
+            return None
+        self.cache.took_part(loaded, end - start)
+        return b"".join((prefix, part)) if prefix else part
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`; fewer only at the end of the file.
@@ -439,6 +442,7 @@ class Vfs:
             return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
         prefix, start, end = run
         part = await self.cache.fetched(key.entry, loaded, start, end)
+        self.cache.took_part(loaded, end - start)
         return b"".join((prefix, part)) if prefix else part
 
     def release(self, handle: int) -> None:

@@ -12,8 +12,8 @@ import pytest
 from shardfs.cli import COMMANDS, build_parser
 from shardfs.commands import EXIT_STATUS
 from shardfs.commands.options import OURS
-from shardfs.metering import _loads, _memory, _process, _staging, _store, _tables
-from shardfs.metrics import Meter, exposition
+from shardfs.metering import text_of
+from shardfs.metrics import Meter
 from shardfs.opening import open_store
 from shardfs.vfs import build_vfs
 
@@ -96,9 +96,8 @@ def test_exit_statuses_are_told_once_and_as_they_are() -> None:
 
 def test_every_metric_is_there(tmp_path: Path) -> None:
     vfs = build_vfs(open_store(tmp_path, "squirrel"), budget=1, arrays="png", uid=0, gid=0)
-    families = [*_process(""), *_memory(vfs), *_tables(vfs), *_loads(vfs), *_store(vfs), *_staging(None, None)]
-    made = set(re.findall(r"^# TYPE (\S+)", exposition(families, Meter(), "shardfs"), re.MULTILINE))
+    made = set(re.findall(r"^# TYPE (\S+)", text_of(vfs, Meter(), ""), re.MULTILINE))
     source = (REPOSITORY / "shardfs/metering.py").read_text(encoding="utf-8")
-    made |= {f"shardfs_{name}" for name in re.findall(r'(?:f|F)amily\("([a-z_]+)"', source)}
+    made |= {f"shardfs_{name}" for name in re.findall(r'(?:(?:f|F)amily|each)\("([a-z_]+)"', source)}
     told = set(re.findall(r"`(shardfs_[a-z_]+)(?:\{[a-z,]+\})?`", section("Metrics").split("Worth an alarm")[0]))
     assert told == made
