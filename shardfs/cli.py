@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
+from shardfs.commands.arguments import add_bench, add_find, add_top
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
-    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion"),
+    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "top", "find", "bench"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -98,6 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
         pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
     _add_verify(commands.add_parser("verify", parents=looking, help="read every shard, and tell what is damaged"))
     _add_doctor(commands.add_parser("doctor", parents=[common], help="look for what keeps mounts from working here"))
+    add_top(commands.add_parser("top", parents=[common], help="show what mounts do right now"))
+    add_find(commands.add_parser("find", parents=looking, help="find names in a store, without mounting"))
+    add_bench(commands.add_parser("bench", parents=looking, help="measure a store or a mount"))
     completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     completion.set_defaults(verbose=0)
@@ -178,7 +182,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         metavar="OPT,...",
         help="ro, rw, allow_overwrite, allow_delete, single_writer, write_back=, size_limit=, allow_other, nonempty, "
         "no_index, driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, deadline=, offline, "
-        "cache_dir=, cache_size=, min_free=, cache_raw=, snapshot=, metrics_addr=; fstab's own are ignored",
+        "cache_dir=, cache_size=, min_free=, cache_raw=, snapshot=, metrics_addr=, trace=; fstab's own are ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
@@ -220,6 +224,7 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         help="serve metrics for Prometheus over HTTP there (a port alone: to this machine only); they are in "
         "MNT/.shardfs/metrics in any case",
     )
+    parser.add_argument("--trace", metavar="FILE", help="write what is asked of the mount to FILE, 256 MiB at most")
     parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
     parser.set_defaults(from_mount8=False)
 
@@ -468,6 +473,18 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import completion
 
         return completion.run(parsed, build_parser())
+    if parsed.command == "top":
+        from shardfs.commands import top
+
+        return top.run(parsed)
+    if parsed.command == "find":
+        from shardfs.commands import find
+
+        return find.run(parsed)
+    if parsed.command == "bench":
+        from shardfs.commands import bench
+
+        return bench.run(parsed, build_parser())
     if parsed.command in ("cache", "warm", "pin", "unpin"):
         from shardfs.commands import cache
 

@@ -20,6 +20,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pyfuse3
@@ -27,7 +28,7 @@ import trio
 
 from shardfs import __version__, config, daemon, metering, metrics_server, request_loop
 from shardfs.control_documents import documents_of, settings_of
-from shardfs.control_handlers import handlers_of
+from shardfs.control_handlers import handlers_of, metrics_handler
 from shardfs.control_server import Handlers, served
 from shardfs.errors import MissingSystemError, MountError
 from shardfs.fuse import Operations
@@ -94,6 +95,8 @@ class MountOptions:
     fits the store."""
     metrics: str | None = None
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
+    trace: str | None = None
+    """A file into which what the kernel asks is written; None: nothing is."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was asked for, and where: for `.shardfs/config.json`."""
 
@@ -125,7 +128,10 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         settings = settings_of(vfs, options.settings, real)
         area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
         telling = partial(metering.text_of, vfs, operations.meter, __version__, area, sealer)
+        handlers = {**handlers, "metrics": metrics_handler(telling)}
         vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, telling)
+        if options.trace is not None:
+            stack.enter_context(_traced(options.trace, vfs, operations, source_name(store.url), path))
         made = _Made(vfs, operations, writable, path, fuse_options(store, options), store.url, handlers)
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
 
@@ -316,6 +322,17 @@ def _operations(vfs: Vfs) -> tuple[Operations, WritableVfs | None]:
     from shardfs.fuse_writing import WritableOperations
 
     return WritableOperations(vfs, prefills()), vfs
+
+
+@contextlib.contextmanager
+def _traced(file: str, vfs: Vfs, operations: Operations, store: str, path: str) -> Iterator[None]:
+    """While inside, what is asked of `operations` is written to a trace. Imported here: seldom is one asked for."""
+    from shardfs.tracing import Recorder, Tracer
+
+    recorder = Recorder(Path(file))
+    Tracer(vfs, recorder).attach(operations)
+    with recorder.running(store, path):
+        yield
 
 
 async def _serve(

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import trio
@@ -181,6 +182,11 @@ class ShardCache:
     def calm(self) -> bool:
         """True while nothing is being loaded."""
         return not self._loads
+
+    @property
+    def loading(self) -> list[Key]:
+        """Keys of the shards that are being loaded, or wait for room; those who came first, and not all of too many."""
+        return [key for key, _ in islice(self._loads, config.TOP_LOADING)]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

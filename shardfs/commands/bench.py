@@ -57,7 +57,7 @@ def _number(name: str, given: float | None) -> float | None:
 @contextlib.contextmanager
 def _mounted(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[tuple[Path, bool]]:
     """The directory to measure, and whether it was mounted for that. MountError."""
-    where = arguments.where
+    where = arguments.store
     mounted = None if "://" in where else daemon.mounted_at(daemon.resolved(where))
     if mounted is not None and mounted.fstype == daemon.FSTYPE:
         _refuse_options(arguments)
@@ -78,7 +78,7 @@ def _mounted(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 def _refuse_options(arguments: argparse.Namespace) -> None:
     for name in (*_OF_STORES, "anonymous", "offline"):
         if getattr(arguments, name):
-            raise BadSettingError(f"--{name.replace('_', '-')} is of a store, and {arguments.where} is mounted already")
+            raise BadSettingError(f"--{name.replace('_', '-')} is of a store, and {arguments.store} is mounted already")
 
 
 def _words(arguments: argparse.Namespace, folder: str) -> list[str]:
@@ -88,7 +88,7 @@ def _words(arguments: argparse.Namespace, folder: str) -> list[str]:
         if getattr(arguments, name) is not None:
             made.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}")
     made += [f"--{name}" for name in ("anonymous", "offline") if getattr(arguments, name)]
-    if is_far(arguments.where) and arguments.cache_dir is None and not arguments.offline:
+    if is_far(arguments.store) and arguments.cache_dir is None and not arguments.offline:
         made.append(f"--cache-dir={folder}/cache")
     return made
 
@@ -120,7 +120,7 @@ def _loads(path: Path) -> int | None:
 
 def _tell(arguments: argparse.Namespace, figures: benching.Figures, loaded: int | None, ours: bool) -> None:
     facts: dict[str, Any] = {
-        "where": without_secrets(arguments.where) if "://" in arguments.where else arguments.where,
+        "where": without_secrets(arguments.store) if "://" in arguments.store else arguments.store,
         "mounted_for_this": ours,
         "keys": figures.keys,
         "loaded": loaded,

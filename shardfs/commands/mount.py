@@ -69,6 +69,7 @@ class Request:
     verbosity: int
     log_file: str | None
     metrics: str | None
+    trace: str | None
     settings: dict[str, dict[str, Any]]
     """Each setting, and where it came from."""
 
@@ -115,7 +116,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         remote=remote,
         cache=cache,
         cache_raw=cache_raw,
-        snapshot=None if snapshot is None else os.path.abspath(os.path.expanduser(snapshot)),
+        snapshot=_absolute(snapshot),
         refresh=parse_refresh(arguments.refresh or words.refresh),
         mountpoint=os.path.abspath(arguments.mountpoint),
         driver=arguments.driver or words.driver,
@@ -133,8 +134,13 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         verbosity=arguments.verbose,
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
         metrics=arguments.metrics_addr or words.metrics_addr,
+        trace=_absolute(arguments.trace or words.trace),
         settings=settings_of(arguments, words),
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(os.path.expanduser(path))
 
 
 _NO_SETTINGS = ("command", "options", "from_mount8", "rw_by_default", "version")
@@ -257,6 +263,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         cache_raw=request.cache_raw,
         refresh=request.refresh,
         metrics=request.metrics,
+        trace=request.trace,
         settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)
