@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-import statistics
 import stat
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -101,9 +101,7 @@ def _keys(root: Path) -> Iterator[tuple[Path, _Listing]]:
         path = waiting.pop()
         begun = time.perf_counter()
         with os.scandir(path) as entries:
-            found = [
-                (entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, config.BENCH_FILES)
-            ]
+            found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in islice(entries, config.BENCH_FILES)]
         files = [name for name, folder in found if not folder]
         if files:
             yield path, _Listing(files, begun)

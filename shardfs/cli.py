@@ -122,11 +122,13 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Looks at this machine, and at STORE if one is named, for what keeps mounts from working or makes them slow, "
-        "and says how to mend it. Changes nothing. Exit status 5 if mounts cannot work as it is."
+        "and says how to mend it. Changes nothing; with --rw it puts an object of its own into a store far away, and "
+        "removes it again, to see what that does with conditions. Exit status 5 if mounts cannot work as it is."
     )
     parser.add_argument("store", metavar="STORE", nargs="?", help="a store that is to be mounted, as for mount")
     parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
     _add_far(parser)
+    parser.add_argument("--rw", action="store_true", help="STORE is to be written to: look whether it can be")
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 

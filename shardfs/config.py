@@ -592,6 +592,9 @@ KERNEL_MIN = (5, 4)
 """Older kernels than this are told of: pidfd_open, by which a daemon's end is waited for, came with 5.3, and 5.4 is
 the long-term release after it."""
 
+FUSE_DEVICE = (10, 229)
+"""Major and minor number of /dev/fuse (Linux, Documentation/admin-guide/devices.txt)."""
+
 PYFUSE3 = "3.5.0"
 """The release whose request loop is replaced (docs/DESIGN.md says why); pyproject.toml pins it."""
 

@@ -102,8 +102,10 @@ class Finder:
             return
         if table.flat and FILE not in wanted.kinds:
             return
-        yield from self._folders(table, directory, path) if isinstance(table, FolderTable) else self._files(
-            table, directory, inside
+        yield from (
+            self._folders(table, directory, path)
+            if isinstance(table, FolderTable)
+            else self._files(table, directory, inside)
         )
 
     def _files(self, table: ShardTable, directory: KeyDirectory, inside: str) -> Iterator[Found]:

@@ -97,7 +97,9 @@ def _latency(after: Reading, grown: Any) -> dict[str, float | None]:
     made: dict[str, float | None] = {}
     for part in QUANTILES:
         wanted = part * whole
-        made[f"p{part * 100:.0f}"] = next((bound for bound in sorted(counts) if whole and counts[bound] >= wanted), None)
+        made[f"p{part * 100:.0f}"] = next(
+            (bound for bound in sorted(counts) if whole and counts[bound] >= wanted), None
+        )
     return made
 
 

@@ -126,7 +126,9 @@ def _resident(one: Reading) -> int | None:
 
 def _show(before: dict[str, Reading], after: dict[str, Reading], live: bool, first: bool) -> None:
     columns, colours = width(), coloured()
-    lines = [line for path, one in after.items() for line in _block(one, _pace(before.get(path), one), columns, colours)]
+    lines = [
+        line for path, one in after.items() for line in _block(one, _pace(before.get(path), one), columns, colours)
+    ]
     if not after:
         lines = ["nothing is mounted"]
     if live:
