@@ -50,11 +50,11 @@ _HOSTS = {_S3: "https://s3.amazonaws.com", _GS: "https://storage.googleapis.com"
 
 def refused(url: str, error: Exception, anonymous: bool) -> Finding | None:
     """The finding where it is the credentials of which a store fell short; None for any other error."""
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
-        return Finding("credentials", FAILURE, str(error), _right_ones(url, anonymous))
     if not anonymous and has_credentials(url) is False and _ROLE.search(str(error)):
         text = "there are none in the environment, and this machine has no role of its own"
         return Finding("credentials", FAILURE, text, _right_ones(url, anonymous))
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EPERM):
+        return Finding("credentials", FAILURE, str(error), _right_ones(url, anonymous))
     return None
 
 

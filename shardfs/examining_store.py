@@ -5,8 +5,10 @@ Knows nothing of the machine (`examining`), nor of what is printed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,9 +39,21 @@ def examine_store(
 ) -> Iterator[Finding]:
     """All checks of a store: one that cannot be opened has no more than its clock. With `writing` it is tried out what
     it does with conditions, by an object of its own that is removed again."""
-    far, anonymous = is_far(url), bool(options.get("anonymous"))
+    far = is_far(url)
     if far and not options.get("offline"):
         yield from examine_clock(url, options.get("endpoint"), clock)
+    with contextlib.ExitStack() as stack:
+        if far and not options.get("offline"):
+            # what the store says now, and not what was heard of it before, or lies in the cache
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="shardfs-doctor-"))
+            options = {**options, "cache_dir": place, "cache_size": 0}
+        yield from _examine(url, driver, options, clock, writing, far)
+
+
+def _examine(
+    url: str, driver: str | None, options: dict[str, Any], clock: Callable[[], float], writing: bool, far: bool
+) -> Iterator[Finding]:
+    anonymous = bool(options.get("anonymous"))
     begun = time.monotonic()
     try:
         store = open_store(url, driver, **options)

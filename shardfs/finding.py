@@ -1,4 +1,4 @@
-"""`shardfs find`: what of a store's tree fits some conditions, without a mount. Shards are read only where a file may fit.
+"""`shardfs find`: what of a store's tree fits some conditions, without a mount. Reads only shards in which a file may.
 
 Paths, sizes and times are those that a mount shows. Knows nothing of what is printed.
 """

@@ -50,7 +50,7 @@ class Request(NamedTuple):
 
 
 class Recorder:
-    """Takes requests on the event loop and writes them to a file in a thread, until there are too many bytes of them."""
+    """Takes requests on the event loop and writes them to a file in a thread, until it has grown too large."""
 
     def __init__(self, path: Path, limit: int = config.TRACE_BYTES) -> None:
         """A new file, or an old one that is written over. BadSettingError where it cannot be made."""

@@ -20,8 +20,8 @@ def add_top(parser: argparse.ArgumentParser) -> None:
 
 def add_find(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Prints the paths below a mount of STORE that fit all that is asked for, without mounting it. Reads only shards "
-        "in which a file may fit, and none whose names the persistent index has."
+        "Prints the paths below a mount of STORE that fit all that is asked for, without mounting it. Reads only "
+        "shards in which a file may fit, and none whose names the persistent index has."
     )
     parser.add_argument("pattern", metavar="PATTERN", nargs="?", help="of the whole path; its * takes / too")
     parser.add_argument("--name", metavar="GLOB", help="of the last part of the path, as 000001.* or *.jpg")
@@ -37,9 +37,9 @@ def add_find(parser: argparse.ArgumentParser) -> None:
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Measures the mount at STORE, or a store, which it mounts for that with nothing kept from before: the time to the first "
-        "byte, names, files and bytes a second, the first time and again. Reads only. With --replay plays what "
-        "`shardfs mount --trace` has recorded, in its order; exit status 1 if something ended otherwise than then."
+        "Measures the mount at STORE, or a store, which it mounts for that with nothing kept from before: the time to "
+        "the first byte, names, files and bytes a second, the first time and again. Reads only. With --replay plays "
+        "what `shardfs mount --trace` has recorded, in its order; exit status 1 if something ended otherwise than then."
     )
     parser.add_argument("--seconds", type=float, metavar="N", help="about so long (default: 10; a replay: to its end)")
     parser.add_argument("--replay", metavar="FILE", help="play the trace in FILE")

@@ -1,4 +1,4 @@
-"""`shardfs top`: what mounts do right now, again and again. Asks their control sockets, and reads nothing of the mounts.
+"""`shardfs top`: what mounts do right now, again and again. Asks their sockets, and reads nothing of the mounts.
 
 On a terminal each display takes the place of the last one; elsewhere they follow one another.
 """
@@ -126,9 +126,8 @@ def _resident(one: Reading) -> int | None:
 
 def _show(before: dict[str, Reading], after: dict[str, Reading], live: bool, first: bool) -> None:
     columns, colours = width(), coloured()
-    lines = [
-        line for path, one in after.items() for line in _block(one, _pace(before.get(path), one), columns, colours)
-    ]
+    paces = ((one, _pace(before.get(path), one)) for path, one in after.items())
+    lines = [line for one, found in paces for line in _block(one, found, columns, colours)]
     if not after:
         lines = ["nothing is mounted"]
     if live:

@@ -1,7 +1,7 @@
 """`shardfs doctor` in environments that are broken in earnest: each is built, and the real program runs in it.
 
-`test_doctor` has more of them: fusermount3 that is missing or has lost its right, disks that are full, no home, packages
-that are missing, a clock that is wrong, a shard larger than the memory, a mount whose process has died.
+`test_doctor` has more of them: fusermount3 that is missing or has lost its right, disks that are full, no home,
+packages that are missing, a clock that is wrong, a shard larger than the memory, a mount whose process has died.
 """
 
 from __future__ import annotations
