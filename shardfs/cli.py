@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
-from shardfs.commands.arguments import add_bench, add_find, add_top
+from shardfs.commands.arguments import add_bench, add_find, add_top, joined
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
@@ -400,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         helper = from_mount8(words, sys.argv[0])
         if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground
             return OK
-        parsed = build_parser().parse_args(words if helper is None else helper)
+        parsed = build_parser().parse_args(joined(words) if helper is None else helper)
         parsed.from_mount8 = helper is not None
         verbosity = parsed.verbose
         return _run(parsed)

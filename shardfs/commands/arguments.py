@@ -35,6 +35,17 @@ def add_find(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object for each, a line each")
 
 
+def joined(words: list[str]) -> list[str]:
+    """The words of a command line with `--size -4k` as one word: argparse would take the second for an option."""
+    made: list[str] = []
+    for word in words:
+        if made[:1] == ["find"] and made[-1] == "--size" and word[:1] == "-" and word[1:2].isdigit():
+            made[-1] = f"--size={word}"
+        else:
+            made.append(word)
+    return made
+
+
 def add_bench(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measures the mount at STORE, or a store, which it mounts for that with nothing kept from before: the time to "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from shardfs import benching, config, control, daemon
 from shardfs.commands import FAILED, OK, as_json, one_line
 from shardfs.commands.options import cache_options, store_options
 from shardfs.commands.tabular import number, size, table
-from shardfs.errors import BadSettingError, MountError, ShardfsError
+from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.replaying import Player, Replay, lines_of
 from shardfs.storage.urls import is_far, without_secrets
 
@@ -34,9 +35,9 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     speed = _number("--speed", arguments.speed)
     if speed is not None and arguments.replay is None:
         raise BadSettingError("--speed is for --replay")
+    if arguments.replay is not None:
+        return _replay(arguments, parser, speed, seconds)
     with _mounted(arguments, parser) as (path, ours):
-        if arguments.replay is not None:
-            return _replay(arguments, path, speed, seconds)
         before = _loads(path)
         figures = benching.measure(path, config.BENCH_SECONDS if seconds is None else seconds)
         after = _loads(path)
@@ -56,7 +57,7 @@ def _number(name: str, given: float | None) -> float | None:
 
 @contextlib.contextmanager
 def _mounted(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[tuple[Path, bool]]:
-    """The directory to measure, and whether it was mounted for that. MountError."""
+    """The directory to measure, and whether it was mounted for that. BadSettingError."""
     where = arguments.store
     mounted = None if "://" in where else daemon.mounted_at(daemon.resolved(where))
     if mounted is not None and mounted.fstype == daemon.FSTYPE:
@@ -94,7 +95,7 @@ def _words(arguments: argparse.Namespace, folder: str) -> list[str]:
 
 
 def _run(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    """Run a command quietly; MountError with what it said where it fails."""
+    """Run a command quietly; where it fails, say what it said, and end with its exit status."""
     from shardfs.commands import mount, umount
 
     parsed = parser.parse_args(words)
@@ -103,7 +104,8 @@ def _run(parser: argparse.ArgumentParser, words: list[str]) -> None:
     with contextlib.redirect_stderr(said):
         status = (mount if parsed.command == "mount" else umount).run(parsed)
     if status != OK:
-        raise MountError(one_line(said.getvalue().replace("shardfs: ", "")) or "it could not be mounted")
+        sys.stderr.write(said.getvalue())
+        raise SystemExit(status)
 
 
 def _loads(path: Path) -> int | None:
@@ -181,16 +183,19 @@ def _amount(value: float | None) -> str:
 # --- replaying --------------------------------------------------------------------------------------------------------
 
 
-def _replay(arguments: argparse.Namespace, path: Path, speed: float | None, seconds: float | None) -> int:
+def _replay(
+    arguments: argparse.Namespace, parser: argparse.ArgumentParser, speed: float | None, seconds: float | None
+) -> int:
     try:
-        with open(arguments.replay, "rb") as file:
-            player = Player(path)
-            try:
-                outcome = player.play(lines_of(file), speed, seconds)
-            finally:
-                player.close()
+        descriptor = os.open(arguments.replay, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise BadSettingError(f"--replay {arguments.replay}: {error.strerror}") from error
+    with os.fdopen(descriptor, "rb") as file, _mounted(arguments, parser) as (path, _):
+        player = Player(path)
+        try:
+            outcome = player.play(lines_of(file), speed, seconds)
+        finally:
+            player.close()
     if arguments.json:
         print(as_json(asdict(outcome)))
     else:
