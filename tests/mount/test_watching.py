@@ -108,11 +108,8 @@ def test_a_session_is_recorded_and_played_again(tmp_path: Path) -> None:
     assert (played["left_out"], played["differing"], played["whole"]) == ({}, 0, True)
     assert played["implied"] == expected["readdir"] + expected["releasedir"]
     # the kernel asks for attributes when it will, and lists in as many answers as it likes
-    again, before_again = (
-        counted(second, "getattr", "readdir", "lookup"),
-        counted(first, "getattr", "readdir", "lookup"),
-    )
-    assert again == before_again
+    its_own = ("getattr", "readdir", "lookup")
+    assert counted(second, *its_own) == counted(first, *its_own)
     looked = {name for name in counted(second) if name[0] == "lookup"}
     assert looked >= {name for name in counted(first) if name[0] == "lookup"}
 
@@ -160,7 +157,7 @@ def test_bench(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     said = json.loads(done.stdout)
     assert (said["mounted_for_this"], said["keys"], said["loaded"] >= 5) == (True, 5, True)
-    size = 5 * 4 * (100_000 + len('{"label":0}\n'))
+    size = 5 * 4 * (100_000 + len('{"label": 0}\n'))
     assert (said["cold"]["files"], said["cold"]["bytes"]) == (5 * 4 * 2, size)
     assert (said["warm"]["files"], said["warm"]["bytes"]) == (5 * 4 * 2, size)
     assert 0 < said["first_byte_seconds"] <= said["first_byte_seconds_worst"]
