@@ -72,9 +72,10 @@ def measure(root: Path, seconds: float) -> Figures:
     read: list[tuple[Path, list[str]]] = []
     end = time.monotonic() + seconds * _SHARES[0]
     for path, listing in _keys(root):
-        if made.keys >= config.BENCH_KEYS or time.monotonic() > end or made.first.bytes >= config.BENCH_BYTES:
+        now = time.monotonic()
+        if made.keys >= config.BENCH_KEYS or now > end or made.first.bytes >= config.BENCH_BYTES:
             break
-        done = _first(made, path, listing, end)
+        done = _first(made, path, listing, min(end, now + seconds * _SHARES[0] / config.BENCH_LEAST))
         if done:
             made.keys += 1
             read.append((path, done))

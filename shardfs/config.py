@@ -555,7 +555,10 @@ CONTROL_ANSWER = 10.0
 the event loop a tenth of a second at worst."""
 
 CONTROL_STATUS = 2.0
-"""The same for `shardfs status`, which asks several mounts one after the other, and reports those that are silent."""
+"""The same for `shardfs status` and `top`, which report mounts that are silent."""
+
+CONTROL_ASKED = 8
+"""Mounts that `status` and `top` ask at once."""
 
 CONTROL_IDLE = 30.0
 """Seconds that a client of a mount may take for a request, and for taking its answer; who connects has one in hand."""
@@ -869,6 +872,9 @@ BENCH_SECONDS = 10.0
 
 BENCH_KEYS = 16
 """Keys that it reads, of those that there are: for a median of the time to the first byte."""
+
+BENCH_LEAST = 4
+"""Keys for which its time must do, however many files each has: a key that takes more than its part is left there."""
 
 BENCH_FILES = 20_000
 BENCH_BYTES = 512 * MIB

@@ -10,6 +10,7 @@ import itertools
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shardfs import config, control
@@ -54,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _readings(mountpoint: str | None) -> dict[str, Reading]:
     """What each mount says now, or why it says nothing. MountError where there is none at `mountpoint`."""
-    return {path: _reading(path) for path in paths(mountpoint)}
+    found = paths(mountpoint)
+    with ThreadPoolExecutor(config.CONTROL_ASKED) as pool:  # each that is silent takes its time
+        return dict(zip(found, pool.map(_reading, found), strict=True))
 
 
 def _reading(path: str) -> Reading:

@@ -206,6 +206,19 @@ def test_a_server_that_answers_ranges_with_everything_is_asked_for_everything(
     assert whole(storage, "big") == BIG
 
 
+def test_an_object_has_one_version_whether_it_is_listed_or_asked_for(
+    rclone: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that lists milliseconds, and ETags without quotation marks: `warm` and `verify` took each object for one
+    that was replaced since it was listed."""
+    storage = opened(rclone, monkeypatch, "versions")
+    storage.put("k", writing(b"x"))  # type: ignore[arg-type]
+    (listed,) = storage.list(("",))
+    assert listed == storage.stat("k")
+    with storage.open("k", listed.version) as reader:
+        assert reader.read(10) == b"x"
+
+
 def test_credentials_that_are_refused(rclone: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = opened(rclone, monkeypatch, "x")
     storage.put("k", writing(b"x"))  # type: ignore[arg-type]
