@@ -402,6 +402,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return OK
         parsed = build_parser().parse_args(joined(words) if helper is None else helper)
         parsed.from_mount8 = helper is not None
+        if parsed.command == "bench":
+            parsed.words = words  # of which it mounts a store
         verbosity = parsed.verbose
         return _run(parsed)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
@@ -486,7 +488,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.command == "bench":
         from shardfs.commands import bench
 
-        return bench.run(parsed, build_parser())
+        return bench.run(parsed, main)
     if parsed.command in ("cache", "warm", "pin", "unpin"):
         from shardfs.commands import cache
 

@@ -11,24 +11,25 @@ import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from shardfs import benching, config, control, daemon
 from shardfs.commands import FAILED, OK, as_json, one_line
-from shardfs.commands.options import cache_options, store_options
+from shardfs.commands.arguments import add_bench
 from shardfs.commands.tabular import number, size, table
 from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.replaying import Player, Replay, lines_of
 from shardfs.storage.urls import is_far, without_secrets
 
-_OF_STORES = ("driver", "arrays", "text", "endpoint", "deadline", "cache_dir", "cache_size", "min_free")
+Main = Callable[[Sequence[str]], int]
+"""Runs one command of the whole command line; its exit status."""
 
 
-def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """`parser` is that of the whole command line, for mounting a store with it."""
+def run(arguments: argparse.Namespace, main: Main) -> int:
+    """`main` is for mounting a store, and `arguments.words` what the command line was."""
     if sys.stdout is None:
         raise OSError("there is no standard output")
     seconds = _number("--seconds", arguments.seconds)
@@ -36,8 +37,8 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if speed is not None and arguments.replay is None:
         raise BadSettingError("--speed is for --replay")
     if arguments.replay is not None:
-        return _replay(arguments, parser, speed, seconds)
-    with _mounted(arguments, parser) as (path, ours):
+        return _replay(arguments, main, speed, seconds)
+    with _mounted(arguments, main) as (path, ours):
         before = _loads(path)
         figures = benching.measure(path, config.BENCH_SECONDS if seconds is None else seconds)
         after = _loads(path)
@@ -56,53 +57,42 @@ def _number(name: str, given: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def _mounted(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Iterator[tuple[Path, bool]]:
+def _mounted(arguments: argparse.Namespace, main: Main) -> Iterator[tuple[Path, bool]]:
     """The directory to measure, and whether it was mounted for that. BadSettingError."""
-    where = arguments.store
+    where, others = arguments.store, _others(arguments)
     mounted = None if "://" in where else daemon.mounted_at(daemon.resolved(where))
     if mounted is not None and mounted.fstype == daemon.FSTYPE:
-        _refuse_options(arguments)
+        for word in others:
+            if word.startswith("--") and word != "--verbose":
+                raise BadSettingError(f"{word.partition('=')[0]} is of a store, and {where} is mounted already")
         yield Path(daemon.resolved(where)), False
         return
-    # fails where there is no such store, and before anything is made
-    store_options(arguments)
-    cache_options(arguments)
     with tempfile.TemporaryDirectory(prefix="shardfs-bench-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "mnt"
-        _run(parser, ["mount", where, str(path), "--no-index", *_words(arguments, folder)])
+        words = ["mount", where, str(path), "--no-index", f"--log={folder}/log", *others]
+        if is_far(where) and not arguments.offline and not any(word.startswith("--cache-dir") for word in others):
+            words.append(f"--cache-dir={folder}/cache")  # which has nothing yet
+        _run(main, words)
         try:
             yield path, True
         finally:
-            _run(parser, ["umount", str(path)])
+            _run(main, ["umount", str(path)])
 
 
-def _refuse_options(arguments: argparse.Namespace) -> None:
-    for name in (*_OF_STORES, "anonymous", "offline"):
-        if getattr(arguments, name):
-            raise BadSettingError(f"--{name.replace('_', '-')} is of a store, and {arguments.store} is mounted already")
+def _others(arguments: argparse.Namespace) -> list[str]:
+    """The words of the command line that are neither its own nor the store: they are for mounting it."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_bench(own)
+    _, rest = own.parse_known_args(arguments.words[1:])
+    rest.remove(arguments.store)
+    return rest
 
 
-def _words(arguments: argparse.Namespace, folder: str) -> list[str]:
-    """How the store is to be mounted: what was said, and a cache on disk that holds nothing yet."""
-    made = [f"--log={folder}/log"]
-    for name in _OF_STORES:
-        if getattr(arguments, name) is not None:
-            made.append(f"--{name.replace('_', '-')}={getattr(arguments, name)}")
-    made += [f"--{name}" for name in ("anonymous", "offline") if getattr(arguments, name)]
-    if is_far(arguments.store) and arguments.cache_dir is None and not arguments.offline:
-        made.append(f"--cache-dir={folder}/cache")
-    return made
-
-
-def _run(parser: argparse.ArgumentParser, words: list[str]) -> None:
+def _run(main: Main, words: list[str]) -> None:
     """Run a command quietly; where it fails, say what it said, and end with its exit status."""
-    from shardfs.commands import mount, umount
-
-    parsed = parser.parse_args(words)
-    parsed.from_mount8 = False
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        status = (mount if parsed.command == "mount" else umount).run(parsed)
+        status = main(words)
     if status != OK:
         sys.stderr.write(said.getvalue())
         raise SystemExit(status)
@@ -183,14 +173,12 @@ def _amount(value: float | None) -> str:
 # --- replaying --------------------------------------------------------------------------------------------------------
 
 
-def _replay(
-    arguments: argparse.Namespace, parser: argparse.ArgumentParser, speed: float | None, seconds: float | None
-) -> int:
+def _replay(arguments: argparse.Namespace, main: Main, speed: float | None, seconds: float | None) -> int:
     try:
         descriptor = os.open(arguments.replay, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise BadSettingError(f"--replay {arguments.replay}: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file, _mounted(arguments, parser) as (path, _):
+    with os.fdopen(descriptor, "rb") as file, _mounted(arguments, main) as (path, _):
         player = Player(path)
         try:
             outcome = player.play(lines_of(file), speed, seconds)

@@ -126,7 +126,7 @@ def test_what_is_shown_of_a_mount_at_work(slow_store: SlowStore, tmp_path: Path)
             wait_for(lambda: json.loads(run("status", path, "--json").stdout)["loading"] == ["k1"])
             done = run("top", path, "-n", "2", "-d", "0.2", "--json")
             shown = run("top", path, "--once", COLUMNS=str(COLUMNS))
-            status = run("status", COLUMNS=str(COLUMNS))
+            status = run("status", path, COLUMNS=str(COLUMNS))
             slow_store.go_on("k1.gz")
             assert waiting.wait(30) == 0
         assert (done.returncode, done.stderr) == (0, "")
