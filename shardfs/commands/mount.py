@@ -69,6 +69,7 @@ class Request:
     verbosity: int
     log_file: str | None
     metrics: str | None
+    xattr: bool
     settings: dict[str, dict[str, Any]]
     """Each setting, and where it came from."""
 
@@ -133,6 +134,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         verbosity=arguments.verbose,
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
         metrics=arguments.metrics_addr or words.metrics_addr,
+        xattr=arguments.xattr or words.xattr,
         settings=settings_of(arguments, words),
     )
 
@@ -257,6 +259,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         cache_raw=request.cache_raw,
         refresh=request.refresh,
         metrics=request.metrics,
+        xattr=request.xattr,
         settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)
