@@ -24,7 +24,7 @@ from tests.conformance.trees import wait_for
 from tests.fault_proxy import FAULTS, FaultProxy, fault_proxy
 from tests.mount.conftest import is_mounted, mount_point, processes, run
 from tests.mount.far import fsync
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
 
@@ -45,14 +45,12 @@ def content(number: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        store = open_store("s3://bucket/far", "squirrel", endpoint=server.endpoint, cache_size=0)
-        for number in range(KEYS):
-            store.set([{"a": content(number), "label": number}], f"k{number:02}")
-        yield server
+def moto(moto: Server) -> Server:
+    """With a store in it."""
+    store = open_store("s3://bucket/far", "squirrel", endpoint=moto.endpoint, cache_size=0)
+    for number in range(KEYS):
+        store.set([{"a": content(number), "label": number}], f"k{number:02}")
+    return moto
 
 
 @pytest.fixture

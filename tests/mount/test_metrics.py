@@ -21,7 +21,7 @@ from shardfs import config, open_store
 from tests.conformance.trees import wait_for
 from tests.fault_proxy import fault_proxy
 from tests.mount.conftest import mounting, run
-from tests.servers import moto_server
+from tests.servers import Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 
@@ -242,11 +242,9 @@ def test_a_writable_mount_counts_what_it_stored(tmp_path: Path) -> None:
         (path / "wrong/000000.json").write_text("{}")
 
 
-def test_what_a_store_far_away_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_store_far_away_was_asked_for(moto: Server, tmp_path: Path) -> None:
     """Against what a proxy before the server has seen, and against what lies in the cache's directory."""
-    with moto_server() as moto, fault_proxy(moto.endpoint) as proxy:
-        for name, value in moto.environment.items():
-            monkeypatch.setenv(name, value)
+    with fault_proxy(moto.endpoint) as proxy:
         store = open_store("s3://bucket/session", "squirrel", endpoint=moto.endpoint, cache_size=0)
         for number in range(6):
             store.set([{"x": os.urandom(100_000)}], f"k{number}")
