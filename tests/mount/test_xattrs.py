@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from shardfs import open_store
+from tests.conformance.trees import fails as refused
 from tests.mount.conftest import mounting, run
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
@@ -38,12 +38,6 @@ def digest(path: Path) -> str:
 def figure(path: Path, name: str) -> float:
     lines = (path / ".shardfs/metrics").read_text().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
-
-
-@contextlib.contextmanager
-def refused(code: int) -> Iterator[None]:
-    with pytest.raises(OSError, check=lambda error: error.errno == code):
-        yield
 
 
 @pytest.fixture(scope="module")
