@@ -587,6 +587,25 @@ CONTROL_SHARE = 2
 """The light fields of a shard are shown in one file if they take no more than one part in this many of the budget:
 they are made as a whole, beside their shard."""
 
+XATTR_HASHED = 1 << 30
+"""Bytes of the largest file whose hash is told as an extended attribute: who asks waits, uninterruptibly, for one to
+three seconds then. `sha256sum` has no such limit."""
+
+XATTR_HASHING = 2
+"""Files that are hashed for that at once: a `getfattr -R` over everything must not take all workers from readers."""
+
+XATTR_HASHES = 10_000
+"""Hashes that are remembered, 200 bytes each."""
+
+XATTR_SLICE = MIB
+"""Bytes of a file that are hashed at a time."""
+
+XATTR_JSON = 16 * MIB
+"""Bytes of a `.json` in which the true name of a shortened field is looked up."""
+
+XATTR_VALUE = 4096
+"""Bytes of what is told of an array's type: one of a thousand named columns is cut."""
+
 LOG_LINES = 1_000
 LOG_LINE = 1_000
 """Lines of the log that a mount shows, and characters of each: a megabyte."""

@@ -108,7 +108,7 @@ def _on_disk(vfs: Vfs) -> Iterator[_Tier]:
     """The cache on disk: of stored shards for a store far away, of raw ones where those are kept."""
     storage, counts = getattr(vfs.driver, "storage", None), vfs.cache.counts
     stored = storage.files if isinstance(storage, DiskCache) else None
-    raw = vfs.cache.raw_files
+    raw = None if vfs.cache.raw is None else vfs.cache.raw.files
     files = stored or raw
     if files is None:
         return

@@ -97,6 +97,8 @@ class MountOptions:
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
     trace: str | None = None
     """A file into which what the kernel asks is written; None: nothing is."""
+    xattr: bool = False
+    """Tell extended attributes."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was asked for, and where: for `.shardfs/config.json`."""
 
@@ -123,7 +125,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
-        operations, writable = _operations(vfs)
+        operations, writable = _operations(vfs, options.xattr)
         real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
         settings = settings_of(vfs, options.settings, real)
         area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
@@ -315,13 +317,18 @@ def is_writable(vfs: Vfs) -> TypeGuard[WritableVfs]:
     return vfs.writable
 
 
-def _operations(vfs: Vfs) -> tuple[Operations, WritableVfs | None]:
+def _operations(vfs: Vfs, xattr: bool) -> tuple[Operations, WritableVfs | None]:
     """The handlers of a mount, and its file system if that is a writable one."""
+    xattrs = None
+    if xattr:
+        from shardfs.xattrs import Xattrs
+
+        xattrs = Xattrs(vfs)
     if not is_writable(vfs):
-        return Operations(vfs, prefills()), None
+        return Operations(vfs, prefills(), xattrs), None
     from shardfs.fuse_writing import WritableOperations
 
-    return WritableOperations(vfs, prefills()), vfs
+    return WritableOperations(vfs, prefills(), xattrs), vfs
 
 
 @contextlib.contextmanager

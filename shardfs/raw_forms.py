@@ -74,6 +74,11 @@ class RawForms:
             log.debug("%s is not read from its raw bytes: %s", entry.key, error)
             return None
 
+    def has(self, entry: Entry) -> bool:
+        """Whether the raw bytes of a shard are kept. In a worker."""
+        about = self._about(entry)
+        return about is not None and self.files.has(about)
+
     def admits(self, entry: Entry, size: int, budget: int) -> bool:
         """Whether a shard of `size` raw bytes that was just loaded is to be kept; it counts until `done`. Never while
         as many wait to be written as may: they stay in memory until then, which has `budget` bytes for shards."""

@@ -28,7 +28,6 @@ from shardfs.index_db import IndexDb
 from shardfs.model import Entry, Key
 from shardfs.raw_forms import RawForms
 from shardfs.room import Claim, Room
-from shardfs.storage.cache_files import CacheFiles
 from shardfs.tables import Identity, Tables
 from shardfs.values import Buffer
 from shardfs.workers import Workers
@@ -175,9 +174,9 @@ class ShardCache:
         return self._room.budget
 
     @property
-    def raw_files(self) -> CacheFiles | None:
-        """The cache on disk that keeps raw bytes of shards, where one does."""
-        return None if self._raw is None else self._raw.files
+    def raw(self) -> RawForms | None:
+        """What keeps raw bytes of shards on disk, where something does."""
+        return self._raw
 
     def calm(self) -> bool:
         """True while nothing is being loaded."""
@@ -204,6 +203,11 @@ class ShardCache:
                 if self._raw is not None:
                     self._raw.end()
                 nursery.cancel_scope.cancel()
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether all of a shard is in memory, without counting that as a use."""
+        loaded = self._shards.get((entry.key, entry.version))
+        return loaded is not None and not loaded.partial
 
     def peek(self, entry: Entry) -> Loaded | None:
         """The shard if it is in memory. Never waits; counts as a use."""

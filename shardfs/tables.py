@@ -28,7 +28,7 @@ class Tables:
 
     def __init__(self, driver: Driver, budget: int, database: IndexDb | None) -> None:
         self._driver = driver
-        self.budget = budget
+        self._budget = budget
         self._database = database
         self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
         self._bytes = 0
@@ -47,6 +47,11 @@ class Tables:
     def used(self) -> int:
         """Bytes of memory that they take."""
         return self._bytes
+
+    @property
+    def budget(self) -> int:
+        """Bytes that they may take."""
+        return self._budget
 
     def start(self, nursery: trio.Nursery, workers: Workers) -> None:
         """The index is asked only after this, and until `end`."""
@@ -69,7 +74,7 @@ class Tables:
         self.drop(entry)
         self._tables[entry.key, entry.version] = table
         self._bytes += table.nbytes
-        while self._bytes > self.budget and len(self._tables) > 1:
+        while self._bytes > self._budget and len(self._tables) > 1:
             _, oldest = self._tables.popitem(last=False)
             self._bytes -= oldest.nbytes
             self.evictions += 1

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
 from shardfs import config, inodes
-from shardfs.attributes import Attributes, FileRun, StatFs
+from shardfs.attributes import About, Attributes, FileRun, StatFs
 from shardfs.control_files import NAME as CONTROL_NAME
 from shardfs.control_files import ControlFiles
 from shardfs.drivers.base import Driver
@@ -209,6 +209,25 @@ class Vfs:
         if number >= table.numbers:
             raise _failure("no such inode", errno.ESTALE)
         return self._inside(slot, table, number)
+
+    async def about(self, inode: int) -> About | None:
+        """What an inode is, for telling more of it than stat does; None for what is above the keys and below
+        `.shardfs`. Errors as `getattr`."""
+        key = self.tree.slot(inodes.slot_of(inode))
+        if key is None:
+            found = None if inode >= inodes.CONTROL else self._directory(inode)
+            return About(found.entry.key, found.entry) if isinstance(found, KeyDirectory) else None
+        return self._about_stored(key, await self._table(key), inodes.file_of(inode))
+
+    @staticmethod
+    def _about_stored(key: KeyDirectory, table: ShardTable, number: int) -> About:
+        if number >= table.numbers:
+            raise _failure("no such inode", errno.ESTALE)
+        entry = key.entry
+        if number >= table.files:
+            return About(entry.key, entry)
+        stem, suffix = table.stem(table.sample_of(number)), table.suffix(number)
+        return About(entry.key, entry, table.size(number), stem, suffix, True, table, number)
 
     def looked_up(self, inode: int, count: int = 1) -> None:
         """Count entries of one key that a listing handed out together with their attributes."""
@@ -451,6 +470,10 @@ class Vfs:
             self.control.release(handle)
         else:
             self._gifts.released(handle)
+
+    async def close(self, handle: int) -> None:
+        """The same, where that may have to wait."""
+        self.release(handle)
 
     def _handle(self, opened: _OpenDirectory) -> int:
         if len(self._handles) >= config.HANDLES:

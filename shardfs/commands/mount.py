@@ -70,6 +70,7 @@ class Request:
     log_file: str | None
     metrics: str | None
     trace: str | None
+    xattr: bool
     settings: dict[str, dict[str, Any]]
     """Each setting, and where it came from."""
 
@@ -135,6 +136,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
         metrics=arguments.metrics_addr or words.metrics_addr,
         trace=_absolute(arguments.trace or words.trace),
+        xattr=arguments.xattr or words.xattr,
         settings=settings_of(arguments, words),
     )
 
@@ -264,6 +266,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         refresh=request.refresh,
         metrics=request.metrics,
         trace=request.trace,
+        xattr=request.xattr,
         settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)

@@ -17,7 +17,7 @@ OURS = (
     *("ro", "rw", "allow_overwrite", "allow_delete", "single_writer", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
     *("refresh=", "endpoint=", "anonymous", "deadline=", "offline", "cache_dir=", "cache_size=", "min_free="),
-    *("cache_raw=", "snapshot=", "metrics_addr=", "trace="),
+    *("cache_raw=", "snapshot=", "metrics_addr=", "trace=", "xattr"),
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -33,7 +33,7 @@ TEXTS = ("json", "files")
 
 _FLAGS = (
     *("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "single_writer"),
-    *("anonymous", "offline"),
+    *("anonymous", "offline", "xattr"),
 )
 _WITH_VALUES = (
     *("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint", "deadline"),
@@ -73,6 +73,7 @@ class MountWords:
     size_limit: str | None = None
     metrics_addr: str | None = None
     trace: str | None = None
+    xattr: bool = False
     rw_by_default: bool = False
     """`rw` was said by mount(8), which always says one of ro and rw, and nothing else that speaks of writing."""
 

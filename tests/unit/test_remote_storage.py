@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,24 +17,10 @@ from shardfs.opening import open_store
 from shardfs.storage.etags import Etags
 from shardfs.storage.remote import RemoteStorage, parse_version
 from shardfs.storage.urls import open_remote, without_secrets
-from tests.servers import Server, moto_server, rclone_server
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(60)
 BIG = os.urandom(1 << 20) * 25
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("rclone")
-    (folder / "bucket").mkdir()
-    with rclone_server(folder) as server:
-        yield server
 
 
 @pytest.fixture
