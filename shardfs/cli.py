@@ -184,7 +184,8 @@ def _add_mount(parser: argparse.ArgumentParser) -> None:
         metavar="OPT,...",
         help="ro, rw, allow_overwrite, allow_delete, single_writer, write_back=, size_limit=, allow_other, nonempty, "
         "no_index, driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, deadline=, offline, "
-        "cache_dir=, cache_size=, min_free=, cache_raw=, snapshot=, metrics_addr=, trace=, xattr; fstab's own are ignored",
+        "cache_dir=, cache_size=, min_free=, cache_raw=, snapshot=, metrics_addr=, trace=, xattr; fstab's own are "
+        "ignored",
     )
     parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
     parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")

@@ -23,6 +23,11 @@ def width() -> int:
     return max(20, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
 
 
+def height() -> int:
+    """Lines of the terminal, or of LINES."""
+    return max(5, shutil.get_terminal_size((PLAIN_WIDTH, 24)).lines)
+
+
 def coloured(stream: TextIO | None = None) -> bool:
     """Whether colours are shown: on a terminal that has them, unless NO_COLOR is set to anything."""
     return is_terminal(stream or sys.stdout) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -15,7 +15,7 @@ from typing import Any
 
 from shardfs import config, control
 from shardfs.commands import FAILED, OK, as_json, one_line, tell
-from shardfs.commands.screen import coloured, cut, is_terminal, listed, paint, width
+from shardfs.commands.screen import coloured, cut, height, is_terminal, listed, paint, width
 from shardfs.commands.status import DETACHED, SERVING, of, paths
 from shardfs.commands.tabular import number, size
 from shardfs.errors import BadSettingError, ShardfsError
@@ -134,6 +134,9 @@ def _show(before: dict[str, Reading], after: dict[str, Reading], live: bool, fir
     if not after:
         lines = ["nothing is mounted"]
     if live:
+        room = height() - 1  # the cursor's line: one more, and what was shown first would be gone
+        if len(lines) > room:
+            lines = [*lines[: room - 1], f"... {len(lines) - room + 1} more lines: shardfs top MNT shows one mount"]
         begin = (_HOME + _REST) if first else _HOME
         sys.stdout.write(begin + "".join(f"{line}{_LINE}\n" for line in lines) + _REST)
     else:
