@@ -29,7 +29,8 @@ Main = Callable[[Sequence[str]], int]
 
 
 def run(arguments: argparse.Namespace, main: Main) -> int:
-    """`main` is for mounting a store, and `arguments.words` what the command line was."""
+    """`main` is for mounting a store; `arguments.words` is what the command line was, `arguments.named` the store as it
+    was said there."""
     if sys.stdout is None:
         raise OSError("there is no standard output")
     seconds = _number("--seconds", arguments.seconds)
@@ -59,7 +60,7 @@ def _number(name: str, given: float | None) -> float | None:
 @contextlib.contextmanager
 def _mounted(arguments: argparse.Namespace, main: Main) -> Iterator[tuple[Path, bool]]:
     """The directory to measure, and whether it was mounted for that. BadSettingError."""
-    where, others = arguments.store, _others(arguments)
+    where, others = arguments.named, _others(arguments)
     mounted = None if "://" in where else daemon.mounted_at(daemon.resolved(where))
     if mounted is not None and mounted.fstype == daemon.FSTYPE:
         for word in others:
@@ -70,7 +71,11 @@ def _mounted(arguments: argparse.Namespace, main: Main) -> Iterator[tuple[Path, 
     with tempfile.TemporaryDirectory(prefix="shardfs-bench-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "mnt"
         words = ["mount", where, str(path), "--no-index", f"--log={folder}/log", *others]
-        if is_far(where) and not arguments.offline and not any(word.startswith("--cache-dir") for word in others):
+        if (
+            is_far(arguments.store)
+            and not arguments.offline
+            and not any(word.startswith("--cache-dir") for word in others)
+        ):
             words.append(f"--cache-dir={folder}/cache")  # which has nothing yet
         _run(main, words)
         try:
@@ -84,7 +89,7 @@ def _others(arguments: argparse.Namespace) -> list[str]:
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_bench(own)
     _, rest = own.parse_known_args(arguments.words[1:])
-    rest.remove(arguments.store)
+    rest.remove(arguments.named)
     return rest
 
 

@@ -108,6 +108,8 @@ def _block(one: dict[str, Any], columns: int, colours: bool) -> list[str]:
             f"shards: {cache['loads']:,} loaded, {cache['opened']:,} opened, {cache['evictions']:,} evicted, "
             f"{cache['failures']:,} failed",
         ]
+    for making in (one.get("light") or {}).get("making", ()):
+        lines.append(f"making {making['what']}: {making['done']:,} of {number(making['of'], 'shard')}")
     if one.get("loading"):
         keys = [one_line(key) for key in one["loading"]]
         lines.append(f"loading {listed(keys, max(columns - 10, 20), config.TOP_KEYS)}")

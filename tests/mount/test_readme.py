@@ -157,6 +157,8 @@ def test_every_block_works_when_it_is_pasted(tmp_path: Path) -> None:
         said = [line.removeprefix(">>> ") for line in done.stderr.splitlines() if line.startswith(">>> ")]
         assert said == [block.place for block in PASTED]
         assert daemon.mounted_at(str(point)) is None, "the documents leave something mounted"
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"it takes too long: {(late.stderr or b'')[-1000:].decode()}")
     finally:
         wipe(point)
 
