@@ -166,6 +166,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         metrics=values["metrics_addr"],
         xattr=values["xattr"],
         trace=values["trace"],
+        view=values["view"] or "",
+        heavy=values["field"],
         log_format=values["log_format"],
         where=where,
         settings=request.settings,

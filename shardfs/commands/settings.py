@@ -20,6 +20,7 @@ from shardfs.commands.options import (
     parse_patterns,
     parse_refresh,
     parse_size,
+    parse_view,
     parse_write_back,
 )
 
@@ -221,6 +222,21 @@ SERVING = (
         parse_path,
         unsaid="none",
         against="rw",
+    ),
+    Setting(
+        "view",
+        "show the samples in another shape: by:FIELD[,FIELD] (a directory for each value), flat, tree, hf, yolo, wds "
+        "or raw; all of them are in MNT/.shardfs/views in any case",
+        "VIEW",
+        parse_view,
+        unsaid="a directory for each key",
+        against="rw",
+    ),
+    Setting(
+        "field",
+        "which heavy field views show, where samples have several (default: the first picture)",
+        "NAME",
+        unsaid="the first picture",
     ),
     Setting(
         "metrics_addr",
