@@ -245,6 +245,14 @@ SERVING = (
         "HOST:PORT",
         unsaid="not served",
     ),
+    Setting("xattr", "tell extended attributes, user.shardfs.*, of each file", default=False),
+    Setting(
+        "trace",
+        "write what is asked of the mount to FILE, 256 MiB at most",
+        "FILE",
+        parse_path,
+        unsaid="none",
+    ),
     Setting(
         "log",
         "append the log to FILE (default: $XDG_STATE_HOME/shardfs/)",
