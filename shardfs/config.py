@@ -889,6 +889,40 @@ fields, and the newest in any case."""
 LIGHT_MADE = 2
 """Shards whose light fields are made at once for who asks for those of all: one per core, as loads are."""
 
+VIEW_LEVELS = 8
+"""Fields of a view `by:FIELD,FIELD`, each a level of directories: more than a path is likely to have."""
+
+VIEW_KEY = 80
+"""Bytes of a key's name in front of a sample's, so that with the longest name of a sample there is room for what says
+which file it is."""
+
+VIEWS_KNOWN = 256
+"""Views looked at in one mount: names below `.shardfs/views` are anybody's, and each has numbers for good."""
+
+VIEWS_MADE = 4
+"""Views over all keys that are held in memory at once, about 25 bytes a file each; the others are made again from the
+index when somebody looks."""
+
+VIEW_FILES = 200_000_000
+"""Files of one view over all keys: some 5 GB of memory."""
+
+VIEW_DIRECTORIES = 200_000
+"""Directories of one view `by:`, each of which is an object: a field with more values is no label."""
+
+VIEW_OWNERS = 4_000_000
+"""Directories and generated files of views (a key's samples count as one) that have numbers of their own."""
+
+VIEW_BATCH = 64
+"""Keys whose columns are made in one go: a hop to a worker costs as much as a small one's, and a mount that ends waits
+for a batch."""
+
+VIEW_TEXTS = 32 * MIB
+"""Generated texts and layouts of tars held in memory: those of the newest key in any case."""
+
+VIEW_LASTING = 600.0
+"""Seconds for which a name in a view over all keys may be believed: the kernel is told when it means another file, but
+a notice may be lost where there are too many of them."""
+
 WHERE_LENGTH = 4_000
 WHERE_FIELDS = 64
 WHERE_DEPTH = 100

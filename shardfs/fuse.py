@@ -21,8 +21,10 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from shardfs.attributes import Attributes, FileRun, StatFs
 from shardfs.bulk_listing import Bulk
 from shardfs.errors import MissingKeyError, ShardfsError
+from shardfs.listers import has_canary
 from shardfs.metrics import Meter
 from shardfs.vfs import Vfs
+from shardfs.views.places import Listing
 
 if TYPE_CHECKING:  # a mount without them has no use for it
     from shardfs.xattrs import Xattrs
@@ -273,6 +275,10 @@ class Operations(pyfuse3.Operations):
         if run is not None:
             self._reply_files(token, run, start_id)
             return
+        view = self._vfs.view_listing(fh)
+        if view is not None and start_id >= len(view[0].head):
+            self._reply_view(token, *view, start_id)
+            return
         accepted: list[int] = []
         for name, attributes, after in await self._vfs.readdir(fh, start_id):
             if not pyfuse3.readdir_reply(token, name, self._fill(attributes), after):
@@ -305,6 +311,33 @@ class Operations(pyfuse3.Operations):
             break
         if counted:
             self._vfs.looked_up(first, counted)
+
+    def _reply_view(self, token: pyfuse3.ReaddirToken, listing: Listing, plus: bool, start: int) -> None:
+        """The same of a view's many entries, which are of any keys: each brings its number and its time."""
+        bulk, rows, accepted = self._bulk.begin(token), listing.rows, 0
+        for name, attributes, after in listing.entries(start):
+            assert rows is not None
+            if not pyfuse3.readdir_reply(token, name, self._fill(attributes), after):
+                break
+            accepted += 1
+            if bulk is None:
+                continue
+            if not bulk.check(name, attributes.inode, after):
+                self._bulk.sound, bulk = False, None
+                continue
+            if not plus or (after == 1 and has_canary(listing)):
+                bulk.withhold()
+                accepted -= 1
+            at = after - len(listing.head)
+            entries = rows.batch(at, min(at + bulk.room, len(rows)))
+            more = bulk.add(entries, after + 1, plus)
+            if plus:
+                self._vfs.handed_out(entries.inodes[:more])
+            break
+        if accepted:
+            first = start - len(listing.head)
+            assert rows is not None
+            self._vfs.handed_out(rows.batch(first, first + accepted).inodes)
 
     @handler
     async def releasedir(self, fh: int) -> None:

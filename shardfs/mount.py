@@ -98,6 +98,10 @@ class MountOptions:
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
     xattr: bool = False
     """Tell extended attributes."""
+    view: str = ""
+    """The view that the root shows, as `views.names.parse` takes it; nothing for the keys."""
+    heavy: str | None = None
+    """The heavy field that views show where there are several."""
     log_format: str = "plain"
     """How the lines of `.shardfs/log` look: one of log_formats.FORMATS."""
     where: Where | None = None
@@ -125,6 +129,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
             stack.callback(database.close)
         vfs = build(store, options, database, area)
         vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
+        vfs.views.show(options.view, options.heavy)
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
@@ -350,9 +355,9 @@ async def _serve(
             lambda below: os.stat(os.path.join(path, below)),
         )
         vfs.superseded = notices.superseded
+        vfs.renamed = notices.renamed
         if writable is not None:
             # and no prefilling: what was read of a shard a moment ago may have been written over by now
-            writable.renamed = notices.renamed
             writable.emptied = notices.emptied
         elif prefills():
             vfs.loaded = notices.loaded

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 
 from shardfs import config, inodes
@@ -53,8 +53,6 @@ class OverlaidVfs(Vfs):
     def __init__(self, driver: Driver, cache: ShardCache, uid: int, gid: int, read_ahead: bool = True) -> None:
         super().__init__(driver, cache, uid, gid, read_ahead)
         self.calls = StagedCalls()
-        self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
-        """Told of names that may mean other files by now: for making the kernel forget them."""
         self.emptied: Callable[[int, bytes, str], None] = lambda parent, name, path: None
         """Told of a directory all of whose names may: its parent's number, its name, and its path below the root."""
         self._refs: dict[int, Ref] = {}
@@ -242,6 +240,9 @@ class OverlaidVfs(Vfs):
             return attributes_of(directory.inode, overlay.staged.itself())
         assert not isinstance(directory, NewDirectory)
         return super()._directory_attributes(directory)._replace(mode=DIRECTORY_MODE)
+
+    def _views_directory(self) -> Attributes:
+        raise StorageError("views are of stored samples: mount the store a second time, without --rw", errno.EROFS)
 
     def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         found = super()._file_attributes(key, file, size)._replace(mode=FILE_MODE)

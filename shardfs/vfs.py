@@ -11,8 +11,11 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from shardfs import config, inodes
 from shardfs.attributes import About, Attributes, FileRun, StatFs
@@ -34,6 +37,10 @@ from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
 from shardfs.tables import Identity
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree, NewDirectory
+from shardfs.views.files import NAME as VIEWS_NAME
+from shardfs.views.files import ViewFiles
+from shardfs.views.gathered import Sources
+from shardfs.views.places import Listing
 from shardfs.whole_tables import WholeTables
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
@@ -98,6 +105,10 @@ class Vfs:
         tables = WholeTables(self.tree, cache, self.light, self.refresh.listing, self.refresh.everything)
         self.control = ControlFiles(driver, self.tree, cache, tables)
         """What is below `.shardfs`; its documents are for the mount to add."""
+        self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
+        """Told of names that may mean other files by now: for making the kernel forget them."""
+        self.views = self._views()
+        """The same samples in other shapes; which of them is at the root is for the mount to say."""
         self._handles: dict[int, _OpenDirectory] = {}
         self._gifts = Gifts()
         self._listers = Listers()
@@ -108,6 +119,12 @@ class Vfs:
         """Serve only inside this block: it owns the loads."""
         async with self.cache.running(), self.refresh.running(), self.control.tables.running():
             yield
+
+    def _views(self) -> ViewFiles:
+        sources = Sources(self.tree, self.cache, self.refresh, self.light, self._table)
+        return ViewFiles(
+            sources, self._content, self.control.raw, self.control.raw_ending, lambda: self.tree.root.mtime_ns
+        )
 
     def _entry_now(self, key: str) -> Entry:
         """In any thread: the version that a key has now. MissingKeyError."""
@@ -143,12 +160,20 @@ class Vfs:
         table = self.cache.tables.known(key.entry)
         self.cache.drop(key.entry)
         self.superseded(key, 0 if table is None else table.numbers)
+        for above, name in self.views.supersede(key):
+            self.renamed(above, (name,))
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
     def lookup_now(self, parent: int, name: bytes) -> tuple[Attributes, int, int] | None:
         """As `lookup` of a key's file, where nothing has to be waited for: what all files of the key have in common
         (one object for each key), the inode number and the size. None where something has, or the name is not there."""
+        if parent >= inodes.VIEWS:
+            found = self.views.lookup_now(parent, name)
+            if found is not None:
+                found[0].lookups += 1
+                return self._shared(found[0]), found[1], found[2]
+            return None
         key = self.tree.directory(parent)
         if type(key) is not KeyDirectory or key.superseded or self.refresh.due(key):
             return None
@@ -173,13 +198,27 @@ class Vfs:
         key = self.tree.slot(inodes.slot_of(parent))
         if key is not None:
             return await self._lookup_inside(key, inodes.file_of(parent), name)
+        if self._in_views(parent) and (parent, name) != (inodes.ROOT, CONTROL_NAME):
+            found = await self.views.lookup(parent, name)
+            self.looked_up(found.inode)
+            return found
         if parent >= inodes.CONTROL or (parent == inodes.ROOT and name == CONTROL_NAME):
+            if name == VIEWS_NAME and self.control.is_top(parent):
+                return self._views_directory()
             return await self.control.lookup(parent, name, process)
         directory = self._directory(parent)
         if isinstance(directory, Directory):
             return await self._lookup_directory(directory, name)
         assert isinstance(directory, KeyDirectory)
         return await self._lookup_inside(directory, None, name)
+
+    def _in_views(self, inode: int) -> bool:
+        """Whether it is a directory or file of a view; the root is, where it shows one."""
+        return inode >= inodes.VIEWS or (inode == inodes.ROOT and self.views.root is not None)
+
+    def _views_directory(self) -> Attributes:
+        """The directory of all views, which are of stored samples only."""
+        return self.views.top()
 
     async def _lookup_inside(self, key: KeyDirectory, folder: int | None, name: bytes) -> Attributes:
         """The same in a key's directory, or in one inside that."""
@@ -216,6 +255,8 @@ class Vfs:
     async def getattr(self, inode: int) -> Attributes:
         """Attributes by inode. For a file in a shard whose table is gone this loads the shard again."""
         slot = self.tree.slot(inodes.slot_of(inode))
+        if slot is None and inode >= inodes.VIEWS:
+            return await self.views.getattr(inode)
         if slot is None and inode >= inodes.CONTROL:
             return await self.control.getattr(inode)
         if slot is None:
@@ -329,6 +370,8 @@ class Vfs:
     async def opendir(self, inode: int, process: int = 0) -> int:
         """A handle for listing a directory, by a process (0: one that is not known). For a key this waits until its
         shard is indexed."""
+        if self._in_views(inode):
+            return await self.views.opendir(inode, process)
         if inode >= inodes.CONTROL:
             return self.control.opendir(inode)
         key = self.tree.slot(inodes.slot_of(inode))
@@ -348,6 +391,8 @@ class Vfs:
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on, each with its attributes and the offset behind it."""
         opened = self._handles.get(handle)
+        if opened is None and handle >= inodes.VIEWS:
+            return self.views.entries(handle, start)
         if opened is None and handle >= inodes.CONTROL:
             return iter(await self.control.entries(handle, start))
         if opened is None:
@@ -361,6 +406,18 @@ class Vfs:
             return None
         assert isinstance(opened.directory, KeyDirectory)
         return FileRun(self._shared(opened.directory), opened.table, opened.plus, has_canary(opened.table))
+
+    def view_listing(self, handle: int) -> tuple[Listing, bool] | None:
+        """The same for a directory of a view, and whether its names are to come with attributes."""
+        return self.views.listing(handle) if handle >= inodes.VIEWS else None
+
+    def handed_out(self, numbers: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
+        """Count entries of many keys that a listing handed out together with their attributes."""
+        slots, counts = np.unique(numbers >> np.uint64(inodes.BITS), return_counts=True)
+        for slot, count in zip(slots.tolist(), counts.tolist(), strict=True):
+            key = self.tree.slot(slot)
+            if key is not None:
+                key.lookups += count
 
     def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         directory = opened.directory
@@ -380,6 +437,8 @@ class Vfs:
                 yield name, self._directory_attributes(below), at + 1
 
     def releasedir(self, handle: int) -> None:
+        if handle >= inodes.VIEWS:
+            self.views.releasedir(handle)
         self._handles.pop(handle, None)
 
     # --- files --------------------------------------------------------------------------------------------------
@@ -412,6 +471,8 @@ class Vfs:
         if flags & WRITING:
             raise _failure("the file system is read-only", errno.EROFS)
         key = self.tree.slot(inodes.slot_of(inode))
+        if key is None and inode >= inodes.VIEWS:
+            return self.views.open(inode)
         if key is None and inode >= inodes.CONTROL:
             return await self.control.open(inode)
         if key is None:
@@ -455,6 +516,8 @@ class Vfs:
         The same bytes as ever for this handle, or ESTALE; EIO if the shard is damaged.
         """
         key = self.tree.slot(inodes.slot_of(handle))
+        if key is None and handle >= inodes.VIEWS:
+            return await self.views.read(handle, offset, size)
         if key is None and handle >= inodes.CONTROL:
             return await self.control.read(handle, offset, size)
         if key is None:

@@ -165,6 +165,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         cache=request.cache,
         metrics=values["metrics_addr"],
         xattr=values["xattr"],
+        view=values["view"] or "",
+        heavy=values["field"],
         log_format=values["log_format"],
         where=where,
         settings=request.settings,
