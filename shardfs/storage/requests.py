@@ -31,6 +31,18 @@ class ShortBodyError(Exception):
     """A body that is not as long as was said, or of another object than was asked for: to be asked for again."""
 
 
+class RangesIgnoredError(Exception):
+    """A server answered a range with all of the object."""
+
+
+class PassingError(Exception):
+    """A request came to nothing, and may succeed a little later. `answered` says whether the store has said so."""
+
+    def __init__(self, text: str, answered: bool) -> None:
+        super().__init__(text)
+        self.answered = answered
+
+
 class LateError(Exception):
     """The deadline came before an answer."""
 
@@ -293,6 +305,8 @@ def answered(error: Exception) -> bool:
     """Whether an error is the store's own answer, and not the lack of one."""
     if isinstance(error, LateError):
         return False
+    if isinstance(error, PassingError):
+        return error.answered
     if type(error).__name__ != "GenericError" or status_of(error) is not None:
         return True
     return not _UNHEARD.search(str(error).split("Debug source:")[0])  # which tells how an answer ended, too
@@ -300,7 +314,7 @@ def answered(error: Exception) -> bool:
 
 def passes(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
-    if isinstance(error, ShortBodyError):
+    if isinstance(error, ShortBodyError | PassingError):
         return True
     if type(error).__name__ != "GenericError":
         return False
@@ -308,11 +322,18 @@ def passes(error: Exception) -> bool:
     return status is None or status in _PASSING
 
 
+def is_condition(error: Exception) -> bool:
+    """Whether a store refused because it has something else than the condition of the request said."""
+    return type(error).__name__ in ("AlreadyExistsError", "PreconditionError")
+
+
 def understood(error: Exception, what: str) -> StorageError | StaleShardError | None:
     """What an error of obstore is here; None for what is none of them."""
     kind = type(error).__name__
     if isinstance(error, ShortBodyError):
         return StorageError(f"{what}: {error}", errno.EIO)
+    if isinstance(error, PassingError):
+        return StorageError(f"{what}: {_short(error)}", errno.EIO)
     if isinstance(error, LateError):
         return StorageError(f"{what}: {error}", errno.ETIMEDOUT)
     if kind in ("NotFoundError", "FileNotFoundError") or isinstance(error, FileNotFoundError):

@@ -64,6 +64,7 @@ def open_remote(
         from obstore.store import HTTPStore, from_url
 
         from shardfs.storage.known import Known
+        from shardfs.storage.objects import ObstoreObjects
         from shardfs.storage.remote import RemoteStorage
         from shardfs.storage.requests import Requests, cleaned
     except ImportError as error:
@@ -88,7 +89,7 @@ def open_remote(
             raise BadSettingError(f"{shown}: --endpoint and --anonymous are for s3://, gs:// and az://")
         client["allow_http"] = parts.scheme == "http"
         made = HTTPStore.from_url(url.rstrip("/"), client_options=client, retry_config=retries)
-        return RemoteStorage(made, shown, asking, known)
+        return RemoteStorage(ObstoreObjects(made, asking), shown, asking, known)
     if anonymous:
         settings["skip_signature"] = True
     if endpoint is not None:
@@ -107,4 +108,4 @@ def open_remote(
     def patient() -> Any:
         return from_url(url, client_options=sending, retry_config=retries, **settings)
 
-    return RemoteStorage(store, shown, asking, known, tagged=True, patient=patient)
+    return RemoteStorage(ObstoreObjects(store, asking, tagged=True, patient=patient), shown, asking, known)

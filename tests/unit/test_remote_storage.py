@@ -16,8 +16,9 @@ from shardfs.errors import BadStoreError, KeyExistsError, StaleShardError, Stora
 from shardfs.model import Key
 from shardfs.opening import open_store
 from shardfs.storage.etags import Etags
-from shardfs.storage.remote import RemoteStorage, parse_version
+from shardfs.storage.remote import RemoteStorage
 from shardfs.storage.urls import open_remote, without_secrets
+from shardfs.storage.versions import parse_version
 from tests.servers import Server, moto_server, rclone_server
 
 pytestmark = pytest.mark.timeout(60)
