@@ -27,6 +27,10 @@ REFRESH = "0.2"
 """Seconds: a test that waits for a change waits for one on this machine."""
 
 
+_PLACES = ("--log", "--cache-dir", "--snapshot")
+"""Options whose value is a path that means no store."""
+
+
 class Far:
     """The server, once there is one."""
 
@@ -45,18 +49,16 @@ class Far:
 
     def words(self, words: Sequence[object]) -> list[object]:
         """A command line with its store far away, where that is one of them."""
-        if not words or words[0] != "mount":
+        at = next((at for at in range(1, len(words)) if words[at - 1] not in _PLACES and self.url(words[at])), None)
+        if at is None or words[0] != "mount":
             return list(words)
-        made = [self.url(word) or word for word in words[:2]]
         assert self.server is not None
-        if made[1] == words[1]:
-            return list(words)
         more: list[object] = ["--endpoint", self.server.endpoint, "--min-free", "0"]
-        if not {"--refresh"} & set(words):
+        if "--refresh" not in words:
             more += ["--refresh", REFRESH]
-        if not self.server.compares and "--rw" in words:
+        if not self.server.compares and ("--rw" in words or "rw" in words):
             more += ["--single-writer"]
-        return [*made, *words[2:], *more]
+        return [*words[:at], self.url(words[at]), *words[at + 1 :], *more]
 
     def open_store(self, url_or_path: Any, driver: str | None = None, **options: Any) -> Store:
         url = self.url(url_or_path)
