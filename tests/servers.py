@@ -114,3 +114,13 @@ def nginx_server(folder: Path, state: Path, more: str = "") -> Iterator[Server]:
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     with running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
         yield Server(f"http://127.0.0.1:{port}", pid)
+
+
+@contextlib.contextmanager
+def ftp_server(folder: Path) -> Iterator[Server]:
+    """FTP over a directory, for anybody."""
+    port = free_port()
+    program = Path(sys.executable).with_name("rclone")
+    command = [str(program), "serve", "ftp", "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "1ms", str(folder)]
+    with running(command, port, RCLONE_CONFIG="/dev/null") as pid:
+        yield Server(f"ftp://127.0.0.1:{port}", pid)

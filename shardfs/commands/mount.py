@@ -34,7 +34,7 @@ from shardfs.commands.options import (
     style,
 )
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
-from shardfs.storage.urls import SCHEMES
+from shardfs.storage.urls import is_far
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
@@ -102,7 +102,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
                 raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
     cache = cache_options(arguments, words)
     cache_raw = parse_cache_raw(arguments.cache_raw or words.cache_raw)
-    far = arguments.store.partition("://")[0] in SCHEMES
+    far = is_far(arguments.store)
     # of a store on this machine only raw bytes are kept, and only where that is asked for
     remote = store_options(arguments, words) | (cache if far or cache_raw in (None, "off") else {})
     snapshot = arguments.snapshot or words.snapshot

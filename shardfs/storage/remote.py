@@ -53,7 +53,7 @@ class RemoteStorage:
         """What gives the listing of a server that has none."""
         self.etags = Etags()
         self._written = Written()
-        self._ranges = True
+        self._ranges = objects.ranges
         self.requests.probe = objects.probe
         self._pool = Threads(config.REMOTE_REQUESTS, "fetch")
 

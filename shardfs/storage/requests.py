@@ -292,7 +292,8 @@ class Requests:
 _STATUS = re.compile(r"status(?:\s*code)?:?\s*(\d{3})|\b(\d{3})\s+[A-Z][a-z]+", re.IGNORECASE)
 _UNHEARD = re.compile(r"error sending request|operation timed out|\bdns\b|connect", re.IGNORECASE)
 """What is said of a connection that came to nothing."""
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+"""Status codes with which the same request may succeed later."""
 
 
 def status_of(error: Exception) -> int | None:
@@ -319,7 +320,7 @@ def passes(error: Exception) -> bool:
     if type(error).__name__ != "GenericError":
         return False
     status = status_of(error)
-    return status is None or status in _PASSING
+    return status is None or status in PASSING
 
 
 def is_condition(error: Exception) -> bool:
