@@ -1,7 +1,7 @@
-"""`hf://`: a data set of the Hugging Face Hub, read through huggingface_hub from a server on loopback in the Hub's place.
+"""`hf://`: a data set of the Hugging Face Hub, read through huggingface_hub from a server on loopback in its place.
 
-The server answers the few questions that are asked, as the Hub's interface has them (huggingface_hub 2.4). The Hub itself
-was never asked. Without huggingface_hub, which is no dependency of ours, all of this is skipped.
+The server answers the few questions that are asked, as the Hub's interface has them (huggingface_hub 2.4). The Hub
+itself was never asked. Without huggingface_hub, which is no dependency of ours, all of this is skipped.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class Hub(BaseHTTPRequestHandler):
             if not folder.is_dir():
                 self._say(404, b"{}", X_Error_Code="EntryNotFound")
             else:
-                self._say_json([self._entry(found) for found in sorted(folder.rglob("*") if deep else folder.iterdir())])
+                self._say_json(
+                    [self._entry(found) for found in sorted(folder.rglob("*") if deep else folder.iterdir())]
+                )
         elif path.startswith(f"/{REPOSITORY}/resolve/main/"):
             self._file(self.root / path.removeprefix(f"/{REPOSITORY}/resolve/main/"))
         else:
