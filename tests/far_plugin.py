@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ REFRESH = "0.2"
 """Seconds: a test that waits for a change waits for one on this machine."""
 
 
+_DATA = Path(__file__).parent / "data"
+"""Stores of the real libraries, which are served as copies."""
 _PLACES = ("--log", "--cache-dir", "--snapshot")
 """Options whose value is a path that means no store."""
 
@@ -43,7 +47,14 @@ class Far:
     def url(self, given: object) -> str | None:
         """The URL of a store, for what is the path of a directory below `root`, or of one that is not there yet."""
         text = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
-        if self.root is None or "://" in text or not text.startswith(f"{self.root}/") or os.path.isfile(text):
+        if self.root is None or "://" in text or os.path.isfile(text) or "/shardfs-test-" in text:
+            return None  # the last are mount points
+        if text.startswith(f"{_DATA}/") and os.path.isdir(text):
+            copy = self.root / "data" / os.path.relpath(text, _DATA)
+            if not copy.exists():
+                shutil.copytree(text, copy)
+            text = str(copy)
+        if not text.startswith(f"{self.root}/"):
             return None
         return f"s3://{self.bucket}/{os.path.relpath(text, self.root)}"
 
@@ -90,5 +101,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         for name, value in FAR.server.environment.items():
             patch.setenv(name, value)
+        (base / "tmp").mkdir()
+        patch.setattr(tempfile, "tempdir", str(base / "tmp"))
         yield
         FAR.root = None

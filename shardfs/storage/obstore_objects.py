@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import secrets
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 import obstore
 
 from shardfs import config
-from shardfs.errors import StaleShardError
+from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed
 from shardfs.storage.objects import PROBE
@@ -64,7 +65,7 @@ class ObstoreObjects:
             raise ShortBodyError("what came is no listing")
 
     def head(self, name: str) -> Listed:
-        meta = obstore.head(self.store, name)
+        meta = _named(lambda: obstore.head(self.store, name))
         if self._tagged and not meta["e_tag"]:
             raise ShortBodyError("what came is no answer of the store")
         return _listed(meta)
@@ -98,14 +99,17 @@ class ObstoreObjects:
     def put(self, name: str, file: BinaryIO, condition: Any, mark: str | None) -> str | None:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        made = obstore.put(
-            self.store if size <= config.REMOTE_SMALL_PUT else self._patient(),
-            name,
-            file,
-            mode=condition,
-            attributes=None if mark is None else {_MARK: mark},
-            chunk_size=config.REMOTE_UPLOAD_PART,
-        )
+        try:
+            made = obstore.put(
+                self.store if size <= config.REMOTE_SMALL_PUT else self._patient(),
+                name,
+                file,
+                mode=condition,
+                attributes=None if mark is None else {_MARK: mark},
+                chunk_size=config.REMOTE_UPLOAD_PART,
+            )
+        except ValueError as error:
+            raise StorageError(f"{name} is no name that an object can have ({error})", errno.EINVAL) from error
         return made["e_tag"]
 
     def told_mark(self, name: str) -> tuple[str | None, str | None]:
@@ -118,6 +122,14 @@ class ObstoreObjects:
 
     def probe(self) -> object:
         return obstore.head(self.store, f"{PROBE}answers")
+
+
+def _named(ask: Callable[[], Any]) -> Any:
+    """FileNotFoundError for a name that no object can have: obstore's error is not one of its own then."""
+    try:
+        return ask()
+    except ValueError as error:
+        raise FileNotFoundError(str(error)) from error
 
 
 def _listed(meta: Any) -> Listed:
