@@ -21,6 +21,7 @@ import pytest
 
 import shardfs
 from shardfs import opening
+from shardfs.drivers.webdataset import ENDINGS
 from shardfs.store import Store
 from tests.servers import Server, directory_server, rclone_server
 
@@ -47,8 +48,10 @@ class Far:
     def url(self, given: object) -> str | None:
         """The URL of a store, for what is the path of a directory below `root`, or of one that is not there yet."""
         text = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
-        if self.root is None or "://" in text or os.path.isfile(text) or "/shardfs-test-" in text:
+        if self.root is None or "://" in text or "/shardfs-test-" in text:
             return None  # the last are mount points
+        if os.path.isfile(text) and not text.endswith(tuple(ENDINGS)):
+            return None
         if text.startswith(f"{_DATA}/") and os.path.isdir(text):
             copy = self.root / "data" / os.path.relpath(text, _DATA)
             if not copy.exists():
