@@ -70,7 +70,7 @@ class Far:
         more: list[object] = ["--endpoint", self.server.endpoint, "--min-free", "0"]
         if "--refresh" not in words:
             more += ["--refresh", REFRESH]
-        if not self.server.compares and ("--rw" in words or "rw" in words):
+        if not self.server.compares and any(str(word).startswith(("--rw", "rw")) for word in words):
             more += ["--single-writer"]
         return [*words[:at], self.url(words[at]), *words[at + 1 :], *more]
 
