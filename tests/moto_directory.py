@@ -62,7 +62,9 @@ class Directory:
         for name in [name for name in self._known if name.startswith(prefix)]:
             self.read_in(name)
         above = self.root / prefix.rpartition("/")[0]
-        for folder, _, names in os.walk(above):
+        for folder, below, names in os.walk(above):
+            # a mount of this server, of which it would ask itself
+            below[:] = [name for name in below if not os.path.ismount(os.path.join(folder, name))]
             for name in names:
                 self.read_in(str((Path(folder) / name).relative_to(self.root)))
 
@@ -111,7 +113,7 @@ class Application:
         with self._lock:
             if name:
                 self._directory.read_in(name)
-            else:
+            elif method == "GET":
                 self._directory.read_in_below(query.get("prefix", [""])[0])
             answer = list(self._moto(environ, start_response))
             if name and method in ("PUT", "POST", "DELETE"):
