@@ -85,6 +85,24 @@ class Far:
 FAR = Far()
 
 
+def exclusions() -> dict[str, set[str]]:
+    """`file.py::test`, or `file.py::Class::test` -> the servers that it is left out with."""
+    found: dict[str, set[str]] = {}
+    for line in (Path(__file__).parent / "far_exclusions.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            servers, _, name = line.partition(" ")
+            found[name.strip()] = {"moto", "rclone"} if servers == "both" else {servers}
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    left_out = exclusions()
+    for item in items:
+        name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
+        if HOW in left_out.get(name.partition("[")[0], ()) or HOW in left_out.get(name, ()):
+            item.add_marker(pytest.mark.skip(reason="tests/far_exclusions.txt says why"))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # before any module of tests takes it from there
     shardfs.open_store = opening.open_store = FAR.open_store  # type: ignore[assignment]

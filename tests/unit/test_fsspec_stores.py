@@ -223,6 +223,13 @@ def test_nothing_is_written(url: str, tmp_path: Path, capsys: pytest.CaptureFixt
         assert ("can only be read" in said, said.count("\n")) == (True, 1)
 
 
+def test_what_cannot_be_far_away_is_one_line(url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Regression: a TypeError, told as a bug."""
+    cache = ["--cache-dir", str(tmp_path), "--min-free", "0"]
+    assert main(["ls", f"{url}/plain", "--driver", "superduper", *cache]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_urls_that_nothing_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_far("hf://datasets/a/b")
     assert not is_far("file:///x")
