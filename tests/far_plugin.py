@@ -64,10 +64,13 @@ class Far:
     def words(self, words: Sequence[object]) -> list[object]:
         """A command line with its store far away, where that is one of them."""
         at = next((at for at in range(1, len(words)) if words[at - 1] not in _PLACES and self.url(words[at])), None)
-        if at is None or words[0] != "mount":
+        if at is None or words[0] not in ("mount", "staging"):
             return list(words)
         assert self.server is not None
-        more: list[object] = ["--endpoint", self.server.endpoint, "--min-free", "0"]
+        if words[0] == "staging":  # where only one store of that URL is staged for, its endpoint need not be said
+            more = ["--endpoint", self.server.endpoint] if words[1] == "recover" and "--to" not in words else []
+            return [*words[:at], self.url(words[at]), *words[at + 1 :], *more]
+        more = ["--endpoint", self.server.endpoint, "--min-free", "0"]
         if "--refresh" not in words:
             more += ["--refresh", REFRESH]
         if not self.server.compares and any(str(word).startswith(("--rw", "rw")) for word in words):
