@@ -97,6 +97,10 @@ class CacheFiles:
                 os.chmod(about_path, 0o600 | _USED_AGAIN)
         return path
 
+    def has(self, about: About) -> bool:
+        """Whether the file is there, without looking into it or counting that as a use."""
+        return self._path(about.id).exists()
+
     @contextlib.contextmanager
     def bringing(self, about: About, deadline: float) -> Iterator[bool]:
         """Held by one thread of one process at a time. Gives True if the file is to be brought, False where the cache
@@ -357,6 +361,11 @@ class CacheFiles:
     def unpin(self, store: str, glob: str) -> None:
         """See `Pins.remove`. BadSettingError."""
         self._pins.remove(store, glob)
+
+    @staticmethod
+    def is_pinned(store: str, name: str, pins: list[tuple[str, str]]) -> bool:
+        """Whether a file of a store is to stay, as `pins` has it."""
+        return is_pinned(pins, store, name)
 
     def pins(self) -> list[tuple[str, str]]:
         """Store and pattern of each pin."""

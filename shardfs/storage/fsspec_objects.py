@@ -32,7 +32,7 @@ from shardfs.model import Version
 from shardfs.storage.base import Listed
 from shardfs.storage.objects import PROBE
 from shardfs.storage.requests import PASSING, PassingError, Requests, cleaned
-from shardfs.storage.versions import INSTEAD, bare, parse_version, version_of
+from shardfs.storage.versions import INSTEAD, parse_version, version_of
 
 _TAGS = ("ETag", "etag", "e_tag", "blob_id", "md5", "md5Hash", "checksum", "sha", "hash", "ino")
 """What stands for an object's content, by the names that fsspec's classes have for it."""
@@ -189,7 +189,7 @@ def _lists_at_once(files: Any) -> bool:
 
 
 def _version(size: int, mtime_ns: int, about: dict[str, Any]) -> Version:
-    tag = next((bare(str(about[word])) for word in _TAGS if about.get(word) not in (None, "")), None)
+    tag = next((str(about[word]).strip('"') for word in _TAGS if about.get(word) not in (None, "")), None)
     if tag is None and mtime_ns:
         tag = f"{INSTEAD}{mtime_ns}"
     return version_of(size, mtime_ns, tag)

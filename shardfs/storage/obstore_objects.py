@@ -17,7 +17,7 @@ from shardfs.model import Version
 from shardfs.storage.base import Listed
 from shardfs.storage.objects import PROBE
 from shardfs.storage.requests import RangesIgnoredError, Requests, ShortBodyError, understood
-from shardfs.storage.versions import INSTEAD, SECOND, bare, condition, parse_version, version_of
+from shardfs.storage.versions import INSTEAD, SECOND, parse_version, quoted, version_of
 
 _MARK = "shardfs-mark"
 """Attribute by which a write tells itself apart: whether one whose answer was lost was done."""
@@ -75,8 +75,8 @@ class ObstoreObjects:
         options: Any = {}
         if part is not None:
             options["range"] = part
-        if (wanted := condition(etag)) is not None:
-            options["if_match"] = wanted
+        if etag and not etag.startswith(("W/", INSTEAD)):
+            options["if_match"] = etag
         try:
             result = obstore.get(self.store, name, options=options)
         except obstore.exceptions.GenericError as error:
@@ -110,12 +110,12 @@ class ObstoreObjects:
             )
         except ValueError as error:
             raise StorageError(f"{name} is no name that an object can have ({error})", errno.EINVAL) from error
-        return bare(made["e_tag"])
+        return quoted(made["e_tag"])
 
     def told_mark(self, name: str) -> tuple[str | None, str | None]:
         found = obstore.get(self.store, name, options={"head": True})
         attributes: dict[str, Any] = found.attributes
-        return attributes.get(_MARK), bare(found.meta["e_tag"])
+        return attributes.get(_MARK), quoted(found.meta["e_tag"])
 
     def delete(self, name: str) -> None:
         obstore.delete(self.store, name)
@@ -139,4 +139,4 @@ def _listed(meta: Any) -> Listed:
 
 def _tag(meta: Any) -> str:
     """The ETag; of a server that has none the time, which every answer has then."""
-    return bare(meta["e_tag"]) or f"{INSTEAD}{int(meta['last_modified'].timestamp())}"
+    return quoted(meta["e_tag"]) or f"{INSTEAD}{int(meta['last_modified'].timestamp())}"

@@ -36,7 +36,6 @@ from shardfs.storage.requests import (
     is_condition,
 )
 from shardfs.storage.threads import Threads
-from shardfs.storage.versions import condition as wanted_tag
 from shardfs.storage.versions import parse_version, version_of
 from shardfs.storage.written import Written
 
@@ -231,8 +230,7 @@ class RemoteStorage:
                 marked(mark)
             check()
             mode = "overwrite" if replace else "create"
-            tag = "" if expected is None else parse_version(expected)[2]
-            condition: Any = mode if expected is None else {"e_tag": wanted_tag(tag) or tag}
+            condition: Any = mode if expected is None else {"e_tag": parse_version(expected)[2]}
             if condition != "overwrite" and size > config.REMOTE_CONDITIONAL:
                 most = f"{config.REMOTE_CONDITIONAL >> 20} MiB in one request, which a condition needs"
                 raise StorageError(f"{name} has {size} bytes, and {self.root} is given at most {most}", errno.EFBIG)

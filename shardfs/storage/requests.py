@@ -294,6 +294,7 @@ _UNHEARD = re.compile(r"error sending request|operation timed out|\bdns\b|connec
 """What is said of a connection that came to nothing."""
 PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
 """Status codes with which the same request may succeed later."""
+_REFUSED = (401, 403)
 
 
 def status_of(error: Exception) -> int | None:
@@ -339,7 +340,8 @@ def understood(error: Exception, what: str) -> StorageError | StaleShardError | 
         return StorageError(f"{what}: {error}", errno.ETIMEDOUT)
     if kind in ("NotFoundError", "FileNotFoundError") or isinstance(error, FileNotFoundError):
         return StorageError(f"{what}: not there", errno.ENOENT)
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+    # of a listing that is refused obstore makes a GenericError
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or status_of(error) in _REFUSED:
         return StorageError(f"{what}: the store refuses these credentials ({_short(error)})", errno.EACCES)
     if kind == "PreconditionError":
         return StaleShardError(f"{what}: it was replaced meanwhile")

@@ -2,7 +2,7 @@
 
 A store says the same of an object in its listing and in the headers of an answer, but not in the same words: Azure's
 and rclone's listings have ETags without their quotes, and times are in milliseconds there and in seconds here. So a
-version has the ETag without quotes, and whole seconds.
+version has the ETag in quotes, and whole seconds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,9 @@ INSTEAD = "modified:"
 SECOND = 1_000_000_000
 
 
-def bare(etag: str | None) -> str | None:
-    """An ETag as versions have it; weak ones (`W/"..."`) as they are."""
-    return etag if etag is None or etag.startswith("W/") else etag.strip('"')
-
-
-def condition(etag: str) -> str | None:
-    """What a request says that wants just this ETag; None where it is none, or one that only may be compared."""
-    return None if not etag or etag.startswith(("W/", INSTEAD)) else f'"{etag}"'
+def quoted(etag: str | None) -> str | None:
+    """An ETag as versions have it."""
+    return etag if not etag or etag.endswith('"') else f'"{etag}"'
 
 
 def version_of(size: int, mtime_ns: int, etag: str | None) -> Version:

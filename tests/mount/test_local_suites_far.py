@@ -8,10 +8,10 @@
     test_semantics_far (conflicts, conditions)         always   always
     all that is in SUITES below                        here     here, with --single-writer
 
-What runs always is in each run of the tests; what runs here, with SHARDFS_ALL_FEATURES=1 only: it takes most of an hour.
-`tests/far_exclusions.txt` has each test that is left out, with the reason. Whole suites are left out where their store
-cannot be on an object server (mltraq, Superduper: a database, and a directory that is changed in place), which are about
-the disks of this machine (crashes, faults, temporary files), or which know nothing of stores.
+What runs always is in each run of the tests; what runs here, with SHARDFS_ALL_FEATURES=1 only, as it takes most of an
+hour. `tests/far_exclusions.txt` has each test that is left out, with the reason. Whole suites are left out where their
+store cannot be on an object server (mltraq, Superduper: a database, and a directory that is changed in place), which
+are about the disks of this machine (crashes, faults, temporary files), or which know nothing of stores.
 """
 
 from __future__ import annotations
