@@ -18,7 +18,7 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from shardfs import background, config, daemon
+from shardfs import background, config, daemon, handed_over, sd_notify
 from shardfs.commands import OK, explain, tell
 from shardfs.commands.options import (
     ARRAYS,
@@ -27,6 +27,7 @@ from shardfs.commands.options import (
     cache_options,
     parse_cache_raw,
     parse_refresh,
+    parse_shutdown_timeout,
     parse_size,
     parse_words,
     parse_write_back,
@@ -69,6 +70,7 @@ class Request:
     verbosity: int
     log_file: str | None
     metrics: str | None
+    shutdown_timeout: float | None
     settings: dict[str, dict[str, Any]]
     """Each setting, and where it came from."""
 
@@ -90,6 +92,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
     single_writer = arguments.single_writer or words.single_writer
     write_back = arguments.write_back if arguments.write_back is not None else words.write_back
     size_limit = arguments.size_limit if arguments.size_limit is not None else words.size_limit
+    shutdown = arguments.shutdown_timeout if arguments.shutdown_timeout is not None else words.shutdown_timeout
     if not rw:
         for asked, option in (
             (allow_overwrite, "--allow-overwrite"),
@@ -97,6 +100,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
             (single_writer, "--single-writer"),
             (write_back is not None, "--write-back"),
             (size_limit is not None, "--size-limit"),
+            (shutdown is not None, "--shutdown-timeout"),
         ):
             if asked:
                 raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
@@ -133,6 +137,7 @@ def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
         verbosity=arguments.verbose,
         log_file=None if arguments.log is None else os.path.abspath(arguments.log),
         metrics=arguments.metrics_addr or words.metrics_addr,
+        shutdown_timeout=parse_shutdown_timeout(shutdown),
         settings=settings_of(arguments, words),
     )
 
@@ -163,7 +168,12 @@ def settings_of(arguments: argparse.Namespace, words: MountWords) -> dict[str, d
     return made
 
 
-_DEFAULTS = {"arrays": ARRAYS[0], "text": TEXTS[0], "write_back": config.WRITE_BACK}
+_DEFAULTS = {
+    "arrays": ARRAYS[0],
+    "text": TEXTS[0],
+    "write_back": config.WRITE_BACK,
+    "shutdown_timeout": config.SHUTDOWN_WAIT,
+}
 
 
 def shown_store(text: str) -> str:
@@ -185,16 +195,17 @@ def absolute_store(text: str) -> str:
 
 
 def _foreground(request: Request, shown: str) -> int:
-    path = daemon.resolved(request.mountpoint)
+    path = _proved(request.mountpoint)
 
     def announce() -> None:
         try:
-            daemon.prove(path)
+            if path is not None:
+                daemon.prove(path)
         except MountError as error:
             logging.getLogger("shardfs").error("%s", error)
             return
         _say_ready(request, shown)
-        daemon.notify("READY=1")
+        sd_notify.tell("READY=1")
 
     _log_to(request.log_file, request.verbosity)
     # a thread: the mount cannot be asked by the thread that serves it
@@ -207,17 +218,30 @@ def _background(request: Request, shown: str) -> int:
         _log_to(request.log_file, request.verbosity, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
-    started = background.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
+    path, descriptor = _proved(request.mountpoint), handed_over.descriptor_of(request.mountpoint)
+    keep = () if descriptor is None else (descriptor,)
+    started = background.start(serve, lambda error: explain(error, request.verbosity), request.log_file, keep)
     if isinstance(started, background.Failure):
         tell(started.text)
         return started.code
     try:
-        daemon.prove(daemon.resolved(request.mountpoint))
+        if path is not None:
+            daemon.prove(path)
     except BaseException:
         background.end(started)
         raise
     _say_ready(request, shown)
     return OK
+
+
+def _proved(mountpoint: str) -> str | None:
+    """Where the mount is asked whether it answers; None for one that was handed over and cannot be seen from here."""
+    descriptor = handed_over.descriptor_of(mountpoint)
+    if descriptor is None:
+        return daemon.resolved(mountpoint)
+    handed_over.check(descriptor)
+    found = handed_over.mounted(descriptor)
+    return None if found is None else found.path
 
 
 def _say_ready(request: Request, shown: str) -> None:
@@ -257,6 +281,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         cache_raw=request.cache_raw,
         refresh=request.refresh,
         metrics=request.metrics,
+        shutdown_timeout=request.shutdown_timeout,
         settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)

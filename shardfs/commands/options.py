@@ -17,7 +17,7 @@ OURS = (
     *("ro", "rw", "allow_overwrite", "allow_delete", "single_writer", "write_back=", "size_limit="),
     *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
     *("refresh=", "endpoint=", "anonymous", "deadline=", "offline", "cache_dir=", "cache_size=", "min_free="),
-    *("cache_raw=", "snapshot=", "metrics_addr="),
+    *("cache_raw=", "snapshot=", "metrics_addr=", "shutdown_timeout="),
 )
 
 # What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
@@ -26,7 +26,7 @@ HARMLESS = (
     "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime "
     "iversion noiversion mand nomand silent loud default_permissions"
 )
-HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
+HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=", "user=")
 
 ARRAYS = ("png", "npy")
 TEXTS = ("json", "files")
@@ -37,7 +37,7 @@ _FLAGS = (
 )
 _WITH_VALUES = (
     *("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint", "deadline"),
-    *("cache_raw", "snapshot", "metrics_addr"),
+    *("cache_raw", "snapshot", "metrics_addr", "shutdown_timeout"),
 )
 _CACHE = ("cache_dir", "cache_size", "min_free")
 
@@ -72,6 +72,7 @@ class MountWords:
     write_back: str | None = None
     size_limit: str | None = None
     metrics_addr: str | None = None
+    shutdown_timeout: str | None = None
     rw_by_default: bool = False
     """`rw` was said by mount(8), which always says one of ro and rw, and nothing else that speaks of writing."""
 
@@ -93,7 +94,7 @@ def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords
     if len(asked) == 2:
         raise BadSettingError("-o ro,rw: choose one of the two")
     switches = words.allow_overwrite or words.allow_delete or words.single_writer
-    asked_to_write = switches or words.write_back or words.size_limit
+    asked_to_write = switches or words.write_back or words.size_limit or words.shutdown_timeout
     if words.rw and from_mount8 and not asked_to_write:
         words.rw, words.rw_by_default = False, True
     if words.arrays is not None and words.arrays not in ARRAYS:
@@ -130,6 +131,19 @@ def parse_refresh(text: str | None) -> float | None:
         seconds = -1.0
     if not 0 < seconds < 1e9:
         raise BadSettingError(f"--refresh {text}: write seconds, like 60 or 0.5, immutable or manual")
+    return seconds
+
+
+def parse_shutdown_timeout(text: str | None) -> float | None:
+    """Seconds that the end of a mount waits for what was written; None: as config.SHUTDOWN_WAIT has it."""
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= config.SHUTDOWN_MOST:
+        raise BadSettingError(f"--shutdown-timeout {text}: write seconds, 0 to {config.SHUTDOWN_MOST:.0f}")
     return seconds
 
 

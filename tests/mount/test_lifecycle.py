@@ -402,7 +402,7 @@ def test_umount_of_a_killed_daemons_mount_point(tiny_store: Path) -> None:
 
 SERVE = """
 import sys, time
-from shardfs import mount
+from shardfs import config, mount
 from shardfs.opening import open_store
 store, path = open_store(sys.argv[1]), sys.argv[2]
 """
@@ -411,7 +411,7 @@ def load(entry, grow):
     open(path + ".loading", "w").close()
     time.sleep(3600)
 store.driver.load = load
-mount.END_SECONDS = mount.DRAIN_SECONDS = 0.5
+config.END_SECONDS = config.DRAIN_SECONDS = 0.5
 """
 FAULTY = """
 async def read(self, fh, off, size):
