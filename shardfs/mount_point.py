@@ -17,6 +17,9 @@ from shardfs.errors import MissingSystemError, MountError
 
 log = logging.getLogger("shardfs")
 
+_AUTOMOUNT = "autofs"
+"""What waits at a path for somebody to look at it, and has it mounted then."""
+
 _NO_RIGHT = ("Operation not permitted", "Permission denied", "user_allow_other", "device not found", "No such device")
 """What libfuse or fusermount3 says when it is the system that refuses, not the mount point."""
 
@@ -55,6 +58,10 @@ def _check_apart(path: str, where: str) -> None:
 @contextlib.contextmanager
 def prepared(path: str, nonempty: bool) -> Iterator[None]:
     """A mount point fit for use; one that is made here is removed at the end if it is empty by then. MountError."""
+    mounted = daemon.mounted_at(path)
+    if mounted is not None and mounted.fstype == _AUTOMOUNT:
+        yield  # whoever looks into it waits until it is mounted: for us
+        return
     if daemon.repair(path):
         log.warning("detached what a daemon that died had left at %s", path)
     mounted = daemon.mounted_at(path)
