@@ -87,11 +87,12 @@ def _child(
             os.close(pipe)
 
     def ready() -> None:
+        # not earlier: an automount holds up all but the process group of its manager, until it is mounted
+        os.setsid()
         _point(2, log_file)  # before telling: whoever reads our stderr to its end must not wait for the unmount
         tell(b"ready")
 
     try:
-        os.setsid()
         os.chdir("/")
         _point(0, None)
         _point(1, None)

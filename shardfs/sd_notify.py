@@ -10,8 +10,6 @@ import logging
 import os
 import socket
 
-from shardfs import config
-
 log = logging.getLogger("shardfs")
 
 _SOCKET, _EVERY, _WHOM = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
@@ -49,7 +47,7 @@ def watchdog_seconds() -> float | None:
     with contextlib.suppress(ValueError):
         if int(os.environ.get(_WHOM) or os.getpid()) == os.getpid():
             seconds = int(os.environ[_EVERY]) / 1e6 if _EVERY in os.environ else 0.0
-            return max(seconds, config.WATCHDOG_LEAST) if seconds > 0 else None
+            return seconds if seconds > 0 else None
     return None
 
 
