@@ -518,6 +518,9 @@ DRAIN_SECONDS = 2.0
 END_SECONDS = 10.0
 """A thread that hangs in storage by then is given up, so that the mount goes and the service manager need not kill."""
 
+HURRY_SECONDS = 1.0
+"""The same after a second signal: who sends it wants no more waiting."""
+
 STATUS_EVERY = 10.0
 """Seconds between two looks at what the service manager shows of a mount: a person looks at it, and it is only said
 where it has changed."""

@@ -39,11 +39,13 @@ class End:
         self._seconds = seconds
         self._stored = trio.Event()
         self._failed: dict[str, str] = {}
-        late = (
-            f"a request to the store still hangs {config.END_SECONDS:.0f} s after the end was asked for: giving it up"
-        )
-        self._timer = threading.Timer(config.END_SECONDS, self._give_up, [late])
-        self._timer.daemon = True
+        self._timer = self._bound(config.END_SECONDS)
+
+    def _bound(self, seconds: float) -> threading.Timer:
+        late = f"a request to the store still hangs {seconds:.0f} s after the end was asked for: giving it up"
+        made = threading.Timer(seconds, self._give_up, [late])
+        made.daemon = True
+        return made
 
     @contextlib.contextmanager
     def bounded(self) -> Iterator[None]:
@@ -72,12 +74,15 @@ class End:
             return
         sd_notify.tell("STATUS=storing what was written")
         until, in_time = trio.current_time() + self._seconds, False
+        kept: dict[str, str] = {}
         try:
             with trio.move_on_at(until + config.DRAIN_SECONDS):  # the disk of the staging area may hang, too
                 self._failed, kept = await writable.finish(self._seconds)
-                self._tell_left(kept)
                 in_time = trio.current_time() < until
         finally:
+            if not in_time:
+                self._failed |= self._waiting(writable)
+            self._tell_left(kept)
             self._stored.set()
             if not in_time and writable.sealer.at_work:
                 self._give_up(LEFT_AT_ONCE)
@@ -92,24 +97,38 @@ class End:
         # the manager need not know of --shutdown-timeout: it waits for as long as this says
         longest = self._seconds + config.DRAIN_SECONDS + config.END_SECONDS
         sd_notify.tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={longest * 1e6:.0f}")
+        hurried = False
         async with trio.open_nursery() as nursery:
 
             async def hurry() -> None:
+                nonlocal hurried
                 await anext(signals)
+                hurried = True
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(hurry)
             await self.finish()
             nursery.cancel_scope.cancel()
         terminate()
-        with trio.move_on_after(config.DRAIN_SECONDS):
-            await anext(signals)  # a second one: at once
+        if not hurried:
+            with trio.move_on_after(config.DRAIN_SECONDS):
+                await anext(signals)
+                hurried = True
+        if hurried:
+            self._timer.cancel()
+            self._timer = self._bound(config.HURRY_SECONDS)
+            self._timer.start()
         serving.cancel()
 
     def check(self) -> None:
         """LeftStagedError if not all that was written could be stored."""
         if self._failed:
             raise LeftStagedError(self._failed)
+
+    def _waiting(self, writable: WritableVfs) -> dict[str, str]:
+        """What is to be stored, and is staged still."""
+        waiting = (staged for staged in writable.area.directories() if staged.kind == "key" and staged.parked is None)
+        return {staged.key: "the mount was to end sooner" for staged in waiting if staged.key not in self._failed}
 
     def _tell_left(self, kept: dict[str, str]) -> None:
         """Say what was written and is not in the store."""
