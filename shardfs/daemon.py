@@ -150,14 +150,14 @@ def repair(path: str) -> bool:
     return False
 
 
-def prove(path: str, seconds: float = config.MOUNT_ANSWER) -> None:
+def prove(path: str, fstype: str = FSTYPE, seconds: float = config.MOUNT_ANSWER) -> None:
     """Return once the mount at `path` answers. MountError if it does not, or not in time."""
-    reason = trouble(path, seconds)
+    reason = trouble(path, seconds, fstype)
     if reason:
         raise MountError(f"the mount at {path} does not work: {reason}; mount with -f to see more")
 
 
-def trouble(path: str, seconds: float) -> str:
+def trouble(path: str, seconds: float, fstype: str = FSTYPE) -> str:
     """What is wrong with the mount at `path`; nothing if it answers in time.
 
     Must not be called by the thread that serves the mount; the question is asked in a thread of its own, because nobody
@@ -169,7 +169,7 @@ def trouble(path: str, seconds: float) -> str:
         try:
             os.statvfs(path)
             mounted = mounted_at(path)
-            outcome.append("" if mounted is not None and mounted.fstype == FSTYPE else "it is not in the mount table")
+            outcome.append("" if mounted is not None and mounted.fstype == fstype else "it is not in the mount table")
         except OSError as error:
             outcome.append(os.strerror(error.errno or errno.EIO))
 

@@ -195,12 +195,12 @@ def absolute_store(text: str) -> str:
 
 
 def _foreground(request: Request, shown: str) -> int:
-    path = _proved(request.mountpoint)
+    proved = _proved(request.mountpoint)
 
     def announce() -> None:
         try:
-            if path is not None:
-                daemon.prove(path)
+            if proved is not None:
+                daemon.prove(*proved)
         except MountError as error:
             logging.getLogger("shardfs").error("%s", error)
             return
@@ -218,15 +218,15 @@ def _background(request: Request, shown: str) -> int:
         _log_to(request.log_file, request.verbosity, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
-    path, descriptor = _proved(request.mountpoint), handed_over.descriptor_of(request.mountpoint)
+    proved, descriptor = _proved(request.mountpoint), handed_over.descriptor_of(request.mountpoint)
     keep = () if descriptor is None else (descriptor,)
     started = background.start(serve, lambda error: explain(error, request.verbosity), request.log_file, keep)
     if isinstance(started, background.Failure):
         tell(started.text)
         return started.code
     try:
-        if path is not None:
-            daemon.prove(path)
+        if proved is not None:
+            daemon.prove(*proved)
     except BaseException:
         background.end(started)
         raise
@@ -234,20 +234,24 @@ def _background(request: Request, shown: str) -> int:
     return OK
 
 
-def _proved(mountpoint: str) -> str | None:
-    """Where the mount is asked whether it answers; None for one that was handed over and cannot be seen from here."""
+def _proved(mountpoint: str) -> tuple[str, str] | None:
+    """Where the mount is asked whether it answers, and its type; None for one that was handed over and cannot be seen
+    from here."""
     descriptor = handed_over.descriptor_of(mountpoint)
     if descriptor is None:
-        return daemon.resolved(mountpoint)
+        return daemon.resolved(mountpoint), daemon.FSTYPE
     handed_over.check(descriptor)
     found = handed_over.mounted(descriptor)
-    return None if found is None else found.path
+    return None if found is None else (found.path, found.fstype)
 
 
 def _say_ready(request: Request, shown: str) -> None:
     from shardfs.storage.urls import without_secrets
 
     store = without_secrets(request.store) if "://" in request.store else request.store
+    if handed_over.descriptor_of(request.mountpoint) is not None:
+        tell(f"serving {store} on {shown}; whoever mounted it takes it away")
+        return
     tell(f"mounted {store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}")
 
 
