@@ -455,6 +455,9 @@ READ_AHEAD_WASTE = 4
 READ_AHEAD_SHARE = 4
 """A shard is loaded ahead only if it takes no more than one part in this many of the budget."""
 
+CONFIG_FILE = MIB
+"""Bytes of a configuration file that are read at most: thousands of mounts."""
+
 LOG_BYTES = 4 * MIB
 """Size of the log file of a mount in the background; one older one is kept beside it."""
 
@@ -860,3 +863,65 @@ DATABASE_TRIES = 5
 
 DATASTORE_OUTSIDE = 1_024
 """Experiments of which it is remembered that they refer to files of others: they seldom do."""
+
+# --- light fields beside the index ------------------------------------------------------------------------------------
+
+LIGHT_VALUE = 4 * 1024
+"""Bytes of one light value (a text, or a list or dict as JSON) that is kept beside the index: labels, captions and ids
+have less, and what has more is a document, which is read in its file."""
+
+LIGHT_JSON = 256 * 1024
+"""Bytes of a `.json` member of a WebDataset shard that is looked into for light fields."""
+
+LIGHT_FIELDS = 1_000
+LIGHT_NAME = 1_000
+"""Light fields of one shard, and characters of their names: more are no fields, but keys of data."""
+
+LIGHT_SHARD = 64 * MIB
+"""Bytes of different texts of one shard's light fields: 64 of the longest for each of 250 samples..."""
+
+LIGHT_ROW = 256 * MIB
+"""...and of all of it unpacked: ten million samples with a number."""
+
+LIGHT_HELD = 32 * MIB
+"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 5,000 samples with a few
+fields, and the newest in any case."""
+
+LIGHT_MADE = 2
+"""Shards whose light fields are made at once for who asks for those of all: one per core, as loads are."""
+
+WHERE_LENGTH = 4_000
+WHERE_FIELDS = 64
+WHERE_DEPTH = 100
+"""Characters of a filter, fields that it speaks of, and how deep it is nested: people write a hundredth of that."""
+
+WHERE_VALUE = 2 * MIB
+WHERE_PATTERN = 1_000
+"""Bytes of a text that is made while a filter is evaluated, and of a pattern: matching may take their product."""
+
+WHERE_SECONDS = 20.0
+"""Seconds for all samples of one key: a million take a few, and a filter that takes more is none to wait for."""
+
+WHERE_MASKS = 64 * MIB
+"""Bytes of what is remembered of which samples are shown, a bit each: half a billion samples."""
+
+TABLE_ROWS = 10_000
+TABLE_GROUP = 100_000
+"""Samples that are made into rows at once, and that stand together in a row group of a Parquet file: some tens of
+megabytes, and what readers of Parquet like to have."""
+
+TABLE_FIELDS = 2_000
+"""Columns of a Parquet file: each is held for a whole row group, and readers take long over more."""
+
+TABLE_BYTES = 8 << 30
+"""Bytes of all tables of whole stores together that a mount keeps on disk: thirty million samples of 250."""
+
+TABLE_LOOK = 64 * MIB
+"""After so many bytes of a table it is looked whether the disk still has CACHE_MIN_FREE left."""
+
+TABLE_STATES = 16
+"""Tables that are kept: the newest of each name, and those that somebody has open."""
+
+TABLE_PATIENCE = 300.0
+"""Seconds that who asks for a table waits for it to be made: it goes on meanwhile, and `status` says how far it is. A
+million samples out of the index take a few seconds; who waits in the kernel cannot be interrupted."""

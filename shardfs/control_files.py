@@ -26,6 +26,7 @@ from shardfs.model import Inode, Version
 from shardfs.shard_cache import ShardCache
 from shardfs.storage.base import Reader
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree
+from shardfs.whole_tables import WholeTables
 
 NAME = b".shardfs"
 RAW, INDEX, LINES = b"raw", b"index", b".jsonl"
@@ -34,8 +35,8 @@ Document = Callable[[], Awaitable[bytes]]
 """Makes the content of one document, without waiting for the store."""
 
 _BITS = 56
-_TOP, _STATE, _RAW_DIRECTORY, _RAW_FILE, _INDEX_DIRECTORY, _INDEX_FILE = range(6)
-"""What a number stands for. Behind it: a counter, a directory of the tree, or a slot."""
+_TOP, _STATE, _RAW_DIRECTORY, _RAW_FILE, _INDEX_DIRECTORY, _INDEX_FILE, _TABLE = range(7)
+"""What a number stands for. Behind it: a counter, a directory of the tree, a slot, or a table's own number."""
 
 _WHOLE = -1
 """The cache's number for the light fields of a whole shard, which is no file of its table."""
@@ -87,6 +88,7 @@ class ControlFiles:
     driver: Driver
     tree: KeyTree
     cache: ShardCache
+    tables: WholeTables
     documents: dict[bytes, Document] = field(default_factory=dict)
     """By name."""
     _begun: int = field(default_factory=time.time_ns)
@@ -121,7 +123,8 @@ class ControlFiles:
         if name in (RAW, INDEX):
             return self._directory(_inode(_RAW_DIRECTORY if name == RAW else _INDEX_DIRECTORY, inodes.ROOT))
         if name not in self.documents:
-            raise MissingKeyError(f"no entry {name!r}")
+            number, size, made_ns = await self.tables.lookup(name)
+            return self._file(_inode(_TABLE, number), size, made_ns)
         state = await self._state(name, process)
         state.lookups += 1
         return self._file(state.inode, len(state.data), state.made_ns)
@@ -141,6 +144,8 @@ class ControlFiles:
         if kind == _STATE:
             state = self._known(inode)
             return self._file(state.inode, len(state.data), state.made_ns)
+        if kind == _TABLE:
+            return self._file(Inode(inode), *await self.tables.attributes(number))
         if kind in (_RAW_FILE, _INDEX_FILE):
             key = self._key(number)
             size = key.entry.stored_bytes if kind == _RAW_FILE else await self._size(key)
@@ -230,6 +235,8 @@ class ControlFiles:
         if state is not None:
             state.lookups += count
             self._let_go(state)
+        elif _meaning(inode)[0] == _TABLE:
+            self.tables.looked_up(_meaning(inode)[1], count)
 
     def _let_go(self, state: _State) -> None:
         seen = state.taken or time.monotonic() - state.made > config.CONTROL_LOOK
@@ -289,6 +296,8 @@ class ControlFiles:
             state = self._known(inode)
             state.handles += 1
             state.taken = True
+        elif kind == _TABLE:
+            await self.tables.open(number)
         elif kind == _RAW_FILE:
             await self._open_object(inode, self._key(number))
         elif kind == _INDEX_FILE:
@@ -321,6 +330,8 @@ class ControlFiles:
         kind, number = _meaning(handle)
         if kind == _STATE:
             return memoryview(self._known(handle).data)[offset : offset + size]
+        if kind == _TABLE:
+            return await self.tables.read(number, offset, size)
         if kind == _RAW_FILE and handle in self._readers:
             opened = self._readers[handle]
             count = min(size, opened.reader.size - offset)
@@ -343,7 +354,9 @@ class ControlFiles:
 
     def release(self, handle: int) -> None:
         """A handle was closed for good."""
-        kind, _ = _meaning(handle)
+        kind, number = _meaning(handle)
+        if kind == _TABLE:
+            self.tables.release(number)
         state = self._states.get(handle)
         if state is not None:
             state.handles -= 1

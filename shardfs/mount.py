@@ -43,7 +43,9 @@ from shardfs.fuse import Operations
 from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
+from shardfs.light_where import Where
 from shardfs.log_lines import kept_lines
+from shardfs.narrowing import Narrowing
 from shardfs.notices import Notices
 from shardfs.raw_forms import raw_forms
 from shardfs.shard_cache import ShardCache
@@ -96,6 +98,10 @@ class MountOptions:
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
     shutdown_timeout: float | None = None
     """Seconds that the end waits for what was written to be stored; None for config.SHUTDOWN_WAIT."""
+    log_format: str = "plain"
+    """How the lines of `.shardfs/log` look: one of log_formats.FORMATS."""
+    where: Where | None = None
+    """Which samples are shown; None: all."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was asked for, and where: for `.shardfs/config.json`."""
 
@@ -114,7 +120,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     path = place.path
     mount_point.check_apart(path, store.places)
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(kept_lines())
+        lines = stack.enter_context(kept_lines(options.log_format))
         area = stack.enter_context(contextlib.closing(_open_area(store, options))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:
@@ -161,7 +167,8 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
     parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
     raw = raw_forms(store.driver, store.identity, cache_files(**options.cache), options.cache_raw, store.far)
-    cache = ShardCache(store.driver, budget, options.arrays, database, parts, raw)
+    narrowing = None if options.where is None else Narrowing(options.where, options.arrays, database)
+    cache = ShardCache(store.driver, budget, options.arrays, database, parts, raw, narrowing)
     if store.deadline is not None:
         cache.patience = store.deadline + config.REMOTE_PATIENCE
     if area is None:

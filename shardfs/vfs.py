@@ -23,14 +23,18 @@ from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, Stora
 from shardfs.gifts import Gifts
 from shardfs.index import FolderTable, ShardTable
 from shardfs.index_db import IndexDb
+from shardfs.light_fields import LightFields
+from shardfs.light_where import Where
 from shardfs.listers import Listers, has_canary
-from shardfs.model import Entry
+from shardfs.model import Entry, Key
+from shardfs.narrowing import Narrowing
 from shardfs.read_ahead import ReadAhead
 from shardfs.refresh import Refresh
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
 from shardfs.tables import Identity
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree, NewDirectory
+from shardfs.whole_tables import WholeTables
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 """Flags of open(2) of which each wants to change the file."""
@@ -87,7 +91,12 @@ class Vfs:
             self.cache.on_evict = self._on_evict
         self.refresh = Refresh(driver, self.tree, self._supersede)
         """Watches the store; its interval is also how long the kernel may believe what it says of keys."""
-        self.control = ControlFiles(driver, self.tree, cache)
+        narrowing = cache.tables.narrowing
+        kept = None if narrowing is None else narrowing.columns
+        self.light = LightFields(self._entry_now, cache.light, cache.tables.database, kept=kept)
+        """The light fields of all samples, for who asks in a worker."""
+        tables = WholeTables(self.tree, cache, self.light, self.refresh.listing, self.refresh.everything)
+        self.control = ControlFiles(driver, self.tree, cache, tables)
         """What is below `.shardfs`; its documents are for the mount to add."""
         self._handles: dict[int, _OpenDirectory] = {}
         self._gifts = Gifts()
@@ -97,8 +106,15 @@ class Vfs:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve only inside this block: it owns the loads."""
-        async with self.cache.running(), self.refresh.running():
+        async with self.cache.running(), self.refresh.running(), self.control.tables.running():
             yield
+
+    def _entry_now(self, key: str) -> Entry:
+        """In any thread: the version that a key has now. MissingKeyError."""
+        found = self.tree.current(Key(key))
+        if found is None:
+            raise MissingKeyError(f"no key {key!r}")
+        return found.entry
 
     def _on_load(self, entry: Entry, loaded: Loaded) -> None:
         key = self.tree.current(entry.key)
@@ -466,7 +482,10 @@ def build_vfs(
     database: IndexDb | None = None,
     read_ahead: bool = True,
     parts: bool = True,
+    where: Where | None = None,
 ) -> Vfs:
-    """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
-    cache = ShardCache(store.driver, budget, arrays, database, parts)
+    """The file system of a store, or of the samples that `where` is true for: lists its keys, touches no shard.
+    StorageError, BadStoreError."""
+    narrowing = None if where is None else Narrowing(where, arrays, database)
+    cache = ShardCache(store.driver, budget, arrays, database, parts, narrowing=narrowing)
     return Vfs(store.driver, cache, uid, gid, read_ahead)

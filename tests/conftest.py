@@ -15,4 +15,5 @@ def cache_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path))
         patch.setenv("XDG_STATE_HOME", str(path / "state"))
+        patch.setenv("XDG_CONFIG_HOME", str(path / "config"))
         yield path

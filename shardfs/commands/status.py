@@ -98,6 +98,8 @@ def _block(one: dict[str, Any]) -> str:
             f"{number(cache['hits'], 'hit')}, {cache['misses']:,} missed, {cache['loads']:,} loaded, "
             f"{cache['opened']:,} opened, {cache['evictions']:,} evicted, {cache['failures']:,} failed"
         )
+    for making in (one.get("light") or {}).get("making", ()):
+        lines.append(f"  making {making['what']}: {making['done']:,} of {number(making['of'], 'shard')}")
     if one.get("far"):
         lines += _far(one["far"])
     if one.get("staged"):

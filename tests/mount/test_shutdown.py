@@ -23,6 +23,9 @@ from tests.mount.test_crash import OFF, hanging_seal
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(90)]
 
 
+ALL = pytest.mark.skipif(os.environ.get("SHARDFS_ALL_FEATURES") != "1", reason="SHARDFS_ALL_FEATURES=1 runs it")
+
+
 def a_store(path: Path) -> Path:
     open_store(path, driver="squirrel").set([{"label": 1}], "a")
     return path
@@ -88,7 +91,7 @@ def test_the_timeout_bounds_a_store_that_hangs(slow_store: SlowStore, tmp_path: 
         assert_nothing_hangs(mount.path)
 
 
-@pytest.mark.parametrize("writable", [False, True], ids=["ro", "rw"])
+@pytest.mark.parametrize("writable", [pytest.param(False, id="ro", marks=ALL), pytest.param(True, id="rw")])
 def test_a_second_signal_leaves_readers_of_a_store_that_hangs(
     slow_store: SlowStore, tmp_path: Path, writable: bool
 ) -> None:
@@ -120,15 +123,3 @@ def test_a_second_signal_leaves_readers_of_a_store_that_hangs(
             slow_store.go_on("a.gz")
         assert mount.wait() in (0, 1)
         assert run("umount", mount.path).returncode == 4, "nothing is mounted"
-
-
-def test_a_timeout_that_makes_no_sense(tmp_path: Path) -> None:
-    store = a_store(tmp_path / "store")
-    for words, said in (
-        (("--rw", "--shutdown-timeout", "soon"), "--shutdown-timeout soon: write seconds, 0 to 86400"),
-        (("--rw", "-o", "shutdown_timeout=-1"), "--shutdown-timeout -1: write seconds"),
-        (("--shutdown-timeout", "5"), "--shutdown-timeout is for writable mounts: give --rw, too"),
-    ):
-        done = run("mount", store, tmp_path / "mnt", *words)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert said in done.stderr

@@ -16,6 +16,9 @@ pytestmark = [
 ]
 
 
+ALL = pytest.mark.skipif(os.environ.get("SHARDFS_ALL_FEATURES") != "1", reason="SHARDFS_ALL_FEATURES=1 runs it")
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     with a_world() as made:
@@ -221,6 +224,7 @@ def test_a_descriptor_of_a_mount_that_cannot_be_seen(world: World) -> None:
     ]
 
 
+@ALL
 def test_a_descriptor_in_the_background_and_for_writing(world: World) -> None:
     assert handed_over(world, "background")[1:] == ["abc 65534", "started 0"]
     for path in (world.store, world.store / "a.gz"):
@@ -234,6 +238,7 @@ def test_a_descriptor_in_the_background_and_for_writing(world: World) -> None:
     ]
 
 
+@ALL
 def test_descriptors_that_are_none(world: World) -> None:
     assert handed_over(world, "unmounted")[1:] == ["refused 4"]
     done = world.run(
@@ -251,6 +256,7 @@ def test_descriptors_that_are_none(world: World) -> None:
     ]
 
 
+@ALL
 def test_mount_fuse3_that_drops_its_rights(world: World) -> None:
     """`drop_privileges` of mount.fuse3: it mounts, gives up all rights, and starts us with /dev/fd/N."""
     done = world.run(

@@ -11,7 +11,7 @@ import pytest
 
 from shardfs.cli import COMMANDS, build_parser
 from shardfs.commands import EXIT_STATUS
-from shardfs.commands.options import OURS
+from shardfs.commands.settings import BY_NAME, PRESETS, SETTINGS, Setting
 from shardfs.metering import _loads, _memory, _process, _staging, _store, _tables
 from shardfs.metrics import Meter, exposition
 from shardfs.opening import open_store
@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 OPERATIONS = (REPOSITORY / "docs/OPERATIONS.md").read_text(encoding="utf-8")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
-OPENING = ("mount", "ls", "cat", "info", "index", "verify", "warm", "pin", "unpin", "staging recover")
+OPENING = ("mount", "ls", "cat", "info", "table", "index", "verify", "warm", "pin", "unpin", "staging recover")
 
 
 def section(title: str) -> str:
@@ -76,15 +76,36 @@ def test_every_option_is_there(command: str, taken: list[str]) -> None:
     shared = named("\n".join(line for line in text.splitlines() if line.startswith("| `--")))
     own = named(rows()[command])
     allowed = own | {"-v", "--verbose"} | (shared if command in OPENING else set())
+    if command in ("mount", "config"):  # all settings, which have a table of their own
+        allowed |= {setting.flag for setting in SETTINGS}
+    allowed |= {f"--no-{one[2:]}" for one in allowed if one[2:].replace("-", "_") in BY_NAME}  # which is said of all
     assert set(taken) - allowed == set(), "missing in the documents"
     assert own - set(taken) == set(), "not taken by the command"
     if command in OPENING:
         assert shared <= set(taken)
 
 
-def test_every_word_of_o_is_there() -> None:
-    text = section("Commands and their options").split("The words of `mount -o`", 1)[1].split("What fstab", 1)[0]
-    assert sorted(re.findall(r"`([a-z_]+=?)`", text)) == sorted(OURS)
+def row_of(setting: Setting) -> str:
+    default = "off" if setting.default is False else "on" if setting.default is True else setting.default
+    default = setting.unsaid or (f"{default:g}" if isinstance(default, float) else default)
+    name = f"`{setting.name}`" if setting.switch else f"`{setting.name}={setting.metavar or '|'.join(setting.choices)}`"
+    return f"| {name.replace('|', chr(92) + '|')} | {default or 'none'} | {setting.help.replace('%%', '%')} |"
+
+
+def test_the_table_of_settings_is_what_the_program_has() -> None:
+    told = [line for line in section("Configuration").split("\n### ")[0].splitlines() if line.startswith("| `")]
+    assert told == [row_of(setting) for setting in SETTINGS]
+
+
+def test_the_table_of_profiles_is_what_the_program_has() -> None:
+    told: dict[str, dict[str, str]] = {}
+    name = ""
+    for first, setting, text in re.findall(
+        r"^\| (?:`([a-z]+)`)? ?\| [^|]*\| `(\w+)=(\S+)` \| [^|]+ \|$", section("Configuration"), re.MULTILINE
+    ):
+        name = first or name
+        told.setdefault(name, {})[setting] = text
+    assert told == PRESETS
 
 
 def test_exit_statuses_are_told_once_and_as_they_are() -> None:

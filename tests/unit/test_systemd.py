@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from shardfs.commands.said import from_words
+
 SYSTEMD = Path(__file__).parents[2] / "systemd"
 UNIT = SYSTEMD / "shardfs@.service"
 USERS = SYSTEMD / "user/shardfs@.service"
@@ -123,7 +125,5 @@ def test_the_generator_of_fstab(tmp_path: Path) -> None:
     required = [str(path.relative_to(places[0])) for path in places[0].glob("*.target.*/mnt-*")]
     assert required == ["remote-fs.target.wants/mnt-photos.automount"]
     options = [line.partition("=")[2] for line in (*mount, *far) if line.startswith("Options=")]
-    from shardfs.commands.options import parse_words
-
-    words = [parse_words([option], from_mount8=True) for option in options]
-    assert (words[0].memory, words[1].allow_other, words[1].anonymous) == ("1G", True, True)
+    words = [{one.setting.name: one.text for one in from_words([option], True)[0]} for option in options]
+    assert words == [{"rw": False, "memory": "1G"}, {"allow_other": True, "anonymous": True}]

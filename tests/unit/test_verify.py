@@ -130,6 +130,9 @@ def test_a_store_far_away_is_read_and_not_its_cache(
     words = ("s3://bucket/verify", "--endpoint", moto.endpoint)
     assert say(*words)[0] == 0
     assert not (tmp_path / "cache/shardfs/shards").exists()
+    monkeypatch.setenv("SHARDFS_CACHE_DIR", str(tmp_path / "of mounts"))
+    assert say(*words)[0] == 0
+    assert [path.name for path in (tmp_path / "of mounts").iterdir()] == ["known"], "what was listed, and no shard"
     assert say(*words, "--cache-dir", tmp_path / "other")[0] == 0
     assert (tmp_path / "other").exists()
 
