@@ -73,3 +73,37 @@ def test_a_container_that_may_not_mount_is_told_what_it_needs(world: World) -> N
     for line in lines:
         assert line.startswith("shardfs: ")
         assert line.endswith("in a container start it with --device /dev/fuse --cap-add SYS_ADMIN")
+
+
+def test_a_container_without_rights_serves_what_another_mounts(world: World) -> None:
+    """The scripts of docs/examples/containers, three containers: one with all rights that mounts, one without any that
+    serves and does not see the mount, one that reads. When the second dies the mount goes, and the next is served."""
+    done = world.run(
+        """
+        mkdir "$own/volume" "$own/socket" "$own/seen"
+        mount -t tmpfs -o mode=755 none "$own/volume"; mount --make-shared "$own/volume"
+        export volume="$own/volume/data" socket="$own/socket/fuse"
+        unshare --mount --net --propagation unchanged "$python" "$examples/hand_over.py" "$socket" "$volume" &
+        mounter=$!
+        serve() {
+            unshare --mount --net --propagation private bash -c 'umount -l "$own/volume" && exec "$@"' - \
+                setpriv --clear-groups --reuid "$user" --regid "$user" --bounding-set -all --no-new-privs \
+                "$python" "$examples/take_over.py" "$socket" "$python" -m shardfs mount -f "$store"
+        }
+        serve &
+        until [ -e "$volume/.shardfs/status.json" ]; do sleep 0.05; done
+        other cat "$volume/a/000000.x.bin"; echo
+        pid=$(pgrep -f "shardfs mount -f $store /dev/fd/")
+        grep CapEff "/proc/$pid/status"
+        grep -c fuse.shardfs "/proc/$pid/mountinfo"
+        kill -9 "$pid"
+        while mountpoint -q "$volume"; do sleep 0.05; done
+        serve &
+        until [ -e "$volume/.shardfs/status.json" ]; do sleep 0.05; done
+        other cat "$volume/a/000000.x.bin"; echo
+        kill "$mounter"; wait
+        mountpoint -q "$volume" || echo gone
+        """
+    )
+    assert done.stdout.split("\n")[:-1] == ["abc", "CapEff:\t0000000000000000", "0", "abc", "gone"], done.stderr
+    assert done.stderr.count("shardfs: serving ") == 2, done.stderr

@@ -65,6 +65,7 @@ class World:
             "own": self.path / "own",
             "store": self.store,
             "python": sys.executable,
+            "examples": REPOSITORY / "docs/examples/containers",
             "base": base,
             "closed": _closed(base) or "",
             "fuse_mode": fuse_mode,
