@@ -164,7 +164,7 @@ def units(machine: Machine) -> None:
 
 
 def test_the_hardened_service_mounts_is_watched_and_stops(machine: Machine) -> None:
-    """With all drop-ins that we ship: it mounts and writes, is mended after a crash and a hang, and stores at its stop."""
+    """With all drop-ins that we ship: it mounts, writes, is mended after a crash and a hang, and stores at its stop."""
     unit = "shardfs@photos.service"
     machine.run("systemctl", "start", unit)
     assert machine.run("cat", machine.mnt / "a/000000.x.bin") == "abc"
