@@ -1,4 +1,5 @@
-"""What is below `.shardfs` of a mount: documents about the mount, stored shards as they are, light fields by the shard.
+"""What is below `.shardfs` of a mount: documents about the mount, stored shards as they are, light fields by the shard,
+tables of the whole store.
 
 It is found by lookup, and never listed in the root, where whoever loads a data set takes each directory for a class. No
 key can have its name: a leading dot is escaped.
@@ -18,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from shardfs import config, inodes, light_lines
+from shardfs import config, inodes, light_lines, names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver, StoresObjects
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
@@ -119,6 +120,10 @@ class ControlFiles:
             _INDEX_FILE, _INDEX_DIRECTORY, below if isinstance(below, Directory) else None, name
         )
 
+    def is_top(self, inode: int) -> bool:
+        """Whether it is `.shardfs` itself."""
+        return inode == _inode(_TOP, 0)
+
     async def _top(self, name: bytes, process: int = 0) -> Attributes:
         if name in (RAW, INDEX):
             return self._directory(_inode(_RAW_DIRECTORY if name == RAW else _INDEX_DIRECTORY, inodes.ROOT))
@@ -182,6 +187,20 @@ class ControlFiles:
         """Name and version of the one object that a shard is stored as, if it is one."""
         objects = self.driver.objects(key.entry) if isinstance(self.driver, StoresObjects) else []
         return objects[0] if len(objects) == 1 else None
+
+    def raw(self, key: KeyDirectory) -> Attributes | None:
+        """What is below `raw` for a key; None for one that is not one object."""
+        if self._object(key) is None:
+            return None
+        return self._file(_inode(_RAW_FILE, key.slot), key.entry.stored_bytes, key.entry.mtime_ns)
+
+    def raw_ending(self, key: KeyDirectory) -> bytes:
+        """What the stored object's name has behind the key's: `.tar`, `.mds.zstd`; nothing where it is called otherwise
+        altogether."""
+        found = self._object(key)
+        stored, own = (found[0] if found else "").rpartition("/")[2], key.entry.key.rpartition("/")[2]
+        end = stored.removeprefix(own) if stored.startswith(own) else ""
+        return names.escape(end[1:]).encode("utf-8").join((b".", b"")) if end.startswith(".") and end[1:] else b""
 
     async def _size(self, key: KeyDirectory) -> int:
         known = self._sizes.get(key.slot)

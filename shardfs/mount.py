@@ -15,9 +15,10 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pyfuse3
@@ -35,7 +36,7 @@ from shardfs import (
     service,
 )
 from shardfs.control_documents import documents_of, settings_of
-from shardfs.control_handlers import handlers_of
+from shardfs.control_handlers import handlers_of, metrics_handler
 from shardfs.control_server import Handlers, served
 from shardfs.ending import End
 from shardfs.errors import MountError
@@ -98,6 +99,14 @@ class MountOptions:
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
     shutdown_timeout: float | None = None
     """Seconds that the end waits for what was written to be stored; None for config.SHUTDOWN_WAIT."""
+    trace: str | None = None
+    """A file into which what the kernel asks is written; None: nothing is."""
+    xattr: bool = False
+    """Tell extended attributes."""
+    view: str = ""
+    """The view that the root shows, as `views.names.parse` takes it; nothing for the keys."""
+    heavy: str | None = None
+    """The heavy field that views show where there are several."""
     log_format: str = "plain"
     """How the lines of `.shardfs/log` look: one of log_formats.FORMATS."""
     where: Where | None = None
@@ -127,16 +136,21 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
             stack.callback(database.close)
         vfs = build(store, options, database, area)
         vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
+        vfs.views.show(options.view, options.heavy)
         if place.descriptor is None:
             stack.enter_context(mount_point.prepared(path, options.nonempty))
         handlers = handlers_of(vfs, mount_point.source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
-        operations, writable = _operations(vfs)
+        operations, writable = _operations(vfs, options.xattr)
         real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
         settings = settings_of(vfs, options.settings, real)
         area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
         telling = partial(metering.text_of, vfs, operations.meter, __version__, area, sealer)
+        handlers = {**handlers, "metrics": metrics_handler(telling)}
         vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, telling)
+        if options.trace is not None:
+            name = mount_point.source_name(store.url)
+            stack.enter_context(_traced(options.trace, vfs, operations, name, path))
         chosen = mount_point.fuse_options(store.url, options.rw, options.allow_other)
         patience = config.SHUTDOWN_WAIT if options.shutdown_timeout is None else options.shutdown_timeout
         line = partial(service.status_line, vfs, store.health, area)
@@ -256,13 +270,29 @@ def is_writable(vfs: Vfs) -> TypeGuard[WritableVfs]:
     return vfs.writable
 
 
-def _operations(vfs: Vfs) -> tuple[Operations, WritableVfs | None]:
+def _operations(vfs: Vfs, xattr: bool) -> tuple[Operations, WritableVfs | None]:
     """The handlers of a mount, and its file system if that is a writable one."""
+    xattrs = None
+    if xattr:
+        from shardfs.xattrs import Xattrs
+
+        xattrs = Xattrs(vfs)
     if not is_writable(vfs):
-        return Operations(vfs, prefills()), None
+        return Operations(vfs, prefills(), xattrs), None
     from shardfs.fuse_writing import WritableOperations
 
-    return WritableOperations(vfs, prefills()), vfs
+    return WritableOperations(vfs, prefills(), xattrs), vfs
+
+
+@contextlib.contextmanager
+def _traced(file: str, vfs: Vfs, operations: Operations, store: str, path: str) -> Iterator[None]:
+    """While inside, what is asked of `operations` is written to a trace. Imported here: seldom is one asked for."""
+    from shardfs.tracing import Recorder, Tracer
+
+    recorder = Recorder(Path(file))
+    Tracer(vfs, recorder).attach(operations)
+    with recorder.running(store, path):
+        yield
 
 
 def _notices(made: _Made) -> Notices:
@@ -271,13 +301,13 @@ def _notices(made: _Made) -> Notices:
     notices = Notices(
         lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
         lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
-        lambda inode, data: pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data),  # type: ignore[arg-type]
+        made.operations.prefill,
         lambda below: os.stat(os.path.join(made.place.path, below)),
     )
     vfs.superseded = notices.superseded
+    vfs.renamed = notices.renamed
     if writable is not None:
         # and no prefilling: what was read of a shard a moment ago may have been written over by now
-        writable.renamed = notices.renamed
         writable.emptied = notices.emptied
     elif prefills():
         vfs.loaded = notices.loaded

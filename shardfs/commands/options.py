@@ -126,6 +126,13 @@ def parse_size(text: str, whole: int | None = None) -> int:
     return size
 
 
+def parse_view(text: str) -> str:
+    """A view, under the one name that it has."""
+    from shardfs.views.names import parse
+
+    return parse(text).text
+
+
 def _memory() -> int:
     from shardfs import config  # here: `shardfs --help` needs nothing of it
 

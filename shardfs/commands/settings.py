@@ -21,6 +21,7 @@ from shardfs.commands.options import (
     parse_refresh,
     parse_shutdown_timeout,
     parse_size,
+    parse_view,
     parse_write_back,
 )
 
@@ -81,8 +82,8 @@ OTHER_VARIABLES = frozenset(
         *("STOCK_LOOP", "NO_SPIN", "NO_READ_AHEAD", "NO_PARTS", "NO_PREFILL", "STOCK_LISTING"),  # for comparing
         *("ALL_FEATURES", "FAULTS", "KILLS", "KILLS_SEED", "LONG_FAULTS", "MODEL_SEED", "NO_FUSE", "SEAL_KILLS"),
         *("STAGING_KILLS", "STAGING_RUNS", "TESTS_FAR", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of tests
-        *("INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
-        "INTEROP_TABLES",
+        *("INTEROP_LOADERS", "INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_TABLES"),
+        *("INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
     )
 )
 """Variables that are no settings, and no mistakes either."""
@@ -233,11 +234,34 @@ SERVING = (
         against="rw",
     ),
     Setting(
+        "view",
+        "show the samples in another shape: by:FIELD[,FIELD] (a directory for each value), flat, tree, hf, yolo, wds "
+        "or raw; all of them are in MNT/.shardfs/views in any case",
+        "VIEW",
+        parse_view,
+        unsaid="a directory for each key",
+        against="rw",
+    ),
+    Setting(
+        "field",
+        "which heavy field views show, where samples have several (default: the first picture)",
+        "NAME",
+        unsaid="the first picture",
+    ),
+    Setting(
         "metrics_addr",
         "serve metrics for Prometheus over HTTP there (a port alone: to this machine only); they are in "
         "MNT/.shardfs/metrics in any case",
         "HOST:PORT",
         unsaid="not served",
+    ),
+    Setting("xattr", "tell extended attributes, user.shardfs.*, of each file", default=False),
+    Setting(
+        "trace",
+        "write what is asked of the mount to FILE, 256 MiB at most",
+        "FILE",
+        parse_path,
+        unsaid="none",
     ),
     Setting(
         "log",
