@@ -509,7 +509,27 @@ touches its file every few seconds, and then reads it through once."""
 
 SHUTDOWN_WAIT = 30.0
 """Seconds that the end of a mount waits for what was written to be stored: as long as a store that answers again after
-a restart may need, and a third of what systemd gives a service. What is not stored by then stays staged."""
+a restart may need, and a third of what systemd gives a service. What is not stored by then stays staged. That is what
+--shutdown-timeout replaces..."""
+
+SHUTDOWN_MOST = 86_400.0
+"""...with up to a day: who wants to wait for longer has a store that does not answer."""
+
+DRAIN_SECONDS = 2.0
+"""Requests under way may end by themselves for so long after a signal; then their callers get an error."""
+
+END_SECONDS = 10.0
+"""A thread that hangs in storage by then is given up, so that the mount goes and the service manager need not kill."""
+
+HURRY_SECONDS = 1.0
+"""The same after a second signal: who sends it wants no more waiting."""
+
+STATUS_EVERY = 10.0
+"""Seconds between two looks at what the service manager shows of a mount: a person looks at it, and it is only said
+where it has changed."""
+
+WATCHDOG_LEAST = 0.02
+"""Seconds between two signs of life at least, however often a service manager wants one."""
 
 SEALS = 2
 """Keys sealed at once: one per core. Each holds the shard that it is made of, and one sample of the new one."""
