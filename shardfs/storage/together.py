@@ -14,7 +14,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 
-from shardfs.errors import StorageError
+from shardfs.errors import ShardfsError, StorageError
 from shardfs.storage import renaming
 from shardfs.storage.local import TEMPORARY, LocalStorage
 
@@ -56,7 +56,7 @@ def change(
                 _carry_out(descriptor, name, plan)
                 return
         except OSError as error:
-            if isinstance(error, StorageError):
+            if isinstance(error, ShardfsError):  # of what the three raised: a key that is there is an OSError, too
                 raise
             text = f"writing into {storage.root / directory}: {error.strerror or error}"
             raise StorageError(text, error.errno or errno.EIO) from error
