@@ -12,6 +12,9 @@ MIB = 1 << 20
 COPY_SLICE = MIB
 """No call copies more than this with the GIL held: a 1 MiB copy stops the event loop for less than a millisecond."""
 
+COLUMNS_TOLD = 20
+"""Fields of a sample that no column holds, listed in one message: as many as a terminal shows of one line."""
+
 READ_SLICE = MIB
 """Stored bytes are fetched from a local file in pieces of this size."""
 

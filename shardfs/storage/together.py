@@ -55,9 +55,9 @@ def change(
                 ready()
                 _carry_out(descriptor, name, plan)
                 return
+        except ShardfsError:  # of what the three raised; some are OSErrors, too
+            raise
         except OSError as error:
-            if isinstance(error, ShardfsError):  # of what the three raised: a key that is there is an OSError, too
-                raise
             text = f"writing into {storage.root / directory}: {error.strerror or error}"
             raise StorageError(text, error.errno or errno.EIO) from error
 
