@@ -45,7 +45,7 @@ WORDS = {
     " pt shape str torch x pymongo sqlite3 value",
     "WebDataset": "__key__ __url__ a a.b a.b.jpg class cls cls2 count gz id index inx none npy tar tar.gz tar.zst tgz"
     " txt zst json jpg seg.png sync wids",
-    "Converting": "gz zst squirrel streaming webdataset __key__ pil json",
+    "Converting": "gz zst squirrel streaming webdataset __key__ pil json csv tsv",
 }
 """What stands in code beside names: formats, columns, file names, words of other programs. Nothing else may."""
 
