@@ -121,7 +121,7 @@ class NpzDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         self.files.check_key(key)
-        records: list[NewRecord] = [Value(sample, str(number)) for number, sample in enumerate(samples)]
+        records = (Value(sample, str(number)) for number, sample in enumerate(samples))
         self.files.put(key, ENDING, _writer(records, None))
 
     def write_records(
@@ -129,7 +129,7 @@ class NpzDriver:
     ) -> Entry:
         self.files.check_key(key)
         before = None if base is None else self.load(base, lambda _: None)
-        return self.files.put_new(key, ENDING, _writer(list(records), before), base=base, note=note)
+        return self.files.put_new(key, ENDING, _writer(records, before), base=base, note=note)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         return self.files.settle(key, noted)
@@ -163,17 +163,20 @@ def _read(stored: bytes, grow: Grow) -> Columns:
     return columns
 
 
-def _writer(records: list[NewRecord], before: NpzShard | None) -> Callable[[BinaryIO], None]:
+def _writer(records: Iterable[NewRecord], before: NpzShard | None) -> Callable[[BinaryIO], None]:
     """What puts the records into a file. BadSettingError for what no arrays can hold."""
-    samples = []
-    for record in records:
-        if isinstance(record, Verbatim):
-            assert before is not None
-            samples.append(("", before.fields(record.data)))
-        else:
-            samples.append((record.name, record.sample))
-    columns = _columns(samples)
-    return lambda file: np.savez(file, allow_pickle=False, **columns)
+
+    def write(file: BinaryIO) -> None:
+        samples = []
+        for record in records:
+            if isinstance(record, Verbatim):
+                assert before is not None
+                samples.append(("", before.fields(record.data)))
+            else:
+                samples.append((record.name, record.sample))
+        np.savez(file, allow_pickle=False, **_columns(samples))
+
+    return write
 
 
 def _columns(samples: list[tuple[str, Any]]) -> Columns:
