@@ -39,7 +39,6 @@ def described(case: str) -> dict[str, tuple[int | None, str, str]]:
             f"{store}/{name}": (said["len"], "sha256", said["sha256"])
             for name, said in manifest["datastore_files"].items()
         }
-    tree = manifest["artifact_tree"]
     # blobs that no row refers to, with code of the library in them, are left out of the data
     needed = {reference["ref"].rpartition(":")[2] for reference in manifest["references"]}
     return {
