@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from shardfs.index import ShardTable
+from shardfs.views.columns import Entries
 
 STOCK = "SHARDFS_STOCK_LISTING"
 
@@ -27,8 +28,10 @@ _Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 _WORDS = 19
 _HEADER = 8 * _WORDS
-_NODE, _INODE, _SIZE, _BLOCKS, _ENTRY_INODE, _NEXT, _NAME_LENGTH = 0, 5, 6, 7, 16, 17, 18
-"""Where in an entry's header these stand, in words of 8 bytes; the type is the upper half of the last."""
+_NODE, _INODE, _SIZE, _BLOCKS, _ATIME, _MTIME, _CTIME, _NANOSECONDS = 0, 5, 6, 7, 8, 9, 10, 11
+_ENTRY_INODE, _NEXT, _NAME_LENGTH = 16, 17, 18
+"""Where in an entry's header these stand, in words of 8 bytes; the type is the upper half of the last. Nanoseconds are
+three half words, the mode behind them."""
 
 _SMALLEST = _HEADER + 8
 _BLOCK = 512
@@ -101,13 +104,29 @@ class Answer:
         """Add as many of the files from number `first` on as there is room for; how many. With `plus` each comes with
         its attributes, and the kernel counts it as looked up."""
         assert self._template is not None
-        fields = self._fields
-        made, count = pack(table, first, int(fields.left), self._template, first_inode, plus)
-        if count:
+        made, count = pack(table, first, int(self._fields.left), self._template, first_inode, plus)
+        self._add(made)
+        return count
+
+    @property
+    def room(self) -> int:
+        """Entries that there may be room for."""
+        return int(self._fields.left) // _SMALLEST
+
+    def add(self, entries: Entries, after: int, plus: bool) -> int:
+        """Add as many of these as there is room for, of the first entry's type; how many. `after` is the offset behind
+        the first of them."""
+        assert self._template is not None
+        made, count = pack_entries(entries, int(self._fields.left), self._template, after, plus)
+        self._add(made)
+        return count
+
+    def _add(self, made: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        if made.nbytes:
+            fields = self._fields
             ctypes.memmove(fields.end, made.ctypes.data, made.nbytes)
             fields.end += made.nbytes
             fields.left -= made.nbytes
-        return count
 
 
 def pack(
@@ -125,33 +144,71 @@ def pack(
     suffix_starts = table.suffixes.starts.astype(np.int64)
     stem_starts, stem_lengths, stem_data = _stems(table, samples)
     suffix_lengths = np.diff(suffix_starts)[suffix]
-    names = stem_lengths + 1 + suffix_lengths
-    lengths = (_HEADER + names + 7) & ~7
-    ends = np.cumsum(lengths)
-    count = int(np.searchsorted(ends, room, "right"))
+    out, begins, count = _headers(stem_lengths + 1 + suffix_lengths, room, template, first + 1)
     if not count:
-        return np.empty(0, np.uint8), 0
-    files, names, ends, lengths = files[:count], names[:count], ends[:count], lengths[:count]
-    out = np.zeros(int(ends[-1]), np.uint8)
-    words, at = out.view(np.uint64), (ends - lengths) >> 3
-    words[at[:, None] + np.arange(_WORDS)] = template
-    numbers = files + first_inode
-    words[at + _ENTRY_INODE] = numbers
-    words[at + _NEXT] = files + 1
-    words[at + _NAME_LENGTH] = names | int(template[_NAME_LENGTH] >> np.uint64(32)) << 32
-    words[at + _NODE] = numbers if plus else 0
+        return out, 0
+    words, at, numbers = out.view(np.uint64), (begins - _HEADER) >> 3, files[:count] + first_inode
+    sizes = None
     if plus:
         sizes = columns["length"][first : first + count] + table.prefix_sizes[columns["prefix"][first : first + count]]
-        words[at + _INODE] = numbers
-        words[at + _SIZE] = sizes
-        words[at + _BLOCKS] = (sizes + np.uint64(_BLOCK - 1)) // np.uint64(_BLOCK)
-    begins = ends - lengths + _HEADER
+    _number(words, at, numbers, sizes)
     _put(out, begins, stem_data, stem_starts[:count], stem_lengths[:count])
     begins = begins + stem_lengths[:count]
     out[begins] = ord(".")
     suffix_data = np.frombuffer(table.suffixes.data, np.uint8)
     _put(out, begins + 1, suffix_data, suffix_starts[suffix[:count]], suffix_lengths[:count])
     return out, count
+
+
+def pack_entries(
+    entries: Entries, room: int, template: _Words, after: int, plus: bool
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
+    """The same of any entries of one type; `after` is the offset behind the first one."""
+    lengths = np.fromiter(map(len, entries.names), np.int64, len(entries.names))
+    out, begins, count = _headers(lengths, room, template, after)
+    if not count:
+        return out, 0
+    words, at = out.view(np.uint64), (begins - _HEADER) >> 3
+    _number(words, at, entries.inodes[:count], entries.sizes[:count] if plus else None)
+    if plus:
+        seconds, rest = np.divmod(entries.mtimes_ns[:count], 1_000_000_000)
+        seconds, rest = seconds.astype(np.uint64), rest.astype(np.uint64)
+        words[at + _ATIME] = words[at + _MTIME] = words[at + _CTIME] = seconds
+        words[at + _NANOSECONDS] = rest | rest << np.uint64(32)
+        words[at + _NANOSECONDS + 1] = rest | template[_NANOSECONDS + 1] >> np.uint64(32) << np.uint64(32)
+    lengths = lengths[:count]
+    data = np.frombuffer(b"".join(entries.names[:count]), np.uint8)
+    _put(out, begins, data, np.cumsum(lengths) - lengths, lengths)
+    return out, count
+
+
+def _headers(
+    names: np.ndarray[Any, Any], room: int, template: _Words, after: int
+) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, Any], int]:
+    """Entries with names of these lengths, as many as fit, all like `template` but for the offsets behind them; where
+    each one's name is to stand."""
+    lengths = (_HEADER + names + 7) & ~7
+    ends = np.cumsum(lengths)
+    count = int(np.searchsorted(ends, room, "right"))
+    if not count:
+        return np.empty(0, np.uint8), ends[:0], 0
+    names, ends, lengths = names[:count], ends[:count], lengths[:count]
+    out = np.zeros(int(ends[-1]), np.uint8)
+    words, at = out.view(np.uint64), (ends - lengths) >> 3
+    words[at[:, None] + np.arange(_WORDS)] = template
+    words[at + _NEXT] = np.arange(after, after + count)
+    words[at + _NAME_LENGTH] = names | int(template[_NAME_LENGTH] >> np.uint64(32)) << 32
+    return out, ends - lengths + _HEADER, count
+
+
+def _number(words: Any, at: Any, numbers: Any, sizes: Any) -> None:
+    """Give entries their inode numbers; with sizes attributes, too."""
+    words[at + _ENTRY_INODE] = numbers
+    words[at + _NODE] = 0 if sizes is None else numbers
+    if sizes is not None:
+        words[at + _INODE] = numbers
+        words[at + _SIZE] = sizes
+        words[at + _BLOCKS] = (sizes + np.uint64(_BLOCK - 1)) // np.uint64(_BLOCK)
 
 
 def _stems(table: ShardTable, samples: np.ndarray[Any, Any]) -> tuple[Any, Any, Any]:

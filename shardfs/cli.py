@@ -12,22 +12,33 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
+from shardfs.commands.arguments import add_bench, add_find, add_top, joined
+from shardfs.commands.settings import (
+    CACHE_PLACE,
+    FAR_AWAY,
+    FILTERING,
+    OPENING,
+    SERVING,
+    SETTINGS,
+    WRITING,
+    add_settings,
+)
 
 COMMANDS = (
-    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "index", "gc", "convert"),
-    *("cache", "warm", "pin", "unpin", "verify", "doctor", "completion"),
+    *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "table", "index", "gc"),
+    *("convert", "cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "config", "top"),
+    *("find", "bench"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
-_SINGLE = "with --rw: write to a store far away that cannot compare versions, as nobody else does"
-_SIZE = "memory for loaded shards: bytes, 500M, 2G, 1.5GiB or 25%% of the memory there is (default: 25%%)"
+_SINGLE = "write to a store far away that cannot compare versions, as nobody else does"
 
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other error is said."""
 
     def error(self, message: str) -> NoReturn:
-        tell(f"{one_line(message)}; see {self.prog} --help")
+        tell(f"{one_line(message)}; see {self.prog} --help", 3)
         raise SystemExit(USAGE)
 
 
@@ -59,16 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     opening.add_argument(
         "store",
         metavar="STORE",
-        help="a directory, tars with braces, or a URL (s3, gs, az, https, mltraq+sqlite)",
+        help="a directory, tars with braces, a URL (s3, gs, az, https, mltraq+sqlite), or NAME of config.toml",
     )
-    opening.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
-    opening.add_argument(
-        "--arrays", choices=("png", "npy"), help="show arrays that look like images as .png (default) or as .npy"
-    )
-    opening.add_argument(
-        "--text", choices=("json", "files"), help="show text fields in the .json (default) or as .txt files"
-    )
-    _add_far(opening)
+    add_settings(opening, OPENING)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_mount(commands.add_parser("mount", parents=[opening, common], help="mount a store on a directory"))
     _add_umount(commands.add_parser("umount", parents=[common], help="end mounts, and wait for their processes"))
@@ -82,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ls(commands.add_parser("ls", parents=looking, help="list what a mount would show, without mounting"))
     _add_cat(commands.add_parser("cat", parents=looking, help="write the content of files, without mounting"))
     _add_info(commands.add_parser("info", parents=looking, help="show facts about a store, a key or a file"))
+    _add_table(commands.add_parser("table", parents=looking, help="write all samples as one table, without mounting"))
     _add_index(commands.add_parser("index", parents=looking, help="build ahead what makes a remount instant"))
     _add_gc(commands.add_parser("gc", parents=[common], help="list and remove files that no key needs any more"))
     _add_convert(commands.add_parser("convert", parents=[common], help="copy a store into another format"))
@@ -98,6 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
         pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
     _add_verify(commands.add_parser("verify", parents=looking, help="read every shard, and tell what is damaged"))
     _add_doctor(commands.add_parser("doctor", parents=[common], help="look for what keeps mounts from working here"))
+    add_top(commands.add_parser("top", parents=[common], help="show what mounts do right now"))
+    add_find(commands.add_parser("find", parents=looking, help="find names in a store, without mounting"))
+    add_bench(commands.add_parser("bench", parents=looking, help="measure a store or a mount"))
+    _add_config(commands.add_parser("config", parents=[common], help="show every setting, and where it came from"))
     completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     completion.set_defaults(verbose=0)
@@ -115,14 +124,38 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Shows each setting that a mount of STORE, or the mount NAME in config.toml, would have: its value, and where "
+        "that came from. Takes what mount takes, and mounts nothing. Without STORE it looks through the whole file."
+    )
+    parser.add_argument("store", metavar="STORE", nargs="?", help="a store as for mount, or NAME of config.toml")
+    _add_words(parser)
+    add_settings(parser, SETTINGS)
+    parser.add_argument("--json", action="store_true", help="a JSON object, as in MNT/.shardfs/config.json")
+
+
+def _add_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        dest="options",
+        action="append",
+        default=[],
+        metavar="OPT,...",
+        help="the same settings as words, for fstab: memory=SIZE, no_index, ro, ...; fstab's own are ignored",
+    )
+
+
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Looks at this machine, and at STORE if one is named, for what keeps mounts from working or makes them slow, "
-        "and says how to mend it. Changes nothing. Exit status 5 if mounts cannot work as it is."
+        "and says how to mend it. Changes nothing; with --rw it puts an object of its own into a store far away, and "
+        "removes it again, to see what that does with conditions. Exit status 5 if mounts cannot work as it is."
     )
     parser.add_argument("store", metavar="STORE", nargs="?", help="a store that is to be mounted, as for mount")
     parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
-    _add_far(parser)
+    add_settings(parser, FAR_AWAY)
+    parser.add_argument("--rw", action="store_true", help="STORE is to be written to: look whether it can be")
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
@@ -134,93 +167,26 @@ def _add_cache(parser: argparse.ArgumentParser, common: argparse.ArgumentParser)
     clear = works.add_parser("clear", parents=[common], help="remove all that is not pinned")
     verify = works.add_parser("verify", parents=[common], help="compare every file with its hash; remove what is bad")
     for work in (info, prune, clear, verify):
-        _add_cache_place(work)
+        add_settings(work, CACHE_PLACE)
     clear.add_argument("store", metavar="STORE", nargs="?", help="of this store only")
-    clear.add_argument("--endpoint", metavar="URL", help="of an s3:// store that is not Amazon's")
+    add_settings(clear, FAR_AWAY[:1])
     clear.set_defaults(anonymous=False, offline=False, deadline=None, min_free=None)
     for work in (info, verify):
         work.add_argument("--json", action="store_true", help="JSON")
 
 
-def _add_far(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--endpoint", metavar="URL", help="the server of an s3:// store that is not Amazon's")
-    parser.add_argument("--anonymous", action="store_true", help="ask a store far away without credentials")
-    parser.add_argument(
-        "--deadline", metavar="SECONDS", help="what is asked of a store far away ends after so long (default: 60)"
-    )
-    parser.add_argument("--offline", action="store_true", help="ask nothing of it: what is known and cached must do")
-    _add_cache_place(parser)
-    parser.add_argument("--min-free", metavar="SIZE", help="disk that the cache leaves free (default: 1G)")
-
-
-def _add_cache_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--cache-dir", metavar="DIR", help="where shards from far away are kept (default: $XDG_CACHE_HOME/shardfs)"
-    )
-    parser.add_argument(
-        "--cache-size", metavar="SIZE", help="how much of them: bytes, 100G, 20%% of that disk, or 0 (default: 10%%)"
-    )
-
-
 def _add_mount(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Mounts STORE on MNT and serves it in the background once the mount answers. Read-only, unless --rw is given."
+        "Mounts STORE on MNT and serves it in the background once the mount answers. Read-only, unless --rw is given. "
+        "Without MNT, STORE is the NAME of a mount in config.toml. What is not said here may be said there, or in the "
+        "environment: SHARDFS_MEMORY=2G."
     )
     parser.add_argument(
-        "mountpoint", metavar="MNT", help="an empty directory, or one to be made (and removed at the end)"
+        "mountpoint", metavar="MNT", nargs="?", help="an empty directory, or one to be made (and removed at the end)"
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay, log on stderr, tell systemd when ready")
-    parser.add_argument(
-        "-o",
-        dest="options",
-        action="append",
-        default=[],
-        metavar="OPT,...",
-        help="ro, rw, allow_overwrite, allow_delete, single_writer, write_back=, size_limit=, allow_other, nonempty, "
-        "no_index, driver=NAME, memory=SIZE, arrays=, text=, refresh=, endpoint=, anonymous, deadline=, offline, "
-        "cache_dir=, cache_size=, min_free=, cache_raw=, snapshot=, metrics_addr=; fstab's own are ignored",
-    )
-    parser.add_argument("--memory", metavar="SIZE", help=_SIZE)
-    parser.add_argument("--no-index", action="store_true", help="do not keep what shards hold for the next mount")
-    parser.add_argument("--allow-other", action="store_true", help="let other users in, as file modes permit")
-    parser.add_argument("--rw", action="store_true", help="let new keys be made, and samples be edited and added")
-    parser.add_argument(
-        "--allow-overwrite", action="store_true", help="with --rw: let a renamed directory replace a stored key"
-    )
-    parser.add_argument("--allow-delete", action="store_true", help="with --rw: let stored files and keys be removed")
-    parser.add_argument("--single-writer", action="store_true", help=_SINGLE)
-    parser.add_argument(
-        "--write-back",
-        metavar="SECONDS",
-        help="with --rw: store a key after so many quiet seconds (default: 5; off: only when it is asked for)",
-    )
-    parser.add_argument(
-        "--refresh",
-        metavar="SECONDS",
-        help="look for change in the store so often (default: 1, far away 60), or immutable: never, "
-        "or manual: by shardfs refresh",
-    )
-    parser.add_argument(
-        "--cache-raw",
-        metavar="WHEN",
-        help="keep gzip and bzip2 shards decompressed in the cache on disk: always, again (those that had to be loaded "
-        "again; default far away) or off (default on this machine)",
-    )
-    parser.add_argument(
-        "--snapshot", metavar="FILE", help="just the keys and versions in FILE, as `shardfs info --snapshot` writes it"
-    )
-    parser.add_argument(
-        "--size-limit",
-        metavar="SIZE",
-        help="with --rw, for data sets of MosaicML Streaming: split a larger new key into several (64mb)",
-    )
-    parser.add_argument(
-        "--metrics-addr",
-        metavar="HOST:PORT",
-        help="serve metrics for Prometheus over HTTP there (a port alone: to this machine only); they are in "
-        "MNT/.shardfs/metrics in any case",
-    )
-    parser.add_argument("--log", metavar="FILE", help="append the log to FILE (default: $XDG_STATE_HOME/shardfs/)")
+    _add_words(parser)
+    add_settings(parser, (*FILTERING, *SERVING, *WRITING))
     parser.set_defaults(from_mount8=False)
 
 
@@ -260,7 +226,7 @@ def _add_staging(
     recover = works.add_parser("recover", parents=[opening, common], help="store it, or copy it somewhere else")
     recover.add_argument("key", metavar="KEY", nargs="?", help="a key or id, as listed (default: all that can be)")
     recover.add_argument("--to", metavar="DIR", help="copy the files of KEY into a new directory; all stays as it is")
-    recover.add_argument("--single-writer", action="store_true", help=_SINGLE.removeprefix("with --rw: "))
+    recover.add_argument("--single-writer", action="store_true", help=_SINGLE)
     discard = works.add_parser("discard", parents=[common], help="remove it for good")
     discard.add_argument("--yes", action="store_true", help="do not ask")
     trust = works.add_parser("trust", parents=[common], help="let what may have lost bytes in a crash be stored")
@@ -290,6 +256,16 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
+def _add_table(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Writes a row for each sample of STORE: its key, its name, the paths and sizes of its files as below a mount "
+        "point, and its light fields. Shards that the index does not have with their light fields are read first."
+    )
+    parser.add_argument("--format", choices=("jsonl", "parquet"), help="default: by the name of FILE, else jsonl")
+    add_settings(parser, FILTERING)
+    parser.add_argument("-o", dest="output", metavar="FILE", help="a new file (default: standard output)")
+
+
 def _add_index(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Reads every shard of STORE that the persistent index does not have in its present version, and keeps the "
@@ -297,6 +273,11 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, metavar="N", help="shards read at once (default: one per core)")
     parser.add_argument("--check", action="store_true", help="read every shard and compare with what the index has")
+    parser.add_argument(
+        "--light",
+        action="store_true",
+        help="also keep the light fields of samples, which views, filters and tables use",
+    )
     parser.add_argument("--export", dest="export_file", metavar="FILE", help="then write the index to FILE")
     parser.add_argument(
         "--publish", action="store_true", help="then put the index into the store, where every machine finds it"
@@ -316,7 +297,7 @@ def _add_gc(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("store", metavar="STORE", help="a directory, or a URL; far away nothing is removed")
     parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
-    _add_far(parser)
+    add_settings(parser, FAR_AWAY)
     parser.add_argument(
         "--older-than",
         metavar="SECONDS",
@@ -345,7 +326,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl, streaming or webdataset"
     )
-    _add_far(parser)
+    add_settings(parser, FAR_AWAY)
     parser.add_argument(
         "--format",
         metavar="FORMAT",
@@ -399,8 +380,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         helper = from_mount8(words, sys.argv[0])
         if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground
             return OK
-        parsed = build_parser().parse_args(words if helper is None else helper)
+        parsed = _parsed(joined(words) if helper is None else helper)
         parsed.from_mount8 = helper is not None
+        if parsed.command == "bench":
+            parsed.words, parsed.named = words, parsed.store  # of which it mounts a store
         verbosity = parsed.verbose
         return _run(parsed)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
@@ -412,12 +395,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         status, text = explain(error, verbosity)
-        tell(text)
+        tell(text, 3)
         try:
             sys.stdout.flush()
         except (OSError, AttributeError):  # it is the output that failed, or there is none
             _drop_output()
         return status
+
+
+def _parsed(words: list[str]) -> argparse.Namespace:
+    """What the words say. For an option that there is not, the nearest one of the command is told."""
+    parser = build_parser()
+    parsed, unknown = parser.parse_known_args(words)
+    if not unknown:
+        return parsed
+    from shardfs.commands.completion import commands_of
+    from shardfs.commands.said import near, shown_url
+
+    path = tuple(getattr(parsed, name) for name in ("command", "work") if hasattr(parsed, name))
+    known = [
+        one
+        for command in commands_of(parser)
+        if command.path == path
+        for option in command.options
+        for one in option.option_strings
+    ]
+    options = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+    meant = near(options[0], known) if options else None
+    hint = "" if meant is None else f"; did you mean {meant}?"
+    parser.error(f"unrecognized arguments: {' '.join(map(shown_url, unknown))}{hint}")
 
 
 def _drop_output() -> None:
@@ -426,6 +432,15 @@ def _drop_output() -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    if hasattr(parsed, "settings"):
+        from shardfs.commands.resolving import settle
+
+        parsed.settled = settle(parsed)
+    elif getattr(parsed, "mountpoint", None):
+        from shardfs.commands.resolving import mount_point_of
+
+        given = parsed.mountpoint
+        parsed.mountpoint = mount_point_of(given) if isinstance(given, str) else [*map(mount_point_of, given)]
     if parsed.command == "mount":
         from shardfs.commands import mount
 
@@ -450,6 +465,10 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import staging
 
         return staging.run(parsed)
+    if parsed.command == "table":
+        from shardfs.commands import table
+
+        return table.run(parsed)
     if parsed.command == "index":
         from shardfs.commands import index
 
@@ -474,6 +493,22 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import completion
 
         return completion.run(parsed, build_parser())
+    if parsed.command == "top":
+        from shardfs.commands import top
+
+        return top.run(parsed)
+    if parsed.command == "find":
+        from shardfs.commands import find
+
+        return find.run(parsed)
+    if parsed.command == "bench":
+        from shardfs.commands import bench
+
+        return bench.run(parsed, main)
+    if parsed.command == "config":
+        from shardfs.commands import config
+
+        return config.run(parsed)
     if parsed.command in ("cache", "warm", "pin", "unpin"):
         from shardfs.commands import cache
 

@@ -462,6 +462,9 @@ READ_AHEAD_WASTE = 4
 READ_AHEAD_SHARE = 4
 """A shard is loaded ahead only if it takes no more than one part in this many of the budget."""
 
+CONFIG_FILE = MIB
+"""Bytes of a configuration file that are read at most: thousands of mounts."""
+
 LOG_BYTES = 4 * MIB
 """Size of the log file of a mount in the background; one older one is kept beside it."""
 
@@ -562,7 +565,10 @@ CONTROL_ANSWER = 10.0
 the event loop a tenth of a second at worst."""
 
 CONTROL_STATUS = 2.0
-"""The same for `shardfs status`, which asks several mounts one after the other, and reports those that are silent."""
+"""The same for `shardfs status` and `top`, which report mounts that are silent."""
+
+CONTROL_ASKED = 8
+"""Mounts that `status` and `top` ask at once."""
 
 CONTROL_IDLE = 30.0
 """Seconds that a client of a mount may take for a request, and for taking its answer; who connects has one in hand."""
@@ -591,6 +597,25 @@ CONTROL_SHARE = 2
 """The light fields of a shard are shown in one file if they take no more than one part in this many of the budget:
 they are made as a whole, beside their shard."""
 
+XATTR_HASHED = 1 << 30
+"""Bytes of the largest file whose hash is told as an extended attribute: who asks waits, uninterruptibly, for one to
+three seconds then. `sha256sum` has no such limit."""
+
+XATTR_HASHING = 2
+"""Files that are hashed for that at once: a `getfattr -R` over everything must not take all workers from readers."""
+
+XATTR_HASHES = 10_000
+"""Hashes that are remembered, 200 bytes each."""
+
+XATTR_SLICE = MIB
+"""Bytes of a file that are hashed at a time."""
+
+XATTR_JSON = 16 * MIB
+"""Bytes of a `.json` in which the true name of a shortened field is looked up."""
+
+XATTR_VALUE = 4096
+"""Bytes of what is told of an array's type: one of a thousand named columns is cut."""
+
 LOG_LINES = 1_000
 LOG_LINE = 1_000
 """Lines of the log that a mount shows, and characters of each: a megabyte."""
@@ -598,6 +623,9 @@ LOG_LINE = 1_000
 KERNEL_MIN = (5, 4)
 """Older kernels than this are told of: pidfd_open, by which a daemon's end is waited for, came with 5.3, and 5.4 is
 the long-term release after it."""
+
+FUSE_DEVICE = (10, 229)
+"""Major and minor number of /dev/fuse (Linux, Documentation/admin-guide/devices.txt)."""
 
 PYFUSE3 = "3.5.0"
 """The release whose request loop is replaced (docs/DESIGN.md says why); pyproject.toml pins it."""
@@ -851,3 +879,160 @@ DATABASE_TRIES = 5
 
 DATASTORE_OUTSIDE = 1_024
 """Experiments of which it is remembered that they refer to files of others: they seldom do."""
+
+# --- light fields beside the index ------------------------------------------------------------------------------------
+
+LIGHT_VALUE = 4 * 1024
+"""Bytes of one light value (a text, or a list or dict as JSON) that is kept beside the index: labels, captions and ids
+have less, and what has more is a document, which is read in its file."""
+
+LIGHT_JSON = 256 * 1024
+"""Bytes of a `.json` member of a WebDataset shard that is looked into for light fields."""
+
+LIGHT_FIELDS = 1_000
+LIGHT_NAME = 1_000
+"""Light fields of one shard, and characters of their names: more are no fields, but keys of data."""
+
+LIGHT_FETCH = 4 * MIB
+"""Raw bytes of a shard that are fetched at once for the light fields in them: half of what is asked for at a time of a
+store far away."""
+
+LIGHT_SHARD = 64 * MIB
+"""Bytes of different texts of one shard's light fields: 64 of the longest for each of 250 samples..."""
+
+LIGHT_ROW = 256 * MIB
+"""...and of all of it unpacked: ten million samples with a number."""
+
+LIGHT_HELD = 32 * MIB
+"""Light fields of shards that a mount holds in memory, beside its budget: a hundred shards of 5,000 samples with a few
+fields, and the newest in any case."""
+
+LIGHT_MADE = 2
+"""Shards whose light fields are made at once for who asks for those of all: one per core, as loads are."""
+
+VIEW_LEVELS = 8
+"""Fields of a view `by:FIELD,FIELD`, each a level of directories: more than a path is likely to have."""
+
+VIEW_KEY = 80
+"""Bytes of a key's name in front of a sample's, so that with the longest name of a sample there is room for what says
+which file it is."""
+
+VIEWS_KNOWN = 256
+"""Views looked at in one mount: names below `.shardfs/views` are anybody's, and each has numbers for good."""
+
+VIEWS_MADE = 4
+"""Views over all keys that are held in memory at once, about 25 bytes a file each; the others are made again from the
+index when somebody looks."""
+
+VIEW_FILES = 200_000_000
+"""Files of one view over all keys: some 5 GB of memory."""
+
+VIEW_DIRECTORIES = 200_000
+"""Directories of one view `by:`, each of which is an object: a field with more values is no label."""
+
+VIEW_OWNERS = 4_000_000
+"""Directories and generated files of views (a key's samples count as one) that have numbers of their own."""
+
+VIEW_BATCH = 64
+"""Keys whose columns are made in one go: a hop to a worker costs as much as a small one's, and a mount that ends waits
+for a batch."""
+
+VIEW_TEXTS = 32 * MIB
+"""Generated texts and layouts of tars held in memory: those of the newest key in any case."""
+
+VIEW_LASTING = 600.0
+"""Seconds for which a name in a view over all keys may be believed: the kernel is told when it means another file, but
+a notice may be lost where there are too many of them."""
+
+WHERE_LENGTH = 4_000
+WHERE_FIELDS = 64
+WHERE_DEPTH = 100
+"""Characters of a filter, fields that it speaks of, and how deep it is nested: people write a hundredth of that."""
+
+WHERE_VALUE = 2 * MIB
+WHERE_PATTERN = 1_000
+"""Bytes of a text that is made while a filter is evaluated, and of a pattern: matching may take their product."""
+
+WHERE_SECONDS = 20.0
+"""Seconds for all samples of one key: a million take a few, and a filter that takes more is none to wait for."""
+
+WHERE_MASKS = 64 * MIB
+"""Bytes of what is remembered of which samples are shown, a bit each: half a billion samples."""
+
+TABLE_ROWS = 10_000
+TABLE_GROUP = 100_000
+"""Samples that are made into rows at once, and that stand together in a row group of a Parquet file: some tens of
+megabytes, and what readers of Parquet like to have."""
+
+TABLE_FIELDS = 2_000
+"""Columns of a Parquet file: each is held for a whole row group, and readers take long over more."""
+
+TABLE_BYTES = 8 << 30
+"""Bytes of all tables of whole stores together that a mount keeps on disk: thirty million samples of 250."""
+
+TABLE_LOOK = 64 * MIB
+"""After so many bytes of a table it is looked whether the disk still has CACHE_MIN_FREE left."""
+
+TABLE_STATES = 16
+"""Tables that are kept: the newest of each name, and those that somebody has open."""
+
+TABLE_PATIENCE = 300.0
+"""Seconds that who asks for a table waits for it to be made: it goes on meanwhile, and `status` says how far it is. A
+million samples out of the index take a few seconds; who waits in the kernel cannot be interrupted."""
+
+# --- looking at mounts: traces, bench, top ----------------------------------------------------------------------------
+
+TRACE_BYTES = 256 * MIB
+"""Bytes of one access trace, after which it ends: two million requests, which a loader makes in some minutes."""
+
+TRACE_WAITING = 100_000
+"""Requests that may wait for being written to a trace, some 20 MiB; those above are counted and left out."""
+
+TRACE_EVERY = 0.25
+"""Seconds between two writes to a trace: so much of it a death of the process takes along."""
+
+TRACE_PATHS = 100_000
+"""Paths remembered for a trace, by inode number; all are forgotten when there are more, and worked out again."""
+
+TRACE_LINE = 64 * 1024
+"""Bytes of one line of a trace that is played: two paths of 4,096 bytes, each escaped."""
+
+REPLAY_OPEN = 500
+"""Files that a replay holds open at once, half of what a process may by default; the oldest is closed for one more."""
+
+BENCH_SECONDS = 10.0
+"""Seconds that `shardfs bench` takes in all, unless it is told."""
+
+BENCH_KEYS = 16
+"""Keys that it reads, of those that there are: for a median of the time to the first byte."""
+
+BENCH_LEAST = 4
+"""Keys for which its time must do, however many files each has: a key that takes more than its part is left there."""
+
+BENCH_FILES = 20_000
+BENCH_BYTES = 512 * MIB
+"""Files of one key, and bytes in all, that it reads at most: a second or two of what a mount gives from memory."""
+
+BENCH_LISTED = 10_000
+"""Names of a directory above the keys among which it chooses: a directory may have a million."""
+
+TOP_EVERY = 2.0
+TOP_FIRST = 0.5
+TOP_LEAST = 0.1
+"""Seconds between two displays of `shardfs top`, until the first one, and the least that may be asked for."""
+
+TOP_KEYS = 3
+"""Keys that `shardfs top` and `status` name one by one of those that are being loaded."""
+
+TOP_LOADING = 100
+"""Keys under way that a mount tells of: no more are loaded at once in earnest, the rest wait for room."""
+
+THROUGHPUT_BYTES = 16 * MIB
+THROUGHPUT_SECONDS = 5.0
+"""What `doctor` reads of a store at most, to tell how fast it gives: two parts of a large object."""
+
+THROUGHPUT_LOW = 2 * MIB
+"""Bytes a second below which it tells: a shard of 100 MiB takes a minute then."""
+
+STORE_CLOCK = 10.0
+"""Seconds in which a server is to tell its time."""

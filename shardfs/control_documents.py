@@ -60,7 +60,9 @@ def documents_of(
 def settings_of(vfs: Vfs, given: Settings, real: Mapping[str, Any]) -> Settings:
     """What was asked for of a mount, with what it came to where that says more; `real` is added to that."""
     storage = getattr(vfs.driver, "storage", None)
-    came = {"driver": vfs.driver.name, "memory": vfs.cache.budget, "refresh": vfs.refresh.interval, **real}
+    came = {"driver": vfs.driver.name, "memory": vfs.cache.budget, **real}
+    if math.isfinite(vfs.refresh.interval):  # else it stays as it was said: immutable, or manual
+        came["refresh"] = vfs.refresh.interval
     if isinstance(storage, DiskCache):
         files = storage.files
         came |= {"cache_dir": str(files.root), "cache_size": files.limit, "min_free": files.min_free}

@@ -1,4 +1,5 @@
-"""What is below `.shardfs` of a mount: documents about the mount, stored shards as they are, light fields by the shard.
+"""What is below `.shardfs` of a mount: documents about the mount, stored shards as they are, light fields by the shard,
+tables of the whole store.
 
 It is found by lookup, and never listed in the root, where whoever loads a data set takes each directory for a class. No
 key can have its name: a leading dot is escaped.
@@ -18,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from shardfs import config, inodes, light_lines
+from shardfs import config, inodes, light_lines, names
 from shardfs.attributes import Attributes
 from shardfs.drivers.base import Driver, StoresObjects
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
@@ -26,6 +27,7 @@ from shardfs.model import Inode, Version
 from shardfs.shard_cache import ShardCache
 from shardfs.storage.base import Reader
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree
+from shardfs.whole_tables import WholeTables
 
 NAME = b".shardfs"
 RAW, INDEX, LINES = b"raw", b"index", b".jsonl"
@@ -34,8 +36,8 @@ Document = Callable[[], Awaitable[bytes]]
 """Makes the content of one document, without waiting for the store."""
 
 _BITS = 56
-_TOP, _STATE, _RAW_DIRECTORY, _RAW_FILE, _INDEX_DIRECTORY, _INDEX_FILE = range(6)
-"""What a number stands for. Behind it: a counter, a directory of the tree, or a slot."""
+_TOP, _STATE, _RAW_DIRECTORY, _RAW_FILE, _INDEX_DIRECTORY, _INDEX_FILE, _TABLE = range(7)
+"""What a number stands for. Behind it: a counter, a directory of the tree, a slot, or a table's own number."""
 
 _WHOLE = -1
 """The cache's number for the light fields of a whole shard, which is no file of its table."""
@@ -87,6 +89,7 @@ class ControlFiles:
     driver: Driver
     tree: KeyTree
     cache: ShardCache
+    tables: WholeTables
     documents: dict[bytes, Document] = field(default_factory=dict)
     """By name."""
     _begun: int = field(default_factory=time.time_ns)
@@ -117,11 +120,16 @@ class ControlFiles:
             _INDEX_FILE, _INDEX_DIRECTORY, below if isinstance(below, Directory) else None, name
         )
 
+    def is_top(self, inode: int) -> bool:
+        """Whether it is `.shardfs` itself."""
+        return inode == _inode(_TOP, 0)
+
     async def _top(self, name: bytes, process: int = 0) -> Attributes:
         if name in (RAW, INDEX):
             return self._directory(_inode(_RAW_DIRECTORY if name == RAW else _INDEX_DIRECTORY, inodes.ROOT))
         if name not in self.documents:
-            raise MissingKeyError(f"no entry {name!r}")
+            number, size, made_ns = await self.tables.lookup(name)
+            return self._file(_inode(_TABLE, number), size, made_ns)
         state = await self._state(name, process)
         state.lookups += 1
         return self._file(state.inode, len(state.data), state.made_ns)
@@ -141,6 +149,8 @@ class ControlFiles:
         if kind == _STATE:
             state = self._known(inode)
             return self._file(state.inode, len(state.data), state.made_ns)
+        if kind == _TABLE:
+            return self._file(Inode(inode), *await self.tables.attributes(number))
         if kind in (_RAW_FILE, _INDEX_FILE):
             key = self._key(number)
             size = key.entry.stored_bytes if kind == _RAW_FILE else await self._size(key)
@@ -177,6 +187,20 @@ class ControlFiles:
         """Name and version of the one object that a shard is stored as, if it is one."""
         objects = self.driver.objects(key.entry) if isinstance(self.driver, StoresObjects) else []
         return objects[0] if len(objects) == 1 else None
+
+    def raw(self, key: KeyDirectory) -> Attributes | None:
+        """What is below `raw` for a key; None for one that is not one object."""
+        if self._object(key) is None:
+            return None
+        return self._file(_inode(_RAW_FILE, key.slot), key.entry.stored_bytes, key.entry.mtime_ns)
+
+    def raw_ending(self, key: KeyDirectory) -> bytes:
+        """What the stored object's name has behind the key's: `.tar`, `.mds.zstd`; nothing where it is called otherwise
+        altogether."""
+        found = self._object(key)
+        stored, own = (found[0] if found else "").rpartition("/")[2], key.entry.key.rpartition("/")[2]
+        end = stored.removeprefix(own) if stored.startswith(own) else ""
+        return names.escape(end[1:]).encode("utf-8").join((b".", b"")) if end.startswith(".") and end[1:] else b""
 
     async def _size(self, key: KeyDirectory) -> int:
         known = self._sizes.get(key.slot)
@@ -230,6 +254,8 @@ class ControlFiles:
         if state is not None:
             state.lookups += count
             self._let_go(state)
+        elif _meaning(inode)[0] == _TABLE:
+            self.tables.looked_up(_meaning(inode)[1], count)
 
     def _let_go(self, state: _State) -> None:
         seen = state.taken or time.monotonic() - state.made > config.CONTROL_LOOK
@@ -289,6 +315,8 @@ class ControlFiles:
             state = self._known(inode)
             state.handles += 1
             state.taken = True
+        elif kind == _TABLE:
+            await self.tables.open(number)
         elif kind == _RAW_FILE:
             await self._open_object(inode, self._key(number))
         elif kind == _INDEX_FILE:
@@ -321,6 +349,8 @@ class ControlFiles:
         kind, number = _meaning(handle)
         if kind == _STATE:
             return memoryview(self._known(handle).data)[offset : offset + size]
+        if kind == _TABLE:
+            return await self.tables.read(number, offset, size)
         if kind == _RAW_FILE and handle in self._readers:
             opened = self._readers[handle]
             count = min(size, opened.reader.size - offset)
@@ -343,7 +373,9 @@ class ControlFiles:
 
     def release(self, handle: int) -> None:
         """A handle was closed for good."""
-        kind, _ = _meaning(handle)
+        kind, number = _meaning(handle)
+        if kind == _TABLE:
+            self.tables.release(number)
         state = self._states.get(handle)
         if state is not None:
             state.handles -= 1

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from shardfs.control import error_as_json
 from shardfs.control_server import Handler, Handlers
 from shardfs.errors import BadSettingError, MissingKeyError, ShardfsError
+from shardfs.light_fields import LightFields
 from shardfs.model import Entry, Key
 from shardfs.vfs import Vfs
 
@@ -57,6 +58,15 @@ Health = Callable[[], dict[str, Any]]
 """Whether a store far away answers, and what was asked of it."""
 
 _NONE: Changed = {}
+
+
+def metrics_handler(text: Callable[[], str]) -> Handler:
+    """`metrics`: what `.shardfs/metrics` has, for who watches the mount without reading of it."""
+
+    async def metrics(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"text": text()}
+
+    return metrics
 
 
 def handlers_of(vfs: Vfs, store: str, driver: str, health: Health | None = None) -> Handlers:
@@ -132,6 +142,8 @@ def status_handlers(
                 "shards": len(cache),
                 **dataclasses.asdict(cache.counts),
             },
+            "loading": cache.loading,
+            "light": _light(vfs.light),
             "far": None if health is None else health(),
             "staged": None if area is None else _reports(area, problems()),
             "changed": None if area is None else dict(changed),
@@ -141,6 +153,15 @@ def status_handlers(
         return {"changed": await vfs.refresh.everything(), "keys": len(vfs.tree.slots)}
 
     return {"ping": ping, "status": status, "refresh": refresh}
+
+
+def _light(light: LightFields) -> dict[str, Any]:
+    """Shards whose light fields came out of the index, and that were read for them; and what is being made of them."""
+    return {
+        "indexed": light.indexed,
+        "read": light.made,
+        "making": [dataclasses.asdict(building) for building in light.buildings()],
+    }
 
 
 def _reports(area: StagingArea, problems: Mapping[str, str] = MappingProxyType({})) -> list[dict[str, Any]]:

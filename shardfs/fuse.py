@@ -13,7 +13,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import perf_counter
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
@@ -21,8 +21,13 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 from shardfs.attributes import Attributes, FileRun, StatFs
 from shardfs.bulk_listing import Bulk
 from shardfs.errors import MissingKeyError, ShardfsError
+from shardfs.listers import has_canary
 from shardfs.metrics import Meter
 from shardfs.vfs import Vfs
+from shardfs.views.places import Listing
+
+if TYPE_CHECKING:  # a mount without them has no use for it
+    from shardfs.xattrs import Xattrs
 
 log = logging.getLogger("shardfs")
 
@@ -140,13 +145,15 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, vfs: Vfs, gifts: bool = True) -> None:
-        """With `gifts` small files are given to the kernel when they are first opened."""
+    def __init__(self, vfs: Vfs, gifts: bool = True, xattrs: Xattrs | None = None) -> None:
+        """With `gifts` small files are given to the kernel when they are first opened. Without `xattrs` there are none,
+        and the kernel never asks a second time."""
         super().__init__()
         self.meter = Meter()
         self.seen = self.meter.operations
         self._vfs = vfs
         self._gifts = gifts
+        self._xattrs = xattrs
         self._bulk = Bulk()
         self._entry = EntryAttributes()
         self._entry.st_uid = vfs.uid
@@ -268,6 +275,10 @@ class Operations(pyfuse3.Operations):
         if run is not None:
             self._reply_files(token, run, start_id)
             return
+        view = self._vfs.view_listing(fh)
+        if view is not None and start_id >= len(view[0].head):
+            self._reply_view(token, *view, start_id)
+            return
         accepted: list[int] = []
         for name, attributes, after in await self._vfs.readdir(fh, start_id):
             if not pyfuse3.readdir_reply(token, name, self._fill(attributes), after):
@@ -301,6 +312,33 @@ class Operations(pyfuse3.Operations):
         if counted:
             self._vfs.looked_up(first, counted)
 
+    def _reply_view(self, token: pyfuse3.ReaddirToken, listing: Listing, plus: bool, start: int) -> None:
+        """The same of a view's many entries, which are of any keys: each brings its number and its time."""
+        bulk, rows, accepted = self._bulk.begin(token), listing.rows, 0
+        for name, attributes, after in listing.entries(start):
+            assert rows is not None
+            if not pyfuse3.readdir_reply(token, name, self._fill(attributes), after):
+                break
+            accepted += 1
+            if bulk is None:
+                continue
+            if not bulk.check(name, attributes.inode, after):
+                self._bulk.sound, bulk = False, None
+                continue
+            if not plus or (after == 1 and has_canary(listing)):
+                bulk.withhold()
+                accepted -= 1
+            at = after - len(listing.head)
+            entries = rows.batch(at, min(at + bulk.room, len(rows)))
+            more = bulk.add(entries, after + 1, plus)
+            if plus:
+                self._vfs.handed_out(entries.inodes[:more])
+            break
+        if accepted:
+            first = start - len(listing.head)
+            assert rows is not None
+            self._vfs.handed_out(rows.batch(first, first + accepted).inodes)
+
     @handler
     async def releasedir(self, fh: int) -> None:
         self._vfs.releasedir(fh)
@@ -330,6 +368,12 @@ class Operations(pyfuse3.Operations):
         if data is not None:
             with contextlib.suppress(OSError):  # then it asks
                 pyfuse3.notify_store(inode, 0, data)  # type: ignore[arg-type]
+                self.meter.gave(len(data))
+
+    def prefill(self, inode: int, data: bytes | memoryview) -> None:
+        """Give the kernel the content of a file that it knows. OSError; never on the event loop."""
+        pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data)  # type: ignore[arg-type]
+        self.meter.gave(len(data))
 
     # pyfuse3 takes any contiguous buffer, though it declares bytes; a copy of each read is what this saves
     @quick_handler
@@ -340,6 +384,7 @@ class Operations(pyfuse3.Operations):
                 data = await self._vfs.read(fh, off, size)
         if not isinstance(data, bytes | memoryview):
             raise TypeError(f"read gave {type(data).__name__}")
+        self.meter.served += len(data)
         return data
 
     @handler
@@ -354,15 +399,22 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Success, for the same reason as fsyncdir."""
 
-    # --- extended attributes: there are none, and `ls -l` would ask for them file by file ---------------------------
+    # --- extended attributes: none unless they are asked for, as `ls -l` would ask for them file by file -----------
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        refuse(errno.ENOSYS)
+        if self._xattrs is None:
+            refuse(errno.ENOSYS)
+        found = await self._xattrs.value(inode, name)
+        if found is None:
+            refuse(errno.ENODATA)
+        return found
 
     @handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        refuse(errno.ENOSYS)
+        if self._xattrs is None:
+            refuse(errno.ENOSYS)
+        return await self._xattrs.names(inode)
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:

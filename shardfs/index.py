@@ -211,6 +211,10 @@ class ShardTable:
         sample = int(stem) - self.first_sample
         return sample if 0 <= sample < self.samples else None
 
+    def same_as(self, files: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The numbers by which files are known: of those with the same bytes outside the rows, the first one's."""
+        return files
+
     def slice_of(self, file: int) -> tuple[bytes, int, int] | None:
         """(prefix, offset, length): the file is the prefix and that run of raw bytes; None if it must be rendered."""
         if self._kind[file] == RENDER:
@@ -290,6 +294,10 @@ class FolderTable(ShardTable):
     def find(self, name: bytes) -> int | None:
         file = super().find(name)
         return None if file is None else self._first_with[file]
+
+    def same_as(self, files: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        same: np.ndarray[Any, Any] = np.frombuffer(self._first_with, np.uint32)[files]
+        return same
 
     def is_folder(self, number: int) -> bool:
         return number >= self.files

@@ -17,15 +17,19 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import zstandard
 
 from shardfs import config, packing
 from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.index import ShardTable
+from shardfs.light_columns import LightColumns
 from shardfs.model import Entry
 
 log = logging.getLogger("shardfs")
+
+T = TypeVar("T")
 
 FORMAT = 2
 """Raised whenever a row means something else, or a shard is shown as other files or sizes than before."""
@@ -45,6 +49,17 @@ CREATE TABLE IF NOT EXISTS shards (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS about (identity TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+
+_LIGHT_SCHEMA = """
+CREATE TABLE IF NOT EXISTS light (
+    key TEXT PRIMARY KEY,
+    version TEXT NOT NULL,
+    mark TEXT NOT NULL,
+    crc INTEGER NOT NULL,
+    data BLOB NOT NULL
+) WITHOUT ROWID;
+"""
+"""Light fields are asked for by few, so they lie beside the rows, and an index without any has no such table."""
 
 _Row = tuple[str, str, int, bytes]
 
@@ -145,19 +160,75 @@ class IndexDb:
                     (name_of(entry.key), entry.version, mark, table.samples, table.files, zlib.crc32(data), data),
                 )
 
-    def versions(self) -> dict[str, str]:
-        """`name_of(key)` -> version, of all shards the index has."""
-        versions: dict[str, str] = {}
+    def get_light(self, entry: Entry, mark: Callable[[], str] = lambda: "") -> LightColumns | None:
+        """The light fields of exactly this shard, if the index has them: as `get`, and without `mark` only where a row
+        of the shard tells that its content is the same."""
+        row = self._light_row(entry)
+        if row is not None and row[0] == entry.version:
+            return _unpacked_light(row)
+        carried = None if self._published is None else self._published._light_row(entry)
+        seen = None if self._far else self._seen(entry)
+        for found in (row, carried):
+            if found is None:
+                continue
+            if found[0] != entry.version:
+                if self._far or not found[1]:
+                    continue
+                try:
+                    seen = seen or mark()
+                except (ShardfsError, OSError):
+                    return None
+                if found[1] != seen:
+                    continue
+            columns = _unpacked_light(found)
+            if columns is not None:
+                self.put_light(entry, columns, found[1])
+            return columns
+        return None
+
+    def _seen(self, entry: Entry) -> str | None:
+        """The mark of a shard's content, where its row in the present version has one."""
+        row = self._row(entry)
+        return row[1] or None if row is not None and row[0] == entry.version else None
+
+    def _light_row(self, entry: Entry) -> _Row | None:
+        row: _Row | None = None
+        with self._connected() as connection:
+            if connection is not None and _has_light(connection):
+                query = "SELECT version, mark, crc, data FROM light WHERE key = ?"
+                row = connection.execute(query, (name_of(entry.key),)).fetchone()
+        return row
+
+    def put_light(self, entry: Entry, columns: LightColumns, mark: str = "") -> None:
+        """Keep the light fields of a shard, in place of what an older version had. Without a mark, that of the shard's
+        row."""
+        if self._read_only:
+            return
+        data = zstandard.compress(columns.pack(), config.INDEX_LEVEL)
+        mark = mark or self._seen(entry) or ""
         with self._connected() as connection:
             if connection is not None:
-                versions = dict(connection.execute("SELECT key, version FROM shards").fetchall())
+                connection.execute(_LIGHT_SCHEMA)
+                connection.execute(
+                    "INSERT OR REPLACE INTO light VALUES (?, ?, ?, ?, ?)",
+                    (name_of(entry.key), entry.version, mark, zlib.crc32(data), data),
+                )
+
+    def versions(self, light: bool = False) -> dict[str, str]:
+        """`name_of(key)` -> version, of all shards the index has; `light`: of those whose light fields it has."""
+        versions: dict[str, str] = {}
+        with self._connected() as connection:
+            if connection is not None and (not light or _has_light(connection)):
+                rows = connection.execute(f"SELECT key, version FROM {'light' if light else 'shards'}")
+                versions = dict(rows.fetchall())
         return versions
 
     def drop(self, names: list[str]) -> None:
         """Forget shards, by the names that `versions` gives."""
         with self._connected() as connection:
             if connection is not None and not self._read_only:
-                connection.executemany("DELETE FROM shards WHERE key = ?", [(name,) for name in names])
+                for table in ("shards", "light") if _has_light(connection) else ("shards",):
+                    connection.executemany(f"DELETE FROM {table} WHERE key = ?", [(name,) for name in names])
 
     def export(self, path: Path) -> int:
         """Write the index into a new file, for publishing; the number of shards in it. OSError, BadSettingError."""
@@ -175,17 +246,30 @@ class IndexDb:
     def take(self, path: Path) -> int:
         """Take over all rows of an exported index; their number. BadSettingError for what is none of this store."""
         other = IndexDb(path, self._identity.partition(" ")[2], read_only=True)
+        taken = None
         try:
             with other._connected() as connection:
-                rows = None if connection is None else connection.execute("SELECT * FROM shards").fetchall()
+                if connection is not None:
+                    taken = self._copied(connection, "shards", 7)
+                    if _has_light(connection):
+                        self._copied(connection, "light", 5)
         finally:
             other.close()
-        if rows is None:
+        if taken is None:
             raise BadSettingError(f"{path} is no index of this kind of store and way of showing it")
-        with self._connected() as connection:
-            if connection is not None:
-                connection.executemany("INSERT OR IGNORE INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        return len(rows)
+        return taken
+
+    def _copied(self, source: sqlite3.Connection, table: str, columns: int) -> int:
+        """Have all rows of another index's table that this one has not; how many there were."""
+        rows, count = source.execute(f"SELECT * FROM {table}"), 0
+        while batch := rows.fetchmany(100):
+            count += len(batch)
+            with self._connected() as connection:
+                if connection is not None:
+                    connection.executescript(_LIGHT_SCHEMA if table == "light" else _SCHEMA)
+                    marks = ", ".join("?" * columns)
+                    connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", batch)
+        return count
 
     @property
     def usable(self) -> bool:
@@ -272,21 +356,34 @@ class IndexDb:
 
 
 def _refuse_programs(connection: sqlite3.Connection) -> None:
-    """A published index holds two plain tables and nothing that computes. sqlite3.DatabaseError."""
-    found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
-    if {tuple(row) for row in found} != {("table", "shards"), ("table", "about")}:
+    """A published index holds two or three plain tables and nothing that computes. sqlite3.DatabaseError."""
+    found = {tuple(row) for row in connection.execute("SELECT type, name FROM sqlite_master").fetchall()}
+    if found - {("table", "light")} != {("table", "shards"), ("table", "about")}:
         raise sqlite3.DatabaseError("it holds something else than an index")
+
+
+def _has_light(connection: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'light'"
+    return connection.execute(query).fetchone() is not None
 
 
 def _unpacked(row: _Row) -> ShardTable | None:
     """The table in a row; None for whatever is wrong with it: the row may be anybody's."""
+    return _made(row, config.INDEX_ROW, packing.unpack)
+
+
+def _unpacked_light(row: _Row) -> LightColumns | None:
+    return _made(row, config.LIGHT_ROW, LightColumns.unpack)
+
+
+def _made(row: _Row, limit: int, unpack: Callable[[bytes], T]) -> T | None:
     try:
         _, _, crc, data = row
         if zlib.crc32(data) != crc:
             return None
         with zstandard.ZstdDecompressor(max_window_size=config.ZSTD_WINDOW).stream_reader(data) as stream:
-            packed = stream.read(config.INDEX_ROW + 1)
-        return packing.unpack(packed) if len(packed) <= config.INDEX_ROW else None
+            packed = stream.read(limit + 1)
+        return unpack(packed) if len(packed) <= limit else None
     except Exception as error:
         log.debug("a row of the index is damaged: %s", error)
         return None

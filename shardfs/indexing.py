@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from shardfs import config, index, packing
+from shardfs import config, index, light_reading, packing
 from shardfs.drivers.base import Driver, StoresObjects
 from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError, StorageError
+from shardfs.index import ShardTable
 from shardfs.index_db import PUBLISHED, IndexDb, default_path, name_of
+from shardfs.light_columns import LightColumns
 from shardfs.model import Entry
 from shardfs.storage.base import Listed, Storage
 from shardfs.storage.disk_cache import DiskCache
@@ -122,26 +124,40 @@ def publish(store: Store, database: IndexDb) -> int:
 
 
 def build_all(
-    store: Store, database: IndexDb, arrays: str, *, jobs: int, check: bool = False, progress: Progress | None = None
+    store: Store,
+    database: IndexDb,
+    arrays: str,
+    *,
+    jobs: int,
+    check: bool = False,
+    light: bool = False,
+    progress: Progress | None = None,
 ) -> Report:
     """Bring the index up to date, `jobs` shards at a time. Resumes: what it has in the present version is kept.
 
-    With `check` every shard is read and compared with its row, and the row is replaced where it differs.
+    With `check` every shard is read and compared with its row, and the row is replaced where it differs; with `light`
+    the light fields of samples are kept, too.
     """
     entries = store.driver.entries()
     versions = database.versions()
+    with_light = database.versions(light=True) if light else versions
     report = Report(len(entries))
     named_only = getattr(store.driver, "partial", False)  # then the store may have other keys, whose rows are good
     gone = set() if named_only else set(versions) - {name_of(entry.key) for entry in entries}
     database.drop(sorted(gone))
     report.dropped = len(gone)
-    waiting = [entry for entry in reversed(entries) if check or versions.get(name_of(entry.key)) != entry.version]
+    named = [(entry, name_of(entry.key)) for entry in reversed(entries)]
+    waiting = [
+        entry
+        for entry, name in named
+        if check or versions.get(name) != entry.version or with_light.get(name) != entry.version
+    ]
     report.kept = len(entries) - len(waiting)
     with ThreadPoolExecutor(jobs, "shardfs-index") as pool:
         running: set[Future[tuple[Entry, str]]] = set()
         while waiting or running:
             while waiting and len(running) <= jobs:
-                running.add(pool.submit(_one, store.driver, database, waiting.pop(), arrays, check))
+                running.add(pool.submit(_one, store.driver, database, waiting.pop(), arrays, check, light))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 _note(report, future)
@@ -154,28 +170,44 @@ class _FailedError(Exception):
     """A shard that could not be indexed: its key and why."""
 
 
-def _one(driver: Driver, database: IndexDb, entry: Entry, arrays: str, check: bool) -> tuple[Entry, str]:
+def _one(driver: Driver, database: IndexDb, entry: Entry, arrays: str, check: bool, light: bool) -> tuple[Entry, str]:
     """Index one shard: `kept` if the index knows its content already, `built`, or `differs` from what it had."""
+
+    def mark() -> str:
+        return driver.mark(entry)
+
     try:
-        if not check and database.get(entry, lambda: driver.mark(entry)) is not None:
+        known = None if check else database.get(entry, mark)
+        if known is not None and (not light or database.get_light(entry, mark) is not None):
             return entry, "kept"
         try:
             shard = driver.load(entry, lambda _: None)
         except StaleShardError:  # replaced since the listing
-            entry = driver.entry(entry.key)
+            entry, known = driver.entry(entry.key), None
             shard = driver.load(entry, lambda _: None)
-        table = index.build(shard, arrays)
+        table = index.build(shard, arrays) if known is None or known.raw_bytes != shard.size else known
+        columns = light_reading.of_reader(table, shard, arrays) if light else None
     except DamagedShardError as error:
         error.key = entry.key
         raise _FailedError(entry.key, str(error)) from error
     except (ShardfsError, OSError) as error:
         raise _FailedError(entry.key, str(error)) from error
-    mark = driver.mark(entry)
-    before = database.get(entry, lambda: mark) if check else None
-    differs = before is not None and packing.pack(before) != packing.pack(table)
-    if before is None or differs:
-        database.put(entry, table, mark)
+    content = driver.mark(entry)
+    differs = check and _differs(database, entry, content, table, columns)
+    if table is not known:
+        database.put(entry, table, content)
+    if columns is not None:
+        database.put_light(entry, columns, content)
     return entry, "differs" if differs else "built"
+
+
+def _differs(database: IndexDb, entry: Entry, content: str, table: ShardTable, columns: LightColumns | None) -> bool:
+    """Whether the index has something else of a shard than it holds."""
+    before = database.get(entry, lambda: content)
+    if before is not None and packing.pack(before) != packing.pack(table):
+        return True
+    kept = None if columns is None else database.get_light(entry, lambda: content)
+    return kept is not None and columns is not None and kept.pack() != columns.pack()
 
 
 def _note(report: Report, future: Future[tuple[Entry, str]]) -> None:

@@ -27,3 +27,6 @@ def file_of(inode: int) -> int:
 
 CONTROL = 1 << 62
 """Numbers from here on are those of what is below `.shardfs`: no slot ever comes so far."""
+
+VIEWS = CONTROL | 1 << 61
+"""And from here on those of views: of their directories, and of what they generate."""

@@ -8,19 +8,32 @@ last gets names alone from then on, which cost a fifth.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Protocol
 
 from shardfs import config
-from shardfs.index import ShardTable
-from shardfs.tree import KeyDirectory
+
+
+class Listed(Protocol):
+    """A directory that is listed."""
+
+    asked: bool
+    """True once a name in it was looked up since it was last opened for listing."""
+
+
+class Counted(Protocol):
+    """What is in it."""
+
+    @property
+    def files(self) -> int: ...
 
 
 class Listers:
     """What processes did with the listings they had."""
 
     def __init__(self) -> None:
-        self._last: OrderedDict[int, KeyDirectory] = OrderedDict()
+        self._last: OrderedDict[int, Listed] = OrderedDict()
 
-    def plus(self, process: int, key: KeyDirectory, table: ShardTable) -> bool:
+    def plus(self, process: int, key: Listed, table: Counted) -> bool:
         """Whether a process that begins to list a key is to have attributes. 0 is a process that is not known."""
         if not process or not has_canary(table):
             return True
@@ -33,6 +46,6 @@ class Listers:
         return plus
 
 
-def has_canary(table: ShardTable) -> bool:
+def has_canary(table: Counted) -> bool:
     """Whether a listing is long enough for one."""
     return table.files >= config.CANARY_FILES

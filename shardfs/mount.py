@@ -20,6 +20,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pyfuse3
@@ -27,14 +28,16 @@ import trio
 
 from shardfs import __version__, config, daemon, metering, metrics_server, request_loop
 from shardfs.control_documents import documents_of, settings_of
-from shardfs.control_handlers import handlers_of
+from shardfs.control_handlers import handlers_of, metrics_handler
 from shardfs.control_server import Handlers, served
 from shardfs.errors import MissingSystemError, MountError
 from shardfs.fuse import Operations
 from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
 from shardfs.kernel_limits import raise_limits
+from shardfs.light_where import Where
 from shardfs.log_lines import kept_lines
+from shardfs.narrowing import Narrowing
 from shardfs.notices import Notices
 from shardfs.raw_forms import raw_forms
 from shardfs.shard_cache import ShardCache
@@ -94,6 +97,18 @@ class MountOptions:
     fits the store."""
     metrics: str | None = None
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
+    trace: str | None = None
+    """A file into which what the kernel asks is written; None: nothing is."""
+    xattr: bool = False
+    """Tell extended attributes."""
+    view: str = ""
+    """The view that the root shows, as `views.names.parse` takes it; nothing for the keys."""
+    heavy: str | None = None
+    """The heavy field that views show where there are several."""
+    log_format: str = "plain"
+    """How the lines of `.shardfs/log` look: one of log_formats.FORMATS."""
+    where: Where | None = None
+    """Which samples are shown; None: all."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was asked for, and where: for `.shardfs/config.json`."""
 
@@ -110,22 +125,26 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
     path = daemon.resolved(mountpoint)
     check_apart(path, store)
     with contextlib.ExitStack() as stack:
-        lines = stack.enter_context(kept_lines())
+        lines = stack.enter_context(kept_lines(options.log_format))
         area = stack.enter_context(contextlib.closing(_open_area(store, options))) if options.rw else None
         database = open_database(store, options.arrays) if options.index else None
         if database is not None:
             stack.callback(database.close)
         vfs = build(store, options, database, area)
         vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
+        vfs.views.show(options.view, options.heavy)
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
-        operations, writable = _operations(vfs)
+        operations, writable = _operations(vfs, options.xattr)
         real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
         settings = settings_of(vfs, options.settings, real)
         area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
         telling = partial(metering.text_of, vfs, operations.meter, __version__, area, sealer)
+        handlers = {**handlers, "metrics": metrics_handler(telling)}
         vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, telling)
+        if options.trace is not None:
+            stack.enter_context(_traced(options.trace, vfs, operations, source_name(store.url), path))
         made = _Made(vfs, operations, writable, path, fuse_options(store, options), store.url, handlers)
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
 
@@ -141,7 +160,8 @@ def build(store: Store, options: MountOptions, database: IndexDb | None, area: S
     budget, read_ahead = options.memory or config.default_budget(), os.environ.get("SHARDFS_NO_READ_AHEAD") != "1"
     parts = os.environ.get("SHARDFS_NO_PARTS") != "1"
     raw = raw_forms(store.driver, store.identity, cache_files(**options.cache), options.cache_raw, store.far)
-    cache = ShardCache(store.driver, budget, options.arrays, database, parts, raw)
+    narrowing = None if options.where is None else Narrowing(options.where, options.arrays, database)
+    cache = ShardCache(store.driver, budget, options.arrays, database, parts, raw, narrowing)
     if store.deadline is not None:
         cache.patience = store.deadline + config.REMOTE_PATIENCE
     if area is None:
@@ -309,13 +329,29 @@ def is_writable(vfs: Vfs) -> TypeGuard[WritableVfs]:
     return vfs.writable
 
 
-def _operations(vfs: Vfs) -> tuple[Operations, WritableVfs | None]:
+def _operations(vfs: Vfs, xattr: bool) -> tuple[Operations, WritableVfs | None]:
     """The handlers of a mount, and its file system if that is a writable one."""
+    xattrs = None
+    if xattr:
+        from shardfs.xattrs import Xattrs
+
+        xattrs = Xattrs(vfs)
     if not is_writable(vfs):
-        return Operations(vfs, prefills()), None
+        return Operations(vfs, prefills(), xattrs), None
     from shardfs.fuse_writing import WritableOperations
 
-    return WritableOperations(vfs, prefills()), vfs
+    return WritableOperations(vfs, prefills(), xattrs), vfs
+
+
+@contextlib.contextmanager
+def _traced(file: str, vfs: Vfs, operations: Operations, store: str, path: str) -> Iterator[None]:
+    """While inside, what is asked of `operations` is written to a trace. Imported here: seldom is one asked for."""
+    from shardfs.tracing import Recorder, Tracer
+
+    recorder = Recorder(Path(file))
+    Tracer(vfs, recorder).attach(operations)
+    with recorder.running(store, path):
+        yield
 
 
 async def _serve(
@@ -332,13 +368,13 @@ async def _serve(
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
             lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
-            lambda inode, data: pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data),  # type: ignore[arg-type]
+            operations.prefill,
             lambda below: os.stat(os.path.join(path, below)),
         )
         vfs.superseded = notices.superseded
+        vfs.renamed = notices.renamed
         if writable is not None:
             # and no prefilling: what was read of a shard a moment ago may have been written over by now
-            writable.renamed = notices.renamed
             writable.emptied = notices.emptied
         elif prefills():
             vfs.loaded = notices.loaded

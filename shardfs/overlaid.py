@@ -15,11 +15,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
 
 from shardfs import config, inodes
-from shardfs.attributes import Attributes, FileRun
+from shardfs.attributes import About, Attributes, FileRun
 from shardfs.drivers.base import Driver
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.index import ShardTable
@@ -53,8 +53,6 @@ class OverlaidVfs(Vfs):
     def __init__(self, driver: Driver, cache: ShardCache, uid: int, gid: int, read_ahead: bool = True) -> None:
         super().__init__(driver, cache, uid, gid, read_ahead)
         self.calls = StagedCalls()
-        self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
-        """Told of names that may mean other files by now: for making the kernel forget them."""
         self.emptied: Callable[[int, bytes, str], None] = lambda parent, name, path: None
         """Told of a directory all of whose names may: its parent's number, its name, and its path below the root."""
         self._refs: dict[int, Ref] = {}
@@ -216,12 +214,35 @@ class OverlaidVfs(Vfs):
         staged = ref.overlay.staged
         return attributes_of(ref.inode, await self.calls.quick(staged, lambda: staged.entry(ref.entry), steady=False))
 
+    async def about(self, inode: int) -> About | None:
+        ref, directory = self.ref_of(inode), self.tree.directory(inode)
+        if isinstance(directory, NewDirectory):
+            return About(directory.key if directory.is_key else None, None, staged=True)
+        if ref is None:
+            return await super().about(inode)
+        if ref.last is not None:
+            raise StaleShardError("the file has been stored since it was looked up")
+        staged, key = ref.overlay.staged, ref.overlay.directory
+        entry = await self.calls.quick(staged, lambda: staged.entry(ref.entry), steady=False)
+        stored = key.entry if isinstance(key, KeyDirectory) else None
+        name = staged.key if staged.kind == "key" else None
+        if entry.directory:
+            return About(name, stored, staged=True)
+        stem, dot, suffix = entry.name.partition(b".")
+        if entry.base is not None and isinstance(key, KeyDirectory):  # taken over under another name or mode
+            found = self._about_stored(key, await self._table(key), entry.base)
+            return replace(found, stem=stem if dot else None, suffix=suffix)
+        return About(name, stored, entry.size, stem if dot else None, suffix, True, staged=True)
+
     def _directory_attributes(self, directory: AnyDirectory) -> Attributes:
         overlay = overlay_of(directory)
         if overlay is not None:
             return attributes_of(directory.inode, overlay.staged.itself())
         assert not isinstance(directory, NewDirectory)
         return super()._directory_attributes(directory)._replace(mode=DIRECTORY_MODE)
+
+    def _views_directory(self) -> Attributes:
+        raise StorageError("views are of stored samples: mount the store a second time, without --rw", errno.EROFS)
 
     def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         found = super()._file_attributes(key, file, size)._replace(mode=FILE_MODE)

@@ -12,19 +12,22 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import trio
 
-from shardfs import config, index
+from shardfs import config, index, light_reading
 from shardfs.damage import DamageList
 from shardfs.drivers.base import Driver, InMemory, Refilled, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
+from shardfs.light_columns import LightColumns
 from shardfs.model import Entry, Key
+from shardfs.narrowing import Narrowing
 from shardfs.raw_forms import RawForms
 from shardfs.room import Claim, Room
 from shardfs.tables import Identity, Tables
@@ -85,6 +88,12 @@ class CacheCounts:
     rendered_evictions: int = 0
     fetches: int = 0
     """Raw bytes that were not at hand and were got for a read."""
+    loaded_bytes: int = 0
+    """Stored bytes of shards that were loaded whole."""
+    decoded_bytes: int = 0
+    """Raw bytes that these came to."""
+    part_bytes: int = 0
+    """Raw bytes that reads took out of shards that are open for reading parts."""
     decode_seconds: float = 0.0
     """Time that workers took for loading: fetching, decompressing and indexing, and waiting for each of these."""
 
@@ -113,16 +122,17 @@ class ShardCache:
         database: IndexDb | None = None,
         parts: bool = True,
         raw: RawForms | None = None,
+        narrowing: Narrowing | None = None,
     ) -> None:
         """With `parts`, shards that their driver can read in parts are not loaded once their table is known, nor are
-        those whose raw bytes `raw` has."""
+        those whose raw bytes `raw` has. `narrowing` says which samples are shown; without it all are."""
         self._driver = driver
         self._room = Room(budget, self._make_room)
         self.arrays = arrays
         """How samples are shown, as the layout takes it."""
         self._parts = parts
         self._raw = raw if parts else None
-        self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database)
+        self.tables = Tables(driver, max(config.TABLE_FLOOR, budget // config.TABLE_SHARE), database, narrowing)
         self._shards: OrderedDict[Identity, Loaded] = OrderedDict()
         self._rendered: OrderedDict[tuple[Identity, int], bytes] = OrderedDict()
         self._loads: dict[Identity, _Load] = {}
@@ -157,13 +167,28 @@ class ShardCache:
         return sum(map(len, self._rendered.values()))
 
     @property
+    def rendered_files(self) -> int:
+        """Rendered files that are kept."""
+        return len(self._rendered)
+
+    @property
     def budget(self) -> int:
         """Bytes that may be held."""
         return self._room.budget
 
+    @property
+    def raw(self) -> RawForms | None:
+        """What keeps raw bytes of shards on disk, where something does."""
+        return self._raw
+
     def calm(self) -> bool:
         """True while nothing is being loaded."""
         return not self._loads
+
+    @property
+    def loading(self) -> list[Key]:
+        """Keys of the shards that are being loaded, or wait for room; those who came first, and not all of too many."""
+        return [key for key, _ in islice(self._loads, config.TOP_LOADING)]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -181,6 +206,11 @@ class ShardCache:
                 if self._raw is not None:
                     self._raw.end()
                 nursery.cancel_scope.cancel()
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether all of a shard is in memory, without counting that as a use."""
+        loaded = self._shards.get((entry.key, entry.version))
+        return loaded is not None and not loaded.partial
 
     def peek(self, entry: Entry) -> Loaded | None:
         """The shard if it is in memory. Never waits; counts as a use."""
@@ -267,9 +297,38 @@ class ShardCache:
             raise StorageError("the mount is being ended")
         return await (self._workers.io(work) if size is None else self._workers.cpu(work, size))
 
+    def table_in_thread(self, entry: Entry) -> ShardTable:
+        """`table`, called in a worker."""
+        return self._from_worker(lambda: self.table(entry))
+
+    def light(self, entry: Entry) -> LightColumns:
+        """Called in a worker: the light fields of a shard, which is loaded for that within the budget. Errors as
+        `shard`."""
+
+        async def work() -> LightColumns:
+            async with self.pinned(entry) as loaded:
+                table, reader = loaded.table, loaded.shard
+                return await self.in_worker(
+                    lambda: light_reading.of_reader(table, reader, self.arrays), table.raw_bytes
+                )
+
+        return self._from_worker(work)
+
+    def _from_worker(self, work: Callable[[], Awaitable[T]]) -> T:
+        if self._workers is None:
+            raise StorageError("the mount is being ended")
+        return self._workers.asked(work)
+
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
-        return loaded.table.render_now(file, loaded.shard, self.arrays)
+        data = loaded.table.render_now(file, loaded.shard, self.arrays)
+        if data is not None and loaded.partial:
+            self._took_record(loaded.table, file)
+        return data
+
+    def _took_record(self, table: ShardTable, file: int) -> None:
+        start, end = table.record_of(file)
+        self.counts.part_bytes += end - start
 
     async def fetched(self, entry: Entry, loaded: Loaded, start: int, end: int) -> Buffer:
         """Raw bytes that are not at hand: in a worker, and kept within the budget where they are kept. Errors as
@@ -330,6 +389,8 @@ class ShardCache:
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
         table = loaded.table
+        if loaded.partial:
+            self._took_record(table, file)
         return await self.made(
             entry, loaded, file, table.size(file), lambda: table.render(file, loaded.shard, self.arrays)
         )
@@ -449,23 +510,28 @@ class ShardCache:
                 asked[0] = size + config.GROW_STEP
                 workers.from_thread(lambda reached: self._room.grow(load.claim, reached), asked[0])
 
-        def work() -> tuple[Loaded, bool]:
+        def work() -> tuple[Loaded, ShardTable | None]:
             shard = driver.load(entry, grow)
             if table is not None and table.raw_bytes == shard.size:
-                return Loaded(shard, table), False
+                return Loaded(shard, table), None
             built = index.build(shard, self.arrays)
+            shown = self.tables.shown(entry, built, shard)
             in_place = driver.open(entry, built.raw_bytes) if self._parts else None
             if in_place is None or in_place.computes:
-                return Loaded(shard, built), True
-            return Loaded(in_place, built, partial=True), True
+                return Loaded(shard, shown), built
+            return Loaded(in_place, shown, partial=True), built
 
         begun = time.perf_counter()
         try:
             loaded, built = await workers.cpu(work, estimate)
         finally:
             self.counts.decode_seconds += time.perf_counter() - begun
+        self.counts.loaded_bytes += entry.stored_bytes
+        self.counts.decoded_bytes += loaded.table.raw_bytes
         if built:
             self.tables.publish(entry, loaded.table)
+        if built is not None:
+            self.tables.publish(entry, built)
         return loaded
 
     def _look(self, load: _Load, table: ShardTable | None) -> tuple[ShardTable | None, ShardReader | None, bool, int]:

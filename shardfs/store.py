@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from shardfs.drivers.base import Driver, Shard
+from shardfs.drivers.chosen import ChosenDriver
 from shardfs.drivers.squirrel import random_key
 from shardfs.errors import DamagedShardError, MissingKeyError, StaleShardError
 from shardfs.model import Entry, Key
@@ -110,6 +111,12 @@ class Store:
     def far(self) -> bool:
         """True for a store that other machines must be asked for."""
         return self.place is None and not self.places
+
+    def choosing(self, patterns: Sequence[str]) -> Store:
+        """The same store with just the keys that fit one of these patterns (`*` takes `/`, too), to be read.
+        BadSettingError where none fits, StorageError, BadStoreError."""
+        driver = ChosenDriver(self.driver, patterns)
+        return Store(self.url, driver, self.place, self.places, self.identity, self.health, self.deadline)
 
     def keys(self) -> list[Key]:
         """The names of all shards now in the store, in its order. StorageError, BadStoreError."""

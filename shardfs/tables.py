@@ -11,11 +11,12 @@ from collections import OrderedDict
 
 import trio
 
-from shardfs.drivers.base import Driver
+from shardfs.drivers.base import Driver, ShardReader
 from shardfs.errors import ShardfsError
 from shardfs.index import ShardTable
 from shardfs.index_db import IndexDb
 from shardfs.model import Entry, Key, Version
+from shardfs.narrowing import Narrowing
 from shardfs.workers import Workers
 
 log = logging.getLogger("shardfs")
@@ -26,10 +27,15 @@ Identity = tuple[Key, Version]
 class Tables:
     """Tables of one driver's shards. `budget` is in bytes; the newest table is kept whatever its size."""
 
-    def __init__(self, driver: Driver, budget: int, database: IndexDb | None) -> None:
+    def __init__(
+        self, driver: Driver, budget: int, database: IndexDb | None, narrowing: Narrowing | None = None
+    ) -> None:
         self._driver = driver
+        self.narrowing = narrowing
+        """Which samples are shown; None for all. Tables in memory are of these, those in the index of all."""
         self._budget = budget
-        self._database = database
+        self.database = self._database = database
+        """The persistent index, if there is one."""
         self._tables: OrderedDict[Identity, ShardTable] = OrderedDict()
         self._bytes = 0
         self._questions: dict[Identity, trio.Event] = {}
@@ -47,6 +53,11 @@ class Tables:
     def used(self) -> int:
         """Bytes of memory that they take."""
         return self._bytes
+
+    @property
+    def budget(self) -> int:
+        """Bytes that they may take."""
+        return self._budget
 
     def start(self, nursery: trio.Nursery, workers: Workers) -> None:
         """The index is asked only after this, and until `end`."""
@@ -119,10 +130,25 @@ class Tables:
         return None if self._database is None else self._look_up(self._database, entry)
 
     def _look_up(self, database: IndexDb, entry: Entry) -> ShardTable | None:
-        return database.get(entry, lambda: self._driver.mark(entry))
+        def mark() -> str:
+            return self._driver.mark(entry)
+
+        table = database.get(entry, mark)
+        if table is None or self.narrowing is None:
+            return table
+        try:
+            return self.narrowing.of_index(entry, table, mark)
+        except ShardfsError as error:
+            log.debug("the filter for %s: %s", entry.key, error)  # said to who has it loaded then
+            return None
+
+    def shown(self, entry: Entry, table: ShardTable, reader: ShardReader) -> ShardTable:
+        """In a worker: the table of a shard that was loaded, with the samples that are shown. Errors as
+        `Narrowing.of_shard`."""
+        return table if self.narrowing is None else self.narrowing.of_shard(entry, table, reader)
 
     def publish(self, entry: Entry, table: ShardTable) -> None:
-        """Have a table put into the index, soon."""
+        """Have a table, of all samples, put into the index, soon."""
         if self._database is not None and self._nursery is not None:
             self._nursery.start_soon(self._put, self._database, entry, table)
 

@@ -97,6 +97,8 @@ class KeyTree:
         self._inode_numbers = itertools.count(inodes.ROOT + 1)
         self._slot_numbers = itertools.count(1)
         self.stored_bytes = 0
+        self.changes = 0
+        """Rises with each key that comes, goes or gets another version."""
         self.update(entries)
 
     def update(self, entries: Iterable[Entry]) -> list[KeyDirectory]:
@@ -139,6 +141,7 @@ class KeyTree:
 
     def _retire(self, known: KeyDirectory) -> KeyDirectory:
         known.superseded = True
+        self.changes += 1
         self.stored_bytes -= known.entry.stored_bytes
         del self._keys[known.entry.key]
         above = self._by_inode[known.parent]
@@ -194,6 +197,7 @@ class KeyTree:
         self._by_inode[made.inode] = made
         self._slots[made.slot] = made
         self._keys[entry.key] = made
+        self.changes += 1
         self.stored_bytes += entry.stored_bytes
         above.children[name] = made
         above.mtime_ns = max(above.mtime_ns, entry.mtime_ns)
@@ -321,6 +325,14 @@ class KeyTree:
     def slots(self) -> Sequence[KeyDirectory]:
         """All keys, in the order in which they came."""
         return list(self._keys.values())
+
+    def path(self, directory: AnyDirectory) -> str:
+        """The names that lead from the root to a directory."""
+        parts = []
+        while directory is not self.root:
+            parts.append(directory.name.decode("utf-8", "surrogateescape"))
+            directory = self._by_inode[directory.parent]
+        return "/".join(reversed(parts))
 
     def walk(self, path: str) -> tuple[AnyDirectory | None, str]:
         """The directory a path inside the tree leads to, and what of the path is left (a file's name) behind it."""

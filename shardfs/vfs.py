@@ -11,11 +11,14 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from shardfs import config, inodes
-from shardfs.attributes import Attributes, FileRun, StatFs
+from shardfs.attributes import About, Attributes, FileRun, StatFs
 from shardfs.control_files import NAME as CONTROL_NAME
 from shardfs.control_files import ControlFiles
 from shardfs.drivers.base import Driver
@@ -23,14 +26,22 @@ from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError, Stora
 from shardfs.gifts import Gifts
 from shardfs.index import FolderTable, ShardTable
 from shardfs.index_db import IndexDb
+from shardfs.light_fields import LightFields
+from shardfs.light_where import Where
 from shardfs.listers import Listers, has_canary
-from shardfs.model import Entry
+from shardfs.model import Entry, Key
+from shardfs.narrowing import Narrowing
 from shardfs.read_ahead import ReadAhead
 from shardfs.refresh import Refresh
 from shardfs.shard_cache import Loaded, ShardCache
 from shardfs.store import Store
 from shardfs.tables import Identity
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree, NewDirectory
+from shardfs.views.files import NAME as VIEWS_NAME
+from shardfs.views.files import ViewFiles
+from shardfs.views.gathered import Sources
+from shardfs.views.places import Listing
+from shardfs.whole_tables import WholeTables
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 """Flags of open(2) of which each wants to change the file."""
@@ -87,8 +98,17 @@ class Vfs:
             self.cache.on_evict = self._on_evict
         self.refresh = Refresh(driver, self.tree, self._supersede)
         """Watches the store; its interval is also how long the kernel may believe what it says of keys."""
-        self.control = ControlFiles(driver, self.tree, cache)
+        narrowing = cache.tables.narrowing
+        kept = None if narrowing is None else narrowing.columns
+        self.light = LightFields(self._entry_now, cache.light, cache.tables.database, kept=kept)
+        """The light fields of all samples, for who asks in a worker."""
+        tables = WholeTables(self.tree, cache, self.light, self.refresh.listing, self.refresh.everything)
+        self.control = ControlFiles(driver, self.tree, cache, tables)
         """What is below `.shardfs`; its documents are for the mount to add."""
+        self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
+        """Told of names that may mean other files by now: for making the kernel forget them."""
+        self.views = self._views()
+        """The same samples in other shapes; which of them is at the root is for the mount to say."""
         self._handles: dict[int, _OpenDirectory] = {}
         self._gifts = Gifts()
         self._listers = Listers()
@@ -97,8 +117,21 @@ class Vfs:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Serve only inside this block: it owns the loads."""
-        async with self.cache.running(), self.refresh.running():
+        async with self.cache.running(), self.refresh.running(), self.control.tables.running():
             yield
+
+    def _views(self) -> ViewFiles:
+        sources = Sources(self.tree, self.cache, self.refresh, self.light, self._table)
+        return ViewFiles(
+            sources, self._content, self.control.raw, self.control.raw_ending, lambda: self.tree.root.mtime_ns
+        )
+
+    def _entry_now(self, key: str) -> Entry:
+        """In any thread: the version that a key has now. MissingKeyError."""
+        found = self.tree.current(Key(key))
+        if found is None:
+            raise MissingKeyError(f"no key {key!r}")
+        return found.entry
 
     def _on_load(self, entry: Entry, loaded: Loaded) -> None:
         key = self.tree.current(entry.key)
@@ -127,12 +160,21 @@ class Vfs:
         table = self.cache.tables.known(key.entry)
         self.cache.drop(key.entry)
         self.superseded(key, 0 if table is None else table.numbers)
+        for above, names in self.views.supersede(key):
+            if names:
+                self.renamed(above, names)
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
     def lookup_now(self, parent: int, name: bytes) -> tuple[Attributes, int, int] | None:
         """As `lookup` of a key's file, where nothing has to be waited for: what all files of the key have in common
         (one object for each key), the inode number and the size. None where something has, or the name is not there."""
+        if parent >= inodes.VIEWS:
+            found = self.views.lookup_now(parent, name)
+            if found is not None:
+                found[0].lookups += 1
+                return self._shared(found[0]), found[1], found[2]
+            return None
         key = self.tree.directory(parent)
         if type(key) is not KeyDirectory or key.superseded or self.refresh.due(key):
             return None
@@ -157,13 +199,27 @@ class Vfs:
         key = self.tree.slot(inodes.slot_of(parent))
         if key is not None:
             return await self._lookup_inside(key, inodes.file_of(parent), name)
+        if self._in_views(parent) and (parent, name) != (inodes.ROOT, CONTROL_NAME):
+            found = await self.views.lookup(parent, name)
+            self.looked_up(found.inode)
+            return found
         if parent >= inodes.CONTROL or (parent == inodes.ROOT and name == CONTROL_NAME):
+            if name == VIEWS_NAME and self.control.is_top(parent):
+                return self._views_directory()
             return await self.control.lookup(parent, name, process)
         directory = self._directory(parent)
         if isinstance(directory, Directory):
             return await self._lookup_directory(directory, name)
         assert isinstance(directory, KeyDirectory)
         return await self._lookup_inside(directory, None, name)
+
+    def _in_views(self, inode: int) -> bool:
+        """Whether it is a directory or file of a view; the root is, where it shows one."""
+        return inode >= inodes.VIEWS or (inode == inodes.ROOT and self.views.root is not None)
+
+    def _views_directory(self) -> Attributes:
+        """The directory of all views, which are of stored samples only."""
+        return self.views.top()
 
     async def _lookup_inside(self, key: KeyDirectory, folder: int | None, name: bytes) -> Attributes:
         """The same in a key's directory, or in one inside that."""
@@ -200,6 +256,8 @@ class Vfs:
     async def getattr(self, inode: int) -> Attributes:
         """Attributes by inode. For a file in a shard whose table is gone this loads the shard again."""
         slot = self.tree.slot(inodes.slot_of(inode))
+        if slot is None and inode >= inodes.VIEWS:
+            return await self.views.getattr(inode)
         if slot is None and inode >= inodes.CONTROL:
             return await self.control.getattr(inode)
         if slot is None:
@@ -209,6 +267,25 @@ class Vfs:
         if number >= table.numbers:
             raise _failure("no such inode", errno.ESTALE)
         return self._inside(slot, table, number)
+
+    async def about(self, inode: int) -> About | None:
+        """What an inode is, for telling more of it than stat does; None for what is above the keys and below
+        `.shardfs`. Errors as `getattr`."""
+        key = self.tree.slot(inodes.slot_of(inode))
+        if key is None:
+            found = None if inode >= inodes.CONTROL else self._directory(inode)
+            return About(found.entry.key, found.entry) if isinstance(found, KeyDirectory) else None
+        return self._about_stored(key, await self._table(key), inodes.file_of(inode))
+
+    @staticmethod
+    def _about_stored(key: KeyDirectory, table: ShardTable, number: int) -> About:
+        if number >= table.numbers:
+            raise _failure("no such inode", errno.ESTALE)
+        entry = key.entry
+        if number >= table.files:
+            return About(entry.key, entry)
+        stem, suffix = table.stem(table.sample_of(number)), table.suffix(number)
+        return About(entry.key, entry, table.size(number), stem, suffix, True, table, number)
 
     def looked_up(self, inode: int, count: int = 1) -> None:
         """Count entries of one key that a listing handed out together with their attributes."""
@@ -294,6 +371,8 @@ class Vfs:
     async def opendir(self, inode: int, process: int = 0) -> int:
         """A handle for listing a directory, by a process (0: one that is not known). For a key this waits until its
         shard is indexed."""
+        if self._in_views(inode):
+            return await self.views.opendir(inode, process)
         if inode >= inodes.CONTROL:
             return self.control.opendir(inode)
         key = self.tree.slot(inodes.slot_of(inode))
@@ -313,6 +392,8 @@ class Vfs:
     async def readdir(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on, each with its attributes and the offset behind it."""
         opened = self._handles.get(handle)
+        if opened is None and handle >= inodes.VIEWS:
+            return self.views.entries(handle, start)
         if opened is None and handle >= inodes.CONTROL:
             return iter(await self.control.entries(handle, start))
         if opened is None:
@@ -326,6 +407,18 @@ class Vfs:
             return None
         assert isinstance(opened.directory, KeyDirectory)
         return FileRun(self._shared(opened.directory), opened.table, opened.plus, has_canary(opened.table))
+
+    def view_listing(self, handle: int) -> tuple[Listing, bool] | None:
+        """The same for a directory of a view, and whether its names are to come with attributes."""
+        return self.views.listing(handle) if handle >= inodes.VIEWS else None
+
+    def handed_out(self, numbers: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
+        """Count entries of many keys that a listing handed out together with their attributes."""
+        slots, counts = np.unique(numbers >> np.uint64(inodes.BITS), return_counts=True)
+        for slot, count in zip(slots.tolist(), counts.tolist(), strict=True):
+            key = self.tree.slot(slot)
+            if key is not None:
+                key.lookups += count
 
     def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         directory = opened.directory
@@ -345,6 +438,8 @@ class Vfs:
                 yield name, self._directory_attributes(below), at + 1
 
     def releasedir(self, handle: int) -> None:
+        if handle >= inodes.VIEWS:
+            self.views.releasedir(handle)
         self._handles.pop(handle, None)
 
     # --- files --------------------------------------------------------------------------------------------------
@@ -377,6 +472,8 @@ class Vfs:
         if flags & WRITING:
             raise _failure("the file system is read-only", errno.EROFS)
         key = self.tree.slot(inodes.slot_of(inode))
+        if key is None and inode >= inodes.VIEWS:
+            return self.views.open(inode)
         if key is None and inode >= inodes.CONTROL:
             return await self.control.open(inode)
         if key is None:
@@ -408,7 +505,11 @@ class Vfs:
         if end <= start:
             return prefix
         part = loaded.shard.part(start, end)
-        return part if part is None or not prefix else b"".join((prefix, part))
+        if part is None:
+            return None
+        if loaded.partial:
+            self.cache.counts.part_bytes += end - start
+        return b"".join((prefix, part)) if prefix else part
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`; fewer only at the end of the file.
@@ -416,6 +517,8 @@ class Vfs:
         The same bytes as ever for this handle, or ESTALE; EIO if the shard is damaged.
         """
         key = self.tree.slot(inodes.slot_of(handle))
+        if key is None and handle >= inodes.VIEWS:
+            return await self.views.read(handle, offset, size)
         if key is None and handle >= inodes.CONTROL:
             return await self.control.read(handle, offset, size)
         if key is None:
@@ -439,6 +542,8 @@ class Vfs:
             return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
         prefix, start, end = run
         part = await self.cache.fetched(key.entry, loaded, start, end)
+        if loaded.partial:
+            self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 
     def release(self, handle: int) -> None:
@@ -447,6 +552,10 @@ class Vfs:
             self.control.release(handle)
         else:
             self._gifts.released(handle)
+
+    async def close(self, handle: int) -> None:
+        """The same, where that may have to wait."""
+        self.release(handle)
 
     def _handle(self, opened: _OpenDirectory) -> int:
         if len(self._handles) >= config.HANDLES:
@@ -466,7 +575,10 @@ def build_vfs(
     database: IndexDb | None = None,
     read_ahead: bool = True,
     parts: bool = True,
+    where: Where | None = None,
 ) -> Vfs:
-    """The file system of a store: lists its keys, touches no shard. StorageError, BadStoreError."""
-    cache = ShardCache(store.driver, budget, arrays, database, parts)
+    """The file system of a store, or of the samples that `where` is true for: lists its keys, touches no shard.
+    StorageError, BadStoreError."""
+    narrowing = None if where is None else Narrowing(where, arrays, database)
+    cache = ShardCache(store.driver, budget, arrays, database, parts, narrowing=narrowing)
     return Vfs(store.driver, cache, uid, gid, read_ahead)

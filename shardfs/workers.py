@@ -10,13 +10,14 @@ import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
 import trio
 
 from shardfs import config
+from shardfs.errors import StorageError
 
 T = TypeVar("T")
 
@@ -58,6 +59,14 @@ class Workers:
         """Called in any thread: have the event loop call `tell` soon, unless it has ended."""
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(tell)
+
+    def asked(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Called in a thread that is not the event loop's: what `work` gives there, however long that takes, or what it
+        raises. StorageError once the loop is ending."""
+        try:
+            return trio.from_thread.run(work, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled) as error:
+            raise StorageError("the mount is being ended") from error
 
     def from_thread(self, tell: Callable[[int], None], value: int) -> None:
         """Called in a worker: have the event loop call `tell(value)` soon."""

@@ -82,7 +82,19 @@ def as_json(value: object, indent: int | None = 2) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def tell(text: str) -> None:
-    """One line on stderr."""
+def tell(text: str, priority: int = 6) -> None:
+    """One line on stderr; `priority` (of syslog: 3 an error, 6 information) is for the journal, if it reads there."""
     if sys.stderr is not None:
-        print(f"shardfs: {text}", file=sys.stderr, flush=True)
+        print(f"<{priority}>{text}" if under_journal() else f"shardfs: {text}", file=sys.stderr, flush=True)
+
+
+def under_journal() -> bool:
+    """Whether standard error goes to the journal of systemd: what it set there for a service may since be elsewhere."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    if not device.isdecimal() or not inode.isdecimal():
+        return False
+    try:
+        found = os.fstat(2)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (int(device), int(inode))

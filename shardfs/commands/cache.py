@@ -15,7 +15,7 @@ from typing import Any
 
 from shardfs import config
 from shardfs.commands import FAILED, OK, as_json, explain, tell
-from shardfs.commands.options import cache_options, parse_size, store_options
+from shardfs.commands.options import cache_options, store_options
 from shardfs.commands.progress import Progress
 from shardfs.commands.tabular import number, size, table
 from shardfs.drivers.base import StoresObjects
@@ -42,11 +42,11 @@ def _cache(arguments: argparse.Namespace) -> int:
 
 
 def _files(arguments: argparse.Namespace) -> CacheFiles:
-    directory = default_directory() if arguments.cache_dir is None else Path(arguments.cache_dir).absolute()
+    given = cache_options(arguments)
+    directory = Path(given["cache_dir"]) if "cache_dir" in given else default_directory()
     if directory is None:
         raise BadSettingError("there is no home to keep a cache in: set HOME or XDG_CACHE_HOME, or give --cache-dir")
-    limit = default_size(directory) if arguments.cache_size is None else parse_size(arguments.cache_size)
-    return CacheFiles(directory, limit)
+    return CacheFiles(directory, given.get("cache_size", default_size(directory)))
 
 
 def _info(arguments: argparse.Namespace, files: CacheFiles) -> int:
@@ -144,7 +144,7 @@ def _warm(arguments: argparse.Namespace) -> int:
                     fetched += future.result()
                 except ShardfsError as error:
                     failed += 1
-                    tell(f"{entry.key}: {explain(error)[1]}")
+                    bar.say(f"{entry.key}: {explain(error)[1]}")
                 bar.show(done, len(chosen))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -152,7 +152,8 @@ def _warm(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json({"keys": len(chosen), "fetched_bytes": fetched, "failed": failed}))
     else:
-        tell(f"{number(len(chosen), 'key')} in the cache, {size(fetched)} of it fetched now")
+        others = f"; {number(failed, 'key')} not" if failed else ""
+        tell(f"{number(len(chosen) - failed, 'key')} in the cache, {size(fetched)} of it fetched now{others}")
     return FAILED if failed else OK
 
 

@@ -42,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
                 arrays,
                 jobs=jobs,
                 check=arguments.check,
+                light=arguments.light,
                 progress=lambda report: bar.show(report.built + report.kept + len(report.failed), report.shards),
             )
         if not database.usable:

@@ -7,33 +7,23 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import logging
 import os
 import shlex
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from shardfs import background, config, daemon
-from shardfs.commands import OK, explain, tell
-from shardfs.commands.options import (
-    ARRAYS,
-    TEXTS,
-    MountWords,
-    cache_options,
-    parse_cache_raw,
-    parse_refresh,
-    parse_size,
-    parse_words,
-    parse_write_back,
-    store_options,
-    style,
-)
+from shardfs.commands import OK, explain, tell, under_journal
+from shardfs.commands.effective import absolute_store, default_log, facts_of
+from shardfs.commands.options import cache_options, store_options, style
+from shardfs.commands.resolving import Settled
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
+from shardfs.log_formats import LEVELS, formatter
 from shardfs.storage.urls import SCHEMES
 
 NO_PYFUSE3 = (
@@ -48,140 +38,41 @@ class Request:
 
     store: str
     directory: str
+    mountpoint: str
     remote: dict[str, Any]
     cache: dict[str, Any]
-    cache_raw: str | None
-    snapshot: str | None
-    mountpoint: str
-    driver: str | None
-    memory: int | None
-    arrays: str
-    allow_other: bool
-    nonempty: bool
-    index: bool
-    rw: bool
-    allow_overwrite: bool
-    allow_delete: bool
-    single_writer: bool
-    write_back: float | None
-    refresh: float | None
-    size_limit: str | None
-    verbosity: int
-    log_file: str | None
-    metrics: str | None
+    values: Mapping[str, Any]
+    """Each setting with the value that counts."""
     settings: dict[str, dict[str, Any]]
-    """Each setting, and where it came from."""
+    """The same for people, and where it came from."""
+    verbosity: int
 
 
 def run(arguments: argparse.Namespace) -> int:
-    words = parse_words(arguments.options, arguments.from_mount8)
-    if words.rw_by_default:
+    settled: Settled = arguments.settled
+    if settled.read_only_unasked:
         tell(f"mounting read-only, as mount(8) says rw unasked: to write, add write_back={config.WRITE_BACK:.0f}")
-    request = _request(arguments, words)
+    request = _request(arguments, settled)
     if arguments.foreground:
         return _foreground(request, arguments.mountpoint)
     return _background(request, arguments.mountpoint)
 
 
-def _request(arguments: argparse.Namespace, words: MountWords) -> Request:
-    rw = arguments.rw or words.rw
-    allow_overwrite = arguments.allow_overwrite or words.allow_overwrite
-    allow_delete = arguments.allow_delete or words.allow_delete
-    single_writer = arguments.single_writer or words.single_writer
-    write_back = arguments.write_back if arguments.write_back is not None else words.write_back
-    size_limit = arguments.size_limit if arguments.size_limit is not None else words.size_limit
-    if not rw:
-        for asked, option in (
-            (allow_overwrite, "--allow-overwrite"),
-            (allow_delete, "--allow-delete"),
-            (single_writer, "--single-writer"),
-            (write_back is not None, "--write-back"),
-            (size_limit is not None, "--size-limit"),
-        ):
-            if asked:
-                raise BadSettingError(f"{option} is for writable mounts: give --rw, too")
-    cache = cache_options(arguments, words)
-    cache_raw = parse_cache_raw(arguments.cache_raw or words.cache_raw)
+def _request(arguments: argparse.Namespace, settled: Settled) -> Request:
+    cache = cache_options(arguments)
     far = arguments.store.partition("://")[0] in SCHEMES
     # of a store on this machine only raw bytes are kept, and only where that is asked for
-    remote = store_options(arguments, words) | (cache if far or cache_raw in (None, "off") else {})
-    snapshot = arguments.snapshot or words.snapshot
-    if rw and snapshot:
-        raise BadSettingError("--snapshot is for reading: without --rw")
-    memory = arguments.memory if arguments.memory is not None else words.memory
+    remote = store_options(arguments) | (cache if far or arguments.cache_raw in (None, "off") else {})
     return Request(
         store=absolute_store(arguments.store),
         directory=os.getcwd(),
+        mountpoint=os.path.abspath(arguments.mountpoint),
         remote=remote,
         cache=cache,
-        cache_raw=cache_raw,
-        snapshot=None if snapshot is None else os.path.abspath(os.path.expanduser(snapshot)),
-        refresh=parse_refresh(arguments.refresh or words.refresh),
-        mountpoint=os.path.abspath(arguments.mountpoint),
-        driver=arguments.driver or words.driver,
-        memory=None if memory is None else parse_size(memory),
-        arrays=style(arguments.arrays or words.arrays, arguments.text or words.text),
-        allow_other=arguments.allow_other or words.allow_other,
-        nonempty=words.nonempty,
-        index=not (arguments.no_index or words.no_index),
-        rw=rw,
-        allow_overwrite=allow_overwrite,
-        allow_delete=allow_delete,
-        single_writer=single_writer,
-        write_back=parse_write_back(write_back),
-        size_limit=size_limit,
+        values={name: one.value for name, one in settled.holds.items()},
+        settings=facts_of(arguments),
         verbosity=arguments.verbose,
-        log_file=None if arguments.log is None else os.path.abspath(arguments.log),
-        metrics=arguments.metrics_addr or words.metrics_addr,
-        settings=settings_of(arguments, words),
     )
-
-
-_NO_SETTINGS = ("command", "options", "from_mount8", "rw_by_default", "version")
-
-
-def settings_of(arguments: argparse.Namespace, words: MountWords) -> dict[str, dict[str, Any]]:
-    """Each setting of a mount as it was given, and where: `flag`, `-o`, or `default` for what was not (`value` is null
-    then, or false, where the default depends on the machine or the store)."""
-    made: dict[str, dict[str, Any]] = {}
-    for name, given in sorted({**asdict(words), **vars(arguments)}.items()):
-        said = getattr(words, name, None)
-        if name in _NO_SETTINGS:
-            continue
-        if name in ("store", "mountpoint"):
-            made[name] = {
-                "value": daemon.resolved(given) if name == "mountpoint" else shown_store(absolute_store(given))
-            }
-        elif hasattr(arguments, name) and given:
-            made[name] = {"value": given, "from": "flag"}
-        elif said:
-            made[name] = {"value": said, "from": "-o"}
-        else:
-            made[name] = {"value": _DEFAULTS.get(name, given), "from": "default"}
-        if name == "endpoint" and made[name]["value"]:
-            made[name]["value"] = shown_store(made[name]["value"])
-    return made
-
-
-_DEFAULTS = {"arrays": ARRAYS[0], "text": TEXTS[0], "write_back": config.WRITE_BACK}
-
-
-def shown_store(text: str) -> str:
-    """A store as anybody may see it, without a password in a URL or what is behind its question mark."""
-    scheme, separator, rest = text.partition("://")
-    authority, slash, path = rest.partition("?")[0].partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}" if separator else text
-
-
-def absolute_store(text: str) -> str:
-    """The same store from whatever directory it is opened. BadStoreError, BadSettingError for a URL of no driver."""
-    if "://" not in text:
-        return os.path.abspath(os.path.expanduser(text))
-    if "+" not in text.partition("://")[0]:
-        return text
-    from shardfs.opening import absolute_url  # what drivers are there is not to be known for any other
-
-    return absolute_url(text)
 
 
 def _foreground(request: Request, shown: str) -> int:
@@ -193,70 +84,92 @@ def _foreground(request: Request, shown: str) -> int:
         except MountError as error:
             logging.getLogger("shardfs").error("%s", error)
             return
-        _say_ready(request, shown)
+        say(_ready_text(request, shown))
         daemon.notify("READY=1")
 
-    _log_to(request.log_file, request.verbosity)
-    # a thread: the mount cannot be asked by the thread that serves it
-    _serve(request, lambda: threading.Thread(target=announce, name="announce", daemon=True).start())
+    _log_to(request)
+    say = tell
+    if request.values["log_format"] == "json" and request.values["log"] is None:
+        say = _log_always  # who reads JSON on stderr reads nothing else there
+    try:
+        # a thread: the mount cannot be asked by the thread that serves it
+        _serve(request, lambda: threading.Thread(target=announce, name="announce", daemon=True).start())
+    except Exception as error:
+        if say is tell:
+            raise
+        status, text = explain(error, request.verbosity)
+        say(text, 3)
+        return status
     return OK
+
+
+def _log_always(text: str, priority: int = 6) -> None:
+    """As `tell`, as a line of the log whatever its level is."""
+    log = logging.getLogger("shardfs")
+    level = logging.ERROR if priority < 4 else logging.INFO
+    log.handle(log.makeRecord(log.name, level, "", 0, text, (), None))
 
 
 def _background(request: Request, shown: str) -> int:
     def serve(ready: Callable[[], None]) -> None:
-        _log_to(request.log_file, request.verbosity, default_log(request.mountpoint), in_background=True)
+        _log_to(request, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
-    started = background.start(serve, lambda error: explain(error, request.verbosity), request.log_file)
+    started = background.start(serve, lambda error: explain(error, request.verbosity), request.values["log"])
     if isinstance(started, background.Failure):
-        tell(started.text)
+        tell(started.text, 3)
         return started.code
     try:
         daemon.prove(daemon.resolved(request.mountpoint))
     except BaseException:
         background.end(started)
         raise
-    _say_ready(request, shown)
+    tell(_ready_text(request, shown))
     return OK
 
 
-def _say_ready(request: Request, shown: str) -> None:
+def _ready_text(request: Request, shown: str) -> str:
     from shardfs.storage.urls import without_secrets
 
     store = without_secrets(request.store) if "://" in request.store else request.store
-    tell(f"mounted {store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}")
+    return f"mounted {store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}"
 
 
 def _serve(request: Request, ready: Callable[[], None]) -> None:
     gc.disable()  # until it serves: a tenth of the time that the imports take
     from shardfs.opening import open_store
 
+    values = request.values
+    where = None
+    if values["where"] is not None:
+        from shardfs.light_where import Where
+
+        where = Where(values["where"])  # before the store is asked for anything
     store = open_store(
-        request.store, request.driver, directory=request.directory, **request.remote, **_driver_options(request)
+        request.store, values["driver"], directory=request.directory, **request.remote, **_driver_options(request)
     )
-    if request.snapshot is not None:
+    if values["snapshot"] is not None:
         from shardfs.snapshots import at_snapshot
 
-        store = at_snapshot(store, Path(request.snapshot))
+        store = at_snapshot(store, Path(values["snapshot"]))
+    if values["keys"] is not None:
+        store = store.choosing(values["keys"])
     try:
         from shardfs import mount
     except ImportError as error:
         raise MissingSystemError(f"{NO_PYFUSE3}: {error}") from error
+    same = ("memory", "allow_other", "nonempty", "index", "rw", "allow_overwrite", "allow_delete", "single_writer")
     options = mount.MountOptions(
-        memory=request.memory,
-        arrays=request.arrays,
-        allow_other=request.allow_other,
-        nonempty=request.nonempty,
-        index=request.index,
-        rw=request.rw,
-        allow_overwrite=request.allow_overwrite,
-        allow_delete=request.allow_delete,
-        single_writer=request.single_writer,
-        write_back=request.write_back,
+        **{name: values[name] for name in (*same, "write_back", "cache_raw", "refresh")},
+        arrays=style(values["arrays"], values["text"]),
         cache=request.cache,
-        cache_raw=request.cache_raw,
-        refresh=request.refresh,
-        metrics=request.metrics,
+        metrics=values["metrics_addr"],
+        xattr=values["xattr"],
+        trace=values["trace"],
+        view=values["view"] or "",
+        heavy=values["field"],
+        log_format=values["log_format"],
+        where=where,
         settings=request.settings,
     )
     mount.serve(store, request.mountpoint, options, ready)
@@ -264,29 +177,20 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
 
 def _driver_options(request: Request) -> dict[str, str]:
     """What the driver is asked for besides. BadSettingError, in the words of the command line, where it has no such."""
-    if request.size_limit is None:
+    limit, driver = request.values["size_limit"], request.values["driver"]
+    if limit is None:
         return {}
     from shardfs.opening import driver_options
 
-    if "size_limit" not in driver_options(request.store, request.driver, **request.remote):
+    if "size_limit" not in driver_options(request.store, driver, **request.remote):
         raise BadSettingError(f"--size-limit is for data sets whose keys can be split, and {request.store} is none")
-    return {"size_limit": request.size_limit}
+    return {"size_limit": limit}
 
 
-def default_log(mountpoint: str) -> Path | None:
-    """Where a mount in the background logs unless it is told: a file named after the mount point."""
-    base = config.base_directory("XDG_STATE_HOME", "~/.local/state")
-    if base is None:
-        return None
-    path = os.fsencode(mountpoint)
-    name = os.fsdecode(path.strip(b"/").replace(b"/", b"-")[-150:])
-    return base / "shardfs" / f"{name}-{hashlib.sha256(path).hexdigest()[:8]}.log"
-
-
-def _log_to(path: str | None, verbosity: int, default: Path | None = None, in_background: bool = False) -> None:
-    """Log to `path`, or to a file at `default` that is bounded, or to stderr where there is one."""
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+def _log_to(request: Request, default: Path | None = None, in_background: bool = False) -> None:
+    """Log to the file that was asked for, or to one at `default` that is bounded, or to stderr where there is one."""
     handler: logging.Handler = logging.StreamHandler()
+    path = request.values["log"]
     if path is not None:
         handler = logging.FileHandler(path, encoding="utf-8")
     elif in_background and default is None:
@@ -300,5 +204,5 @@ def _log_to(path: str | None, verbosity: int, default: Path | None = None, in_ba
         except OSError:
             handler = logging.NullHandler()  # a home that cannot be written to is no reason not to mount
     to_file = type(handler) is not logging.StreamHandler
-    pattern = "%(asctime)s %(process)d %(levelname)s %(message)s" if to_file else "shardfs: %(message)s"
-    logging.basicConfig(level=level, format=pattern, handlers=[handler])
+    handler.setFormatter(formatter(request.values["log_format"], to_file=to_file, journal=under_journal()))
+    logging.basicConfig(level=LEVELS[request.values["log_level"]], handlers=[handler])

@@ -1,4 +1,4 @@
-"""The words behind `-o`, and sizes: text to values. Knows nothing of what is done with them."""
+"""What settings are made of: text to values, and values to what opens a store. Knows nothing of where it was said."""
 
 from __future__ import annotations
 
@@ -6,173 +6,81 @@ import argparse
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from shardfs import config
 from shardfs.errors import BadSettingError
-
-OURS = (
-    *("ro", "rw", "allow_overwrite", "allow_delete", "single_writer", "write_back=", "size_limit="),
-    *("allow_other", "nonempty", "no_index", "driver=", "memory=", "arrays=", "text="),
-    *("refresh=", "endpoint=", "anonymous", "deadline=", "offline", "cache_dir=", "cache_size=", "min_free="),
-    *("cache_raw=", "snapshot=", "metrics_addr="),
-)
-
-# What mount(8) and fstab pass on to every helper: meant for them, or already so, or without meaning here.
-HARMLESS = (
-    "defaults _netdev auto noauto nofail user nouser users owner group async dev nodev suid nosuid exec noexec "
-    "atime noatime diratime nodiratime relatime norelatime strictatime nostrictatime lazytime nolazytime "
-    "iversion noiversion mand nomand silent loud default_permissions"
-)
-HARMLESS_BEGINNINGS = ("x-", "X-", "comment=", "uhelper=", "helper=")
-
-ARRAYS = ("png", "npy")
-TEXTS = ("json", "files")
-
-_FLAGS = (
-    *("allow_other", "nonempty", "no_index", "allow_overwrite", "allow_delete", "single_writer"),
-    *("anonymous", "offline"),
-)
-_WITH_VALUES = (
-    *("driver", "memory", "arrays", "text", "write_back", "size_limit", "refresh", "endpoint", "deadline"),
-    *("cache_raw", "snapshot", "metrics_addr"),
-)
-_CACHE = ("cache_dir", "cache_size", "min_free")
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-@dataclass(slots=True)
-class MountWords:
-    """What `-o` asked for."""
-
-    allow_other: bool = False
-    nonempty: bool = False
-    no_index: bool = False
-    driver: str | None = None
-    memory: str | None = None
-    arrays: str | None = None
-    text: str | None = None
-    refresh: str | None = None
-    endpoint: str | None = None
-    anonymous: bool = False
-    deadline: str | None = None
-    offline: bool = False
-    cache_dir: str | None = None
-    cache_size: str | None = None
-    min_free: str | None = None
-    cache_raw: str | None = None
-    snapshot: str | None = None
-    rw: bool = False
-    allow_overwrite: bool = False
-    allow_delete: bool = False
-    single_writer: bool = False
-    write_back: str | None = None
-    size_limit: str | None = None
-    metrics_addr: str | None = None
-    rw_by_default: bool = False
-    """`rw` was said by mount(8), which always says one of ro and rw, and nothing else that speaks of writing."""
-
-
-def parse_words(options: Sequence[str], from_mount8: bool = False) -> MountWords:
-    """The words of all `-o`. BadSettingError names the one that is wrong, and what is nearest to it."""
-    words = MountWords()
-    asked: set[str] = set()
-    for word in (word for option in options for word in option.split(",") if word):
-        name, equals, value = word.partition("=")
-        if word in _FLAGS:
-            setattr(words, word, True)
-        elif name in (*_WITH_VALUES, *_CACHE) and equals:
-            setattr(words, name, value)
-        elif word in ("ro", "rw"):
-            words.rw, asked = word == "rw", asked | {word}
-        elif word not in HARMLESS.split() and not word.startswith(HARMLESS_BEGINNINGS):
-            raise BadSettingError(f"-o {word}: there is no such option; {_nearest(word)}")
-    if len(asked) == 2:
-        raise BadSettingError("-o ro,rw: choose one of the two")
-    switches = words.allow_overwrite or words.allow_delete or words.single_writer
-    asked_to_write = switches or words.write_back or words.size_limit
-    if words.rw and from_mount8 and not asked_to_write:
-        words.rw, words.rw_by_default = False, True
-    if words.arrays is not None and words.arrays not in ARRAYS:
-        raise BadSettingError(f"-o arrays={words.arrays}: choose one of {' and '.join(ARRAYS)}")
-    if words.text is not None and words.text not in TEXTS:
-        raise BadSettingError(f"-o text={words.text}: choose one of {' and '.join(TEXTS)}")
-    return words
-
-
-def parse_write_back(text: str | None) -> float | None:
+def parse_write_back(text: str) -> float | None:
     """Seconds of quiet after which a key is stored; None for never (`off`, 0)."""
-    if text is None:
-        return config.WRITE_BACK
     if text.lower() == "off":
         return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e9:
-        raise BadSettingError(f"{text!r} is no time to wait: write seconds, like 5 or 0.5, or off")
-    return seconds or None
+    return _seconds(text, 0, 1e9, f"{text!r} is no time to wait: write seconds, like 5 or 0.5, or off") or None
 
 
-def parse_refresh(text: str | None) -> float | None:
-    """Seconds between looks at the store; infinity for `immutable` and `manual`; None: what fits the store."""
-    if text is None:
-        return None
+def parse_refresh(text: str) -> float:
+    """Seconds between looks at the store; infinity for `immutable` and `manual`."""
     if text in ("immutable", "manual"):
         return math.inf
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e9:
-        raise BadSettingError(f"--refresh {text}: write seconds, like 60 or 0.5, immutable or manual")
-    return seconds
-
-
-def parse_cache_raw(text: str | None) -> str | None:
-    """Which shards are kept decompressed; None: what fits the store."""
-    if text is not None and text not in config.CACHE_RAW:
-        raise BadSettingError(f"--cache-raw {text}: choose one of {', '.join(config.CACHE_RAW)}")
-    return text
-
-
-def store_options(arguments: argparse.Namespace, words: MountWords | None = None) -> dict[str, Any]:
-    """What was said of a store far away, as `open_store` takes it."""
-    endpoint = arguments.endpoint or (words.endpoint if words else None)
-    made: dict[str, Any] = {} if endpoint is None else {"endpoint": endpoint}
-    for flag in ("anonymous", "offline"):
-        if getattr(arguments, flag) or (words is not None and getattr(words, flag)):
-            made[flag] = True
-    deadline = arguments.deadline if arguments.deadline is not None else (words.deadline if words else None)
-    return made if deadline is None else {**made, "deadline": parse_deadline(deadline)}
+    return _seconds(text, 1e-9, 1e9, "write seconds, like 60 or 0.5, immutable or manual")
 
 
 def parse_deadline(text: str) -> float:
     """Seconds for what is asked of a store far away."""
+    from shardfs import config
+
     least, most = config.REMOTE_DEADLINE_LEAST, config.REMOTE_DEADLINE_MOST
+    return _seconds(text, least, most, f"write seconds, {least:g} to {most:g}")
+
+
+def _seconds(text: str, least: float, most: float, advice: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        seconds = -1.0
+        seconds = math.nan
     if not least <= seconds <= most:
-        raise BadSettingError(f"--deadline {text}: write seconds, {least:g} to {most:g}")
+        raise BadSettingError(advice)
     return seconds
 
 
-def cache_options(arguments: argparse.Namespace, words: MountWords | None = None) -> dict[str, Any]:
+def parse_path(text: str) -> str:
+    """An absolute path: a mount in the background works in /."""
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def parse_patterns(text: str) -> tuple[str, ...]:
+    """Patterns of keys, white space between them."""
+    patterns = tuple(text.split())
+    if not patterns:
+        raise BadSettingError("write a pattern, like 'train/*'")
+    return patterns
+
+
+def parse_disk_size(text: str) -> str:
+    """A size, 0 or a share of a disk that is not known yet: `cache_options` makes bytes of it."""
+    if text != "0":
+        parse_size(text, 1 << 40)
+    return text
+
+
+def store_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was said of a store far away, as `open_store` takes it."""
+    made: dict[str, Any] = {} if arguments.endpoint is None else {"endpoint": arguments.endpoint}
+    made |= {flag: True for flag in ("anonymous", "offline") if getattr(arguments, flag)}
+    return made if arguments.deadline is None else {**made, "deadline": arguments.deadline}
+
+
+def cache_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was said of the cache on disk, as `open_store` takes it."""
     made: dict[str, Any] = {}
-    given = {name: getattr(arguments, name) or getattr(words, name, None) for name in _CACHE}
-    if given["cache_dir"] is not None:
-        made["cache_dir"] = os.path.abspath(os.path.expanduser(given["cache_dir"]))
-    if given["cache_size"] is not None:
-        made["cache_size"] = 0 if given["cache_size"] == "0" else parse_size(given["cache_size"], _disk(made))
-    if given["min_free"] is not None:
-        made["min_free"] = 0 if given["min_free"] == "0" else parse_size(given["min_free"], _disk(made))
+    if arguments.cache_dir is not None:
+        made["cache_dir"] = arguments.cache_dir
+    for name in ("cache_size", "min_free"):
+        said = getattr(arguments, name, None)
+        if said is not None:
+            made[name] = 0 if said == "0" else parse_size(said, _disk(made))
     return made
 
 
@@ -184,19 +92,11 @@ def _disk(made: dict[str, Any]) -> int:
     return disk_bytes(directory) if directory is not None else 0
 
 
-def style(arrays: str | None, text: str | None) -> str:
+def style(arrays: str, text: str) -> str:
     """How samples are shown, as the layout takes it."""
-    return (arrays or ARRAYS[0]) + (config.TEXT_FILES if text == "files" else "")
+    from shardfs import config
 
-
-def _nearest(word: str) -> str:
-    import difflib
-
-    known = [option.rstrip("=") for option in OURS]
-    near = difflib.get_close_matches(word.partition("=")[0], known, 1)
-    if near:
-        return f"did you mean {OURS[known.index(near[0])]}?"
-    return f"known are: {', '.join(OURS)}"
+    return arrays + (config.TEXT_FILES if text == "files" else "")
 
 
 def parse_size(text: str, whole: int | None = None) -> int:
@@ -209,7 +109,7 @@ def parse_size(text: str, whole: int | None = None) -> int:
     if percent:
         if number > 100:
             raise BadSettingError(f"{text} is more than there is")
-        size = int((config.memory_available() if whole is None else whole) * number / 100)
+        size = int((_memory() if whole is None else whole) * number / 100)
     elif suffix == "b" and unit:
         size = int(number * 1000 ** "kmgt".index(unit) * 1000)
     else:
@@ -217,3 +117,16 @@ def parse_size(text: str, whole: int | None = None) -> int:
     if size <= 0:
         raise BadSettingError(f"{text} is no size to work with; write it like 500M, 2G, 1.5GiB or 25%")
     return size
+
+
+def parse_view(text: str) -> str:
+    """A view, under the one name that it has."""
+    from shardfs.views.names import parse
+
+    return parse(text).text
+
+
+def _memory() -> int:
+    from shardfs import config  # here: `shardfs --help` needs nothing of it
+
+    return config.memory_available()

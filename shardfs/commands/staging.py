@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardfs import config, control, daemon
 from shardfs.commands import FAILED, OK, as_json, explain, one_line, tell, unwrapped
-from shardfs.commands.mount import absolute_store
+from shardfs.commands.effective import absolute_store
 from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.storing import Outcome, reasons, result
 from shardfs.commands.tabular import age, number, size, table
@@ -284,7 +284,7 @@ def _seal(arguments: argparse.Namespace, area: StagingArea, key: str | None) -> 
 def _style(arguments: argparse.Namespace, area: StagingArea) -> str:
     """How samples were shown to who staged over them: as this command is told, else as the area has it noted."""
     noted = area.shown_as()
-    if arguments.arrays is None and arguments.text is None and noted is not None:
+    if noted is not None and not any(map(arguments.settled.by_flag, ("arrays", "text"))):
         return noted.rpartition(" ")[2]
     return style(arguments.arrays, arguments.text)
 

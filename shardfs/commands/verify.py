@@ -28,9 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     if jobs < 1:
         raise BadSettingError(f"--jobs {jobs}: at least 1")
     # what lies in the cache on disk is not what lies in the store, so it is passed by unless it is asked for
-    cached = arguments.cache_dir or arguments.cache_size or not is_far(arguments.store)
-    options: dict[str, Any] = {} if cached else {"cache_size": 0}
-    options |= {**store_options(arguments), **cache_options(arguments)}
+    cached = any(map(arguments.settled.by_flag, ("cache_dir", "cache_size"))) or not is_far(arguments.store)
+    options: dict[str, Any] = {**store_options(arguments), **cache_options(arguments)}
+    options |= {} if cached else {"cache_size": 0}
     store = open_store(arguments.store, arguments.driver, **options)
     entries = _chosen(store.driver.entries(), arguments.keys)
     begun = time.monotonic()
@@ -66,7 +66,7 @@ def _tell(arguments: argparse.Namespace, report: Report, problems: list[str], se
         print(f"and {report.untold:,} more of the same shards")
     for problem in problems:
         print(one_line(f"not shown: {problem}"))
-    read = f"{number(report.samples, 'sample')}, {size(report.stored_bytes)} stored, {size(report.raw_bytes)} raw"
+    read = f"{number(report.samples, 'sample')}, {size(report.raw_bytes)}"  # of 80 columns
     outcome = f"{number(report.bad, 'shard')} of {report.shards:,} with findings" if report.bad else "all sound"
     tell(f"{number(report.shards, 'shard')}: {outcome}; {read}, {seconds:.1f} s")
 

@@ -21,6 +21,7 @@ import trio
 from shardfs.attributes import Attributes
 from shardfs.errors import ShardfsError
 from shardfs.index_db import IndexDb
+from shardfs.light_where import Where
 from shardfs.opening import open_store
 from shardfs.vfs import Vfs, build_vfs
 
@@ -143,6 +144,7 @@ class InProcessTree:
         budget: int = 64 << 20,
         arrays: str = "png",
         database: IndexDb | None = None,
+        where: Where | None = None,
     ) -> None:
         self._opened = open_store(store, driver=driver)
         self._ready = threading.Event()
@@ -152,6 +154,7 @@ class InProcessTree:
             "uid": os.getuid(),
             "gid": os.getgid(),
             "database": database,
+            "where": where,
         }
         self._thread = threading.Thread(target=trio.run, args=(self._serve,))
 

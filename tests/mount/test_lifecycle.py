@@ -212,7 +212,7 @@ def test_log_file(tiny_store: Path, tmp_path: Path) -> None:
         ("store", "store", [], 4, "inside the store"),
         ("store", "link", [], 4, "inside the store"),
         ("store", ".", [], 4, "would be hidden"),
-        ("store", "mnt", ["-o", "allow_delete"], 2, "give --rw, too"),
+        ("store", "mnt", ["-o", "allow_delete"], 2, "give -o rw, too"),
         ("store", "mnt", ["-o", "alow_other"], 2, "did you mean allow_other"),
         ("store", "mnt", ["--memory", "much"], 2, "'much' is no size"),
         ("store", "mnt", ["--driver", "none"], 2, "no driver 'none'"),

@@ -17,7 +17,7 @@ import msgpack
 import pytest
 
 from shardfs import cli, commands, config, daemon
-from shardfs.commands import explain, options
+from shardfs.commands import explain, options, said
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -147,8 +147,13 @@ def test_info(capsys: pytest.CaptureFixture[str], store: Path) -> None:
         (["mount", "{store}", "m", "--rw", "--write-back", "soon"], 2, "'soon' is no time to wait"),
         (["mount", "{store}", "m", "-o", "ro,rw"], 2, "choose one"),
         (["mount", "{store}", "m", "-o", "memroy=1G"], 2, "did you mean memory="),
-        (["mount", "{store}", "m", "-o", "frobnicate"], 2, "known are: ro, rw, allow_overwrite"),
-        (["mount", "{store}", "m", "-o", "memory=lots"], 2, "'lots' is no size"),
+        (
+            ["mount", "{store}", "m", "-o", "frobnicate"],
+            2,
+            "known are: driver=, arrays=, text=, profile=",
+        ),
+        (["mount", "{store}", "m", "-o", "memory=lots"], 2, "-o memory=lots: 'lots' is no size"),
+        (["mount", "{store}", "m", "-o", "arrays=tiff"], 2, "-o arrays=tiff: choose one of png, npy"),
         (["umount", "/proc"], 4, "no shardfs"),
         (["umount", "{store}"], 4, "nothing is mounted"),
         (["commit"], 2, "MNT"),
@@ -311,28 +316,32 @@ def test_explain(error: BaseException, status: int, text: str) -> None:
 # --- options and sizes ------------------------------------------------------------------------------------------------
 
 
+def words(*given: str, from_mount8: bool = False) -> dict[str, str | bool]:
+    found, _ = said.from_words(given, from_mount8)
+    return {one.setting.name: one.text for one in found}
+
+
 def test_words_that_are_ours() -> None:
-    words = options.parse_words(["ro,allow_other,nonempty", "driver=squirrel,memory=1G", "arrays=npy"])
-    assert words == options.MountWords(allow_other=True, nonempty=True, driver="squirrel", memory="1G", arrays="npy")
+    assert words("ro,allow_other,nonempty", "driver=squirrel,memory=1G", "arrays=npy") == {
+        **{"rw": False, "allow_other": True, "nonempty": True},
+        **{"driver": "squirrel", "memory": "1G", "arrays": "npy"},
+    }
 
 
 def test_words_of_fstab_are_ignored() -> None:
     harmless = "defaults,_netdev,nofail,noauto,auto,user,users,dev,nodev,suid,nosuid,exec,noexec,relatime,noatime"
     odd = "x-systemd.automount,x-systemd.idle-timeout=1min,X-mount.mkdir,comment=x,default_permissions,,"
-    assert options.parse_words([harmless, odd]) == options.MountWords()
-    assert options.parse_words(["rw,dev,suid"], from_mount8=True) == options.MountWords(rw_by_default=True)
-    asked = options.parse_words(["rw,dev", "write_back=3"], from_mount8=True)
-    assert asked == options.MountWords(rw=True, write_back="3")
-    assert options.parse_words(["rw,allow_delete"]) == options.MountWords(rw=True, allow_delete=True)
-    assert [options.parse_write_back(text) for text in (None, "off", "0", "0.5")] == [5.0, None, None, 0.5]
+    assert words(harmless, odd) == {}
+    assert said.from_words(["rw,dev,suid"], from_mount8=True) == ([], True)
+    assert words("rw,dev", "write_back=3", from_mount8=True) == {"rw": True, "write_back": "3"}
+    assert words("rw,allow_delete") == {"rw": True, "allow_delete": True}
+    assert [options.parse_write_back(text) for text in ("off", "0", "0.5")] == [None, None, 0.5]
 
 
-@pytest.mark.parametrize(
-    "word", ["allow_root", "driver", "memory", "max_read=4096", "rO", "remount", "arrays=tiff", "x"]
-)
+@pytest.mark.parametrize("word", ["allow_root", "driver", "memory", "max_read=4096", "rO", "remount", "x"])
 def test_other_words_are_errors_that_name_them(word: str) -> None:
     with pytest.raises(BadSettingError, match=re.escape(f"-o {word}: ")):
-        options.parse_words([word])
+        words(word)
 
 
 def test_two_arguments_and_o_mean_mount() -> None:

@@ -1,19 +1,24 @@
-"""The documents speak of every command, option, exit status and metric that there is, and of no other."""
+"""The documents speak of every command, option, exit status, error and metric that there is, and of no other."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from shardfs import __version__, errors
 from shardfs.cli import COMMANDS, build_parser
 from shardfs.commands import EXIT_STATUS
-from shardfs.commands.options import OURS
-from shardfs.metering import _loads, _memory, _process, _staging, _store, _tables
-from shardfs.metrics import Meter, exposition
+from shardfs.commands.manual import page
+from shardfs.commands.settings import BY_NAME, PRESETS, SETTINGS, Setting
+from shardfs.metering import text_of
+from shardfs.metrics import Meter
 from shardfs.opening import open_store
 from shardfs.vfs import build_vfs
 
@@ -21,7 +26,21 @@ REPOSITORY = Path(__file__).parents[2]
 OPERATIONS = (REPOSITORY / "docs/OPERATIONS.md").read_text(encoding="utf-8")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
-OPENING = ("mount", "ls", "cat", "info", "index", "verify", "warm", "pin", "unpin", "staging recover")
+OPENING = (
+    "mount",
+    "ls",
+    "cat",
+    "info",
+    "find",
+    "bench",
+    "table",
+    "index",
+    "verify",
+    "warm",
+    "pin",
+    "unpin",
+    "staging recover",
+)
 
 
 def section(title: str) -> str:
@@ -60,7 +79,7 @@ def rows() -> dict[str, str]:
 
 
 def named(text: str) -> set[str]:
-    return set(re.findall(r"(?<=`)--?[a-z][a-z-]*", text))
+    return set(re.findall(r"(?<=`)--?[a-z0-9][a-z0-9-]*", text))
 
 
 def test_every_command_has_a_row() -> None:
@@ -76,15 +95,36 @@ def test_every_option_is_there(command: str, taken: list[str]) -> None:
     shared = named("\n".join(line for line in text.splitlines() if line.startswith("| `--")))
     own = named(rows()[command])
     allowed = own | {"-v", "--verbose"} | (shared if command in OPENING else set())
+    if command in ("mount", "config"):  # all settings, which have a table of their own
+        allowed |= {setting.flag for setting in SETTINGS}
+    allowed |= {f"--no-{one[2:]}" for one in allowed if one[2:].replace("-", "_") in BY_NAME}  # which is said of all
     assert set(taken) - allowed == set(), "missing in the documents"
     assert own - set(taken) == set(), "not taken by the command"
     if command in OPENING:
         assert shared <= set(taken)
 
 
-def test_every_word_of_o_is_there() -> None:
-    text = section("Commands and their options").split("The words of `mount -o`", 1)[1].split("What fstab", 1)[0]
-    assert sorted(re.findall(r"`([a-z_]+=?)`", text)) == sorted(OURS)
+def row_of(setting: Setting) -> str:
+    default = "off" if setting.default is False else "on" if setting.default is True else setting.default
+    default = setting.unsaid or (f"{default:g}" if isinstance(default, float) else default)
+    name = f"`{setting.name}`" if setting.switch else f"`{setting.name}={setting.metavar or '|'.join(setting.choices)}`"
+    return f"| {name.replace('|', chr(92) + '|')} | {default or 'none'} | {setting.help.replace('%%', '%')} |"
+
+
+def test_the_table_of_settings_is_what_the_program_has() -> None:
+    told = [line for line in section("Configuration").split("\n### ")[0].splitlines() if line.startswith("| `")]
+    assert told == [row_of(setting) for setting in SETTINGS]
+
+
+def test_the_table_of_profiles_is_what_the_program_has() -> None:
+    told: dict[str, dict[str, str]] = {}
+    name = ""
+    for first, setting, text in re.findall(
+        r"^\| (?:`([a-z]+)`)? ?\| [^|]*\| `(\w+)=(\S+)` \| [^|]+ \|$", section("Configuration"), re.MULTILINE
+    ):
+        name = first or name
+        told.setdefault(name, {})[setting] = text
+    assert told == PRESETS
 
 
 def test_exit_statuses_are_told_once_and_as_they_are() -> None:
@@ -96,9 +136,39 @@ def test_exit_statuses_are_told_once_and_as_they_are() -> None:
 
 def test_every_metric_is_there(tmp_path: Path) -> None:
     vfs = build_vfs(open_store(tmp_path, "squirrel"), budget=1, arrays="png", uid=0, gid=0)
-    families = [*_process(""), *_memory(vfs), *_tables(vfs), *_loads(vfs), *_store(vfs), *_staging(None, None)]
-    made = set(re.findall(r"^# TYPE (\S+)", exposition(families, Meter(), "shardfs"), re.MULTILINE))
+    made = set(re.findall(r"^# TYPE (\S+)", text_of(vfs, Meter(), ""), re.MULTILINE))
     source = (REPOSITORY / "shardfs/metering.py").read_text(encoding="utf-8")
-    made |= {f"shardfs_{name}" for name in re.findall(r'(?:f|F)amily\("([a-z_]+)"', source)}
+    made |= {f"shardfs_{name}" for name in re.findall(r'(?:(?:f|F)amily|each)\("([a-z_]+)"', source)}
     told = set(re.findall(r"`(shardfs_[a-z_]+)(?:\{[a-z,]+\})?`", section("Metrics").split("Worth an alarm")[0]))
     assert told == made
+
+
+def test_every_error_is_there_with_its_errno() -> None:
+    told = dict(re.findall(r"^\| `([A-Za-z]+)` \| ([A-Za-z ]+) \|", section("Errors"), re.MULTILINE))
+    made = {}
+    for name, one in vars(errors).items():
+        if isinstance(one, type) and issubclass(one, errors.ShardfsError):
+            made[name] = errno.errorcode[one.errno] if isinstance(getattr(one, "errno", None), int) else "of the system"
+    made |= {name: text for name, text in told.items() if issubclass(getattr(errors, name), errors.StorageError)}
+    assert told == made
+    assert told["StorageError"] == told["StagingError"] == "of the system"
+    assert (errors.MissingFileError("").errno, told["MissingFileError"]) == (errno.ENOENT, "ENOENT")
+    assert (errors.StagingLockedError("").errno, told["StagingLockedError"]) == (errno.EBUSY, "EBUSY")
+    assert (errors.CameDamagedError("").errno, told["CameDamagedError"]) == (errno.EIO, "EIO")
+
+
+def test_the_manual_page_is_what_the_parsers_make() -> None:
+    """`python tools/manual.py` makes it."""
+    made = page(build_parser(), __version__)
+    assert (REPOSITORY / "docs/shardfs.1").read_text(encoding="utf-8") == made
+    for command, taken in options():
+        (text,) = re.findall(rf"^\.SS shardfs {command}\n(.*?)(?=^\.S[SH] )", made, re.MULTILINE | re.DOTALL)
+        named_there = re.findall(r"\\fB((?:\\-)+[a-z0-9](?:\\-|[a-z0-9])*)\\fR", text)
+        assert [one.replace("\\-", "-") for one in named_there] == taken, command
+    for status in EXIT_STATUS:
+        assert f"\\fB{status}\\fR" in made
+    if shutil.which("groff"):
+        words = ["groff", "-man", "-Tutf8", "-ww", REPOSITORY / "docs/shardfs.1"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        assert done.stderr == ""
+        assert "Shows what the mount at" in " ".join(done.stdout.split())

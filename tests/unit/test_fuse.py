@@ -86,6 +86,9 @@ class MadeUpVfs:
     def files(self, handle: int) -> FileRun | None:
         return None if self.shared is None else FileRun(self.shared, cast(ShardTable, self), True, True)
 
+    def view_listing(self, handle: int) -> None:
+        return None
+
     def listing(self, start: int) -> Iterator[tuple[bytes, int, int]]:
         return ((f"{at}".encode(), at * 1000, at) for at in range(start, 4))
 

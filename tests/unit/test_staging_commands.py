@@ -378,9 +378,10 @@ def test_recover_keeps_both_versions_of_what_was_changed_meanwhile(
 
 
 def test_recover_shows_samples_as_whoever_staged_over_them_saw_them(
-    capsys: Capsys, store: Path, area: StagingArea
+    capsys: Capsys, store: Path, area: StagingArea, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers of stored files mean others where samples are shown otherwise."""
+    monkeypatch.setenv("SHARDFS_TEXT", "json")  # which is said for mounts, and not for what one of them has left
     opened = open_store(store, "squirrel")
     opened.set([{"note": "one", "x": b"\1" * 9}, {"note": "two", "x": b"\2" * 9}], "k")
     table = index.build(opened.driver.load(opened.entry("k"), lambda _: None), "png+text")

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
@@ -16,7 +16,7 @@ import pytest
 
 from shardfs import cli
 from shardfs.opening import open_store
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(90)
 Said = tuple[int, str, str]
@@ -112,12 +112,6 @@ def test_what_of_a_store_cannot_be_shown_counts(say: Callable[..., Said], tmp_pa
     assert (status, out.startswith("not shown: train/index.json")) == (1, True), out
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
-
-
 def test_a_store_far_away_is_read_and_not_its_cache(
     say: Callable[..., Said], moto: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -130,6 +124,9 @@ def test_a_store_far_away_is_read_and_not_its_cache(
     words = ("s3://bucket/verify", "--endpoint", moto.endpoint)
     assert say(*words)[0] == 0
     assert not (tmp_path / "cache/shardfs/shards").exists()
+    monkeypatch.setenv("SHARDFS_CACHE_DIR", str(tmp_path / "of mounts"))
+    assert say(*words)[0] == 0
+    assert [path.name for path in (tmp_path / "of mounts").iterdir()] == ["known"], "what was listed, and no shard"
     assert say(*words, "--cache-dir", tmp_path / "other")[0] == 0
     assert (tmp_path / "other").exists()
 
