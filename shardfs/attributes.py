@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shardfs.index import ShardTable
+from shardfs.model import Entry
 
 
 class Attributes(NamedTuple):
@@ -48,3 +49,24 @@ class FileRun:
     """False if names alone are to be handed out."""
     canary: bool
     """True if the first file is to be handed out without its attributes all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a key's directory, or something in it, is."""
+
+    key: str | None
+    """None: in a directory that is to become no key as it is called."""
+    entry: Entry | None
+    """The shard as it is stored; None where there is none yet."""
+    size: int = 0
+    stem: bytes | None = None
+    """The name of the file's sample; None for a directory, and for a file whose name has no dot."""
+    suffix: bytes = b""
+    """The part of the file's name behind its first dot."""
+    is_file: bool = False
+    table: ShardTable | None = None
+    file: int | None = None
+    """The stored file's number in the table; None where its bytes are staged."""
+    staged: bool = False
+    """Whether the bytes are staged here, and in no store yet."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
+from shardfs.commands.arguments import add_bench, add_find, add_top, joined
 from shardfs.commands.settings import (
     CACHE_PLACE,
     FAR_AWAY,
@@ -25,7 +26,8 @@ from shardfs.commands.settings import (
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "table", "index", "gc"),
-    *("convert", "cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "config"),
+    *("convert", "cache", "warm", "pin", "unpin", "verify", "doctor", "completion", "config", "top"),
+    *("find", "bench"),
 )
 
 _DESCRIPTION = "Shows a store of sharded samples as directories and files: each key a directory, each sample its files."
@@ -101,6 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
         pin.add_argument("keys", metavar="PATTERN", nargs="+", help="keys, with * and ?")
     _add_verify(commands.add_parser("verify", parents=looking, help="read every shard, and tell what is damaged"))
     _add_doctor(commands.add_parser("doctor", parents=[common], help="look for what keeps mounts from working here"))
+    add_top(commands.add_parser("top", parents=[common], help="show what mounts do right now"))
+    add_find(commands.add_parser("find", parents=looking, help="find names in a store, without mounting"))
+    add_bench(commands.add_parser("bench", parents=looking, help="measure a store or a mount"))
     _add_config(commands.add_parser("config", parents=[common], help="show every setting, and where it came from"))
     completion = commands.add_parser("completion", help="print what makes a shell complete commands and options")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"))
@@ -144,11 +149,13 @@ def _add_words(parser: argparse.ArgumentParser) -> None:
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Looks at this machine, and at STORE if one is named, for what keeps mounts from working or makes them slow, "
-        "and says how to mend it. Changes nothing. Exit status 5 if mounts cannot work as it is."
+        "and says how to mend it. Changes nothing; with --rw it puts an object of its own into a store far away, and "
+        "removes it again, to see what that does with conditions. Exit status 5 if mounts cannot work as it is."
     )
     parser.add_argument("store", metavar="STORE", nargs="?", help="a store that is to be mounted, as for mount")
     parser.add_argument("--driver", metavar="NAME", help="what kind of store it is, where that is unclear")
     add_settings(parser, FAR_AWAY)
+    parser.add_argument("--rw", action="store_true", help="STORE is to be written to: look whether it can be")
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
@@ -367,8 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         helper = from_mount8(words, sys.argv[0])
         if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground
             return OK
-        parsed = _parsed(words if helper is None else helper)
+        parsed = _parsed(joined(words) if helper is None else helper)
         parsed.from_mount8 = helper is not None
+        if parsed.command == "bench":
+            parsed.words, parsed.named = words, parsed.store  # of which it mounts a store
         verbosity = parsed.verbose
         return _run(parsed)
     except SystemExit as stop:  # argparse: 0 after --help, 2 after an error
@@ -478,6 +487,18 @@ def _run(parsed: argparse.Namespace) -> int:
         from shardfs.commands import completion
 
         return completion.run(parsed, build_parser())
+    if parsed.command == "top":
+        from shardfs.commands import top
+
+        return top.run(parsed)
+    if parsed.command == "find":
+        from shardfs.commands import find
+
+        return find.run(parsed)
+    if parsed.command == "bench":
+        from shardfs.commands import bench
+
+        return bench.run(parsed, main)
     if parsed.command == "config":
         from shardfs.commands import config
 

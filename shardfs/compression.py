@@ -272,7 +272,8 @@ def raw_size_hint(codec: str | None, stored: int, head: bytes, tail: bytes) -> i
         return stored
     claimed = 0
     if codec == "gz":
-        claimed = gzip_members.raw_size(tail)
+        # what does not begin as gzip does claims nothing: making room for it would drive out what is sound
+        claimed = gzip_members.raw_size(tail) if not head or head.startswith(b"\x1f\x8b") else 0
     elif codec == "zstd" and (claimed := zstd_frames.raw_size_hint(stored, tail)) == 0 and head:
         with contextlib.suppress(zstandard.ZstdError):
             size = zstandard.get_frame_parameters(head).content_size

@@ -558,7 +558,10 @@ CONTROL_ANSWER = 10.0
 the event loop a tenth of a second at worst."""
 
 CONTROL_STATUS = 2.0
-"""The same for `shardfs status`, which asks several mounts one after the other, and reports those that are silent."""
+"""The same for `shardfs status` and `top`, which report mounts that are silent."""
+
+CONTROL_ASKED = 8
+"""Mounts that `status` and `top` ask at once."""
 
 CONTROL_IDLE = 30.0
 """Seconds that a client of a mount may take for a request, and for taking its answer; who connects has one in hand."""
@@ -587,6 +590,25 @@ CONTROL_SHARE = 2
 """The light fields of a shard are shown in one file if they take no more than one part in this many of the budget:
 they are made as a whole, beside their shard."""
 
+XATTR_HASHED = 1 << 30
+"""Bytes of the largest file whose hash is told as an extended attribute: who asks waits, uninterruptibly, for one to
+three seconds then. `sha256sum` has no such limit."""
+
+XATTR_HASHING = 2
+"""Files that are hashed for that at once: a `getfattr -R` over everything must not take all workers from readers."""
+
+XATTR_HASHES = 10_000
+"""Hashes that are remembered, 200 bytes each."""
+
+XATTR_SLICE = MIB
+"""Bytes of a file that are hashed at a time."""
+
+XATTR_JSON = 16 * MIB
+"""Bytes of a `.json` in which the true name of a shortened field is looked up."""
+
+XATTR_VALUE = 4096
+"""Bytes of what is told of an array's type: one of a thousand named columns is cut."""
+
 LOG_LINES = 1_000
 LOG_LINE = 1_000
 """Lines of the log that a mount shows, and characters of each: a megabyte."""
@@ -594,6 +616,9 @@ LOG_LINE = 1_000
 KERNEL_MIN = (5, 4)
 """Older kernels than this are told of: pidfd_open, by which a daemon's end is waited for, came with 5.3, and 5.4 is
 the long-term release after it."""
+
+FUSE_DEVICE = (10, 229)
+"""Major and minor number of /dev/fuse (Linux, Documentation/admin-guide/devices.txt)."""
 
 PYFUSE3 = "3.5.0"
 """The release whose request loop is replaced (docs/DESIGN.md says why); pyproject.toml pins it."""
@@ -857,6 +882,10 @@ LIGHT_FIELDS = 1_000
 LIGHT_NAME = 1_000
 """Light fields of one shard, and characters of their names: more are no fields, but keys of data."""
 
+LIGHT_FETCH = 4 * MIB
+"""Raw bytes of a shard that are fetched at once for the light fields in them: half of what is asked for at a time of a
+store far away."""
+
 LIGHT_SHARD = 64 * MIB
 """Bytes of different texts of one shard's light fields: 64 of the longest for each of 250 samples..."""
 
@@ -945,3 +974,60 @@ VIEW_KEPT = 256 * MIB
 
 VIEW_KEEPING = 60.0
 """Seconds between two writings of that file: a store may change all the time."""
+
+# --- looking at mounts: traces, bench, top ----------------------------------------------------------------------------
+
+TRACE_BYTES = 256 * MIB
+"""Bytes of one access trace, after which it ends: two million requests, which a loader makes in some minutes."""
+
+TRACE_WAITING = 100_000
+"""Requests that may wait for being written to a trace, some 20 MiB; those above are counted and left out."""
+
+TRACE_EVERY = 0.25
+"""Seconds between two writes to a trace: so much of it a death of the process takes along."""
+
+TRACE_PATHS = 100_000
+"""Paths remembered for a trace, by inode number; all are forgotten when there are more, and worked out again."""
+
+TRACE_LINE = 64 * 1024
+"""Bytes of one line of a trace that is played: two paths of 4,096 bytes, each escaped."""
+
+REPLAY_OPEN = 500
+"""Files that a replay holds open at once, half of what a process may by default; the oldest is closed for one more."""
+
+BENCH_SECONDS = 10.0
+"""Seconds that `shardfs bench` takes in all, unless it is told."""
+
+BENCH_KEYS = 16
+"""Keys that it reads, of those that there are: for a median of the time to the first byte."""
+
+BENCH_LEAST = 4
+"""Keys for which its time must do, however many files each has: a key that takes more than its part is left there."""
+
+BENCH_FILES = 20_000
+BENCH_BYTES = 512 * MIB
+"""Files of one key, and bytes in all, that it reads at most: a second or two of what a mount gives from memory."""
+
+BENCH_LISTED = 10_000
+"""Names of a directory above the keys among which it chooses: a directory may have a million."""
+
+TOP_EVERY = 2.0
+TOP_FIRST = 0.5
+TOP_LEAST = 0.1
+"""Seconds between two displays of `shardfs top`, until the first one, and the least that may be asked for."""
+
+TOP_KEYS = 3
+"""Keys that `shardfs top` and `status` name one by one of those that are being loaded."""
+
+TOP_LOADING = 100
+"""Keys under way that a mount tells of: no more are loaded at once in earnest, the rest wait for room."""
+
+THROUGHPUT_BYTES = 16 * MIB
+THROUGHPUT_SECONDS = 5.0
+"""What `doctor` reads of a store at most, to tell how fast it gives: two parts of a large object."""
+
+THROUGHPUT_LOW = 2 * MIB
+"""Bytes a second below which it tells: a shard of 100 MiB takes a minute then."""
+
+STORE_CLOCK = 10.0
+"""Seconds in which a server is to tell its time."""

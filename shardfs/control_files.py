@@ -1,4 +1,5 @@
-"""What is below `.shardfs` of a mount: documents about the mount, stored shards as they are, light fields by the shard.
+"""What is below `.shardfs` of a mount: documents about the mount, stored shards as they are, light fields by the shard,
+tables of the whole store.
 
 It is found by lookup, and never listed in the root, where whoever loads a data set takes each directory for a class. No
 key can have its name: a leading dot is escaped.

@@ -60,6 +60,15 @@ Health = Callable[[], dict[str, Any]]
 _NONE: Changed = {}
 
 
+def metrics_handler(text: Callable[[], str]) -> Handler:
+    """`metrics`: what `.shardfs/metrics` has, for who watches the mount without reading of it."""
+
+    async def metrics(arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"text": text()}
+
+    return metrics
+
+
 def handlers_of(vfs: Vfs, store: str, driver: str, health: Health | None = None) -> Handlers:
     """All that a mount of `vfs` can be asked for. `store` is its URL as anybody may see it, `health` what is to be told
     of one far away."""
@@ -133,6 +142,7 @@ def status_handlers(
                 "shards": len(cache),
                 **dataclasses.asdict(cache.counts),
             },
+            "loading": cache.loading,
             "light": _light(vfs.light),
             "far": None if health is None else health(),
             "staged": None if area is None else _reports(area, problems()),

@@ -142,14 +142,18 @@ def repair(path: str) -> bool:
 
 
 def prove(path: str, seconds: float = config.MOUNT_ANSWER) -> None:
-    """Return once the mount at `path` answers. MountError if it does not, or not in time."""
-    reason = trouble(path, seconds)
+    """Return once the mount at `path` answers. MountError if it does not, or not in time.
+
+    The kernel has found `.shardfs` then: to find it later it would wait for whoever holds the root, which a rename that
+    stores a key does for as long as that takes.
+    """
+    reason = trouble(path, seconds, find=".shardfs")
     if reason:
         raise MountError(f"the mount at {path} does not work: {reason}; mount with -f to see more")
 
 
-def trouble(path: str, seconds: float) -> str:
-    """What is wrong with the mount at `path`; nothing if it answers in time.
+def trouble(path: str, seconds: float, find: str = "") -> str:
+    """What is wrong with the mount at `path`; nothing if it answers in time. With `find` that name is looked up, too.
 
     Must not be called by the thread that serves the mount; the question is asked in a thread of its own, because nobody
     can be freed from a system call that the server never answers.
@@ -159,6 +163,8 @@ def trouble(path: str, seconds: float) -> str:
     def ask() -> None:
         try:
             os.statvfs(path)
+            if find:
+                os.stat(os.path.join(path, find))
             mounted = mounted_at(path)
             outcome.append("" if mounted is not None and mounted.fstype == FSTYPE else "it is not in the mount table")
         except OSError as error:

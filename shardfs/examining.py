@@ -103,7 +103,9 @@ def _kernel(places: Places) -> Iterator[Finding]:
 def _device(places: Places) -> Iterator[Finding]:
     container = "in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
     try:
-        os.close(os.open(places.device, os.O_RDWR | os.O_CLOEXEC))
+        descriptor = os.open(places.device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        device = os.fstat(descriptor)
+        os.close(descriptor)
     except FileNotFoundError:
         yield Finding("fuse", FAILURE, f"{places.device} is missing", f"modprobe fuse; {container}")
         return
@@ -114,6 +116,10 @@ def _device(places: Places) -> Iterator[Finding]:
         return
     if os.geteuid() == 0 and not _may_mount(places):
         yield Finding("fuse", FAILURE, "root lacks the right to mount here (CAP_SYS_ADMIN)", container)
+        return
+    if not stat.S_ISCHR(device.st_mode) or device.st_rdev != os.makedev(*config.FUSE_DEVICE):
+        fix = f"rm {places.device}; mknod {places.device} c 10 229; chmod 666 {places.device} as root; {container}"
+        yield Finding("fuse", FAILURE, f"{places.device} is something else than the device of FUSE", fix)
         return
     yield Finding("fuse", OK, f"{places.device} can be opened")
 

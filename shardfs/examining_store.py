@@ -5,6 +5,10 @@ Knows nothing of the machine (`examining`), nor of what is printed.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,35 +17,89 @@ from shardfs import config
 from shardfs.drivers.base import StoresObjects
 from shardfs.errors import ShardfsError
 from shardfs.examining import FAILURE, NOTE, OK, WARNING, Finding
+from shardfs.examining_far import (
+    examine_clock,
+    examine_conditions,
+    examine_credentials,
+    examine_throughput,
+    refused,
+)
 from shardfs.model import Entry
 from shardfs.opening import open_store
+from shardfs.storage.urls import is_far, without_secrets
 from shardfs.store import Store
 
 
 def examine_store(
-    url: str, driver: str | None, options: dict[str, Any], clock: Callable[[], float] = time.time
+    url: str,
+    driver: str | None,
+    options: dict[str, Any],
+    clock: Callable[[], float] = time.time,
+    writing: bool = False,
 ) -> Iterator[Finding]:
-    """All checks of a store, the first of which says whether there are more."""
+    """All checks of a store: one that cannot be opened has no more than its clock. With `writing` it is tried out what
+    it does with conditions, by an object of its own that is removed again."""
+    far = is_far(url)
+    if far and not options.get("offline"):
+        yield from examine_clock(url, options.get("endpoint"), clock)
+    with contextlib.ExitStack() as stack:
+        if far and not options.get("offline"):
+            # what the store says now, and not what was heard of it before, or lies in the cache
+            place = stack.enter_context(tempfile.TemporaryDirectory(prefix="shardfs-doctor-"))
+            options = {**options, "cache_dir": place, "cache_size": 0}
+        yield from _examine(url, driver, options, clock, writing, far)
+
+
+def _examine(
+    url: str, driver: str | None, options: dict[str, Any], clock: Callable[[], float], writing: bool, far: bool
+) -> Iterator[Finding]:
+    anonymous = bool(options.get("anonymous"))
     begun = time.monotonic()
     try:
         store = open_store(url, driver, **options)
         entries = store.driver.entries()
     except (ShardfsError, OSError) as error:
-        yield Finding("store", FAILURE, str(error), "mend what the message names; shardfs mount would say the same")
+        fix = "mend what the message names; shardfs mount would say the same"
+        found = refused(url, error, anonymous) if far else None
+        yield found or Finding("store", FAILURE, str(error), fix)
         return
+    if far:
+        yield from examine_credentials(url, anonymous)
     seconds = time.monotonic() - begun
-    text = f"{url} ({store.driver.name}): {len(entries):,} keys, listed in {seconds:.2f} s"
+    text = f"{_shown(url)} ({store.driver.name}): {len(entries):,} keys, listed in {seconds:.2f} s"
     if seconds > config.LISTING_SLOW:
         yield Finding("store", WARNING, text, "mount with a longer --refresh, or --refresh manual")
     else:
         yield Finding("store", OK, text)
     for problem in store.driver.problems[: config.NOTES_LOGGED]:
-        yield Finding("store", WARNING, f"not shown: {problem}", f"shardfs verify {url} tells all that is damaged")
+        yield Finding(
+            "store",
+            WARNING,
+            f"not shown: {problem}",
+            f"shardfs verify {shlex.quote(_shown(url))} tells all that is damaged",
+        )
     if not store.driver.writable:
         yield Finding("writing", NOTE, "it can only be read here", "mount it without --rw")
+    elif not store.far:
+        yield from _writing(store, writing)
+    yield from examine_conditions(store, writing)
     yield from _times(entries, clock())
     yield from _sizes(entries)
     yield from _latency(store, entries)
+    yield from examine_throughput(store, entries)
+
+
+def _writing(store: Store, wanted: bool) -> Iterator[Finding]:
+    """Whether this user may write to a store on this machine; a failure for who wants to."""
+    if store.place is None:
+        return
+    place = os.path.realpath(store.place)
+    if os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+        yield Finding("writing", OK, "this user may write to it")
+        return
+    reason = "its file system is read-only" if os.statvfs(place).f_flag & os.ST_RDONLY else "this user may not write"
+    fix = f"chown it to this user ({shlex.quote(place)}), or mount it without --rw"
+    yield Finding("writing", FAILURE if wanted else NOTE, f"it can only be read here: {reason}", fix)
 
 
 def _times(entries: list[Entry], now: float) -> Iterator[Finding]:
@@ -80,7 +138,15 @@ def _latency(store: Store, entries: list[Entry]) -> Iterator[Finding]:
         return
     text = f"{sorted(taken)[1] * 1000:.1f} ms until it says something of an object"
     if sorted(taken)[1] > config.LATENCY_HIGH:
-        fix = f"fetch ahead: shardfs warm {store.url}" if store.far else "copy the store to a faster disk"
+        fix = (
+            f"fetch ahead: shardfs warm {shlex.quote(without_secrets(store.url))}"
+            if store.far
+            else "copy the store to a faster disk"
+        )
         yield Finding("latency", WARNING, text, fix)
     else:
         yield Finding("latency", OK, text)
+
+
+def _shown(url: str) -> str:
+    return without_secrets(url) if "://" in url else url

@@ -13,7 +13,7 @@ import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from time import perf_counter
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, StatvfsData
@@ -25,6 +25,9 @@ from shardfs.listers import has_canary
 from shardfs.metrics import Meter
 from shardfs.vfs import Vfs
 from shardfs.views.places import Listing
+
+if TYPE_CHECKING:  # a mount without them has no use for it
+    from shardfs.xattrs import Xattrs
 
 log = logging.getLogger("shardfs")
 
@@ -142,13 +145,15 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, vfs: Vfs, gifts: bool = True) -> None:
-        """With `gifts` small files are given to the kernel when they are first opened."""
+    def __init__(self, vfs: Vfs, gifts: bool = True, xattrs: Xattrs | None = None) -> None:
+        """With `gifts` small files are given to the kernel when they are first opened. Without `xattrs` there are none,
+        and the kernel never asks a second time."""
         super().__init__()
         self.meter = Meter()
         self.seen = self.meter.operations
         self._vfs = vfs
         self._gifts = gifts
+        self._xattrs = xattrs
         self._bulk = Bulk()
         self._entry = EntryAttributes()
         self._entry.st_uid = vfs.uid
@@ -363,6 +368,12 @@ class Operations(pyfuse3.Operations):
         if data is not None:
             with contextlib.suppress(OSError):  # then it asks
                 pyfuse3.notify_store(inode, 0, data)  # type: ignore[arg-type]
+                self.meter.gave(len(data))
+
+    def prefill(self, inode: int, data: bytes | memoryview) -> None:
+        """Give the kernel the content of a file that it knows. OSError; never on the event loop."""
+        pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data)  # type: ignore[arg-type]
+        self.meter.gave(len(data))
 
     # pyfuse3 takes any contiguous buffer, though it declares bytes; a copy of each read is what this saves
     @quick_handler
@@ -373,6 +384,7 @@ class Operations(pyfuse3.Operations):
                 data = await self._vfs.read(fh, off, size)
         if not isinstance(data, bytes | memoryview):
             raise TypeError(f"read gave {type(data).__name__}")
+        self.meter.served += len(data)
         return data
 
     @handler
@@ -387,15 +399,22 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Success, for the same reason as fsyncdir."""
 
-    # --- extended attributes: there are none, and `ls -l` would ask for them file by file ---------------------------
+    # --- extended attributes: none unless they are asked for, as `ls -l` would ask for them file by file -----------
 
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        refuse(errno.ENOSYS)
+        if self._xattrs is None:
+            refuse(errno.ENOSYS)
+        found = await self._xattrs.value(inode, name)
+        if found is None:
+            refuse(errno.ENODATA)
+        return found
 
     @handler
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        refuse(errno.ENOSYS)
+        if self._xattrs is None:
+            refuse(errno.ENOSYS)
+        return await self._xattrs.names(inode)
 
     @handler
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:

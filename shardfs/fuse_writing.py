@@ -8,6 +8,7 @@ a mapping are sent by the kernel before it.
 from __future__ import annotations
 
 import errno
+from typing import TYPE_CHECKING
 
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
 
@@ -16,12 +17,15 @@ from shardfs.attributes import Attributes
 from shardfs.fuse import Operations, handler, refuse, statvfs_of
 from shardfs.writing import Change, WritableVfs
 
+if TYPE_CHECKING:
+    from shardfs.xattrs import Xattrs
+
 
 class WritableOperations(Operations):
     """The handlers of one writable mount."""
 
-    def __init__(self, vfs: WritableVfs, gifts: bool = True) -> None:
-        super().__init__(vfs, gifts)
+    def __init__(self, vfs: WritableVfs, gifts: bool = True, xattrs: Xattrs | None = None) -> None:
+        super().__init__(vfs, gifts, xattrs)
         self._writable = vfs
         # what is staged may change in the store's hands when it is sealed, so its pages go with each opening
         self._staged_info = FileInfo(keep_cache=False, direct_io=False)

@@ -17,7 +17,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import zstandard
 
@@ -246,23 +246,30 @@ class IndexDb:
     def take(self, path: Path) -> int:
         """Take over all rows of an exported index; their number. BadSettingError for what is none of this store."""
         other = IndexDb(path, self._identity.partition(" ")[2], read_only=True)
-        light: list[tuple[Any, ...]] = []
+        taken = None
         try:
             with other._connected() as connection:
-                rows = None if connection is None else connection.execute("SELECT * FROM shards").fetchall()
-                if connection is not None and _has_light(connection):
-                    light = connection.execute("SELECT * FROM light").fetchall()
+                if connection is not None:
+                    taken = self._copied(connection, "shards", 7)
+                    if _has_light(connection):
+                        self._copied(connection, "light", 5)
         finally:
             other.close()
-        if rows is None:
+        if taken is None:
             raise BadSettingError(f"{path} is no index of this kind of store and way of showing it")
-        with self._connected() as connection:
-            if connection is not None:
-                connection.executemany("INSERT OR IGNORE INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-                if light:
-                    connection.execute(_LIGHT_SCHEMA)
-                    connection.executemany("INSERT OR IGNORE INTO light VALUES (?, ?, ?, ?, ?)", light)
-        return len(rows)
+        return taken
+
+    def _copied(self, source: sqlite3.Connection, table: str, columns: int) -> int:
+        """Have all rows of another index's table that this one has not; how many there were."""
+        rows, count = source.execute(f"SELECT * FROM {table}"), 0
+        while batch := rows.fetchmany(100):
+            count += len(batch)
+            with self._connected() as connection:
+                if connection is not None:
+                    connection.executescript(_LIGHT_SCHEMA if table == "light" else _SCHEMA)
+                    marks = ", ".join("?" * columns)
+                    connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", batch)
+        return count
 
     @property
     def usable(self) -> bool:

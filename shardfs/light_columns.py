@@ -66,7 +66,7 @@ class Column:
 
     def decoded(self) -> list[Light]:
         """The texts by their numbers: each is of one kind only, a text or JSON."""
-        found: list[Light] = [text.decode("utf-8", "surrogatepass") for text in self.texts]
+        found: list[Light] = [_decoded(text) for text in self.texts]
         kinds = self.kinds[(self.kinds == IS_TEXT) | (self.kinds == IS_JSON)]
         for code in np.unique(self.codes[kinds == IS_JSON]).tolist():
             found[code] = JsonText(found[code])
@@ -99,6 +99,13 @@ class Column:
             self.codes[kept[text]],
             self.texts,
         )
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:  # nothing that was packed here, but an index may be anybody's
+        return text.decode("utf-8", "backslashreplace")
 
 
 def _put(made: list[Light], where: Numbers, found: list[Light]) -> None:
@@ -210,11 +217,16 @@ def _packed(column: Column) -> list[Any]:
     return [*numbers, column.texts.data, np.diff(column.texts.starts).astype(np.uint32).tobytes()]
 
 
-_DTYPES = {dtype: np.dtype(dtype) for dtype in ("|u1", "|i1", "<i2", "<i4", "<i8", "<u2", "<u4", "<f8")}
+_DTYPES = (("|u1",), ("|i1", "<i2", "<i4", "<i8"), ("<f8",), ("|u1", "<u2", "<u4"))
+"""What kinds, ints, floats and numbers of texts may be."""
 
 
 def _unpacked(samples: int, kinds: Any, ints: Any, floats: Any, codes: Any, data: bytes, lengths: bytes) -> Column:
-    parts: list[Numbers] = [np.frombuffer(part, _DTYPES[dtype]) for dtype, part in (kinds, ints, floats, codes)]
+    parts: list[Numbers] = []
+    for (dtype, part), known in zip((kinds, ints, floats, codes), _DTYPES, strict=True):
+        if dtype not in known:
+            raise ValueError("numbers of another type")
+        parts.append(np.frombuffer(part, dtype))
     starts = np.concatenate(([np.uint64(0)], np.cumsum(np.frombuffer(lengths, np.uint32), dtype=np.uint64)))
     column = Column(parts[0], parts[1], parts[2], parts[3], Strings(data, starts))
     counts = np.bincount(column.kinds, minlength=IS_OMITTED + 1) if samples else np.zeros(IS_OMITTED + 1, np.int64)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardfs.metrics import Family, Meter, exposition, family
 from shardfs.storage.disk_cache import DiskCache
+from shardfs.storage.requests import Requests
 from shardfs.vfs import Vfs
 
 if TYPE_CHECKING:
@@ -26,7 +28,14 @@ def text_of(
     vfs: Vfs, meter: Meter, version: str, area: StagingArea | None = None, sealer: Sealing | None = None
 ) -> str:
     """All metrics of a mount; `area` and `sealer` are those of a writable one."""
-    families = [*_process(version), *_memory(vfs), *_tables(vfs), *_loads(vfs), *_store(vfs), *_staging(area, sealer)]
+    families = [
+        *_process(version),
+        *_tiers(vfs),
+        *_loads(vfs),
+        *_bytes(vfs, meter),
+        *_store(vfs),
+        *_staging(area, sealer),
+    ]
     return exposition(families, meter, PREFIX)
 
 
@@ -46,29 +55,69 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _memory(vfs: Vfs) -> Iterator[Family]:
-    cache = vfs.cache
-    counts = cache.counts
+@dataclass(frozen=True, slots=True)
+class _Tier:
+    """One place in which what was got or made is kept. None: there is no such figure."""
+
+    name: str
+    bytes: int | None
+    limit: int | None = None
+    items: int | None = None
+    hits: int | None = None
+    misses: int | None = None
+    evictions: int | None = None
+
+
+def _tiers(vfs: Vfs) -> Iterator[Family]:
+    tiers = [*_in_memory(vfs), *_on_disk(vfs)]
+
+    def each(name: str, kind: str, text: str, value: Callable[[_Tier], int | None]) -> Family:
+        found = [({"tier": tier.name}, figure) for tier in tiers if (figure := value(tier)) is not None]
+        return Family(name, kind, text, found)
+
     yield family("keys", "gauge", "Keys that the mount shows.", len(vfs.tree.slots))
-    yield family("cache_budget_bytes", "gauge", "Memory that loaded shards and rendered files may take.", cache.budget)
-    yield family("cache_bytes", "gauge", "Memory that they take, or have reserved.", cache.used)
-    yield family("cache_shards", "gauge", "Shards in memory.", len(cache))
-    yield family("cache_hits_total", "counter", "Uses of a shard that was in memory.", counts.hits)
-    yield family("cache_misses_total", "counter", "Uses of one that was not.", counts.misses)
-    yield family("cache_evictions_total", "counter", "Shards that gave way to others.", counts.evictions)
-    yield family("rendered_bytes", "gauge", "Memory of rendered files, a part of cache_bytes.", cache.rendered_bytes)
-    yield family("rendered_hits_total", "counter", "Uses of a rendered file that was kept.", counts.rendered_hits)
-    yield family("rendered_misses_total", "counter", "Files rendered in a worker.", counts.rendered_misses)
-    yield family("rendered_evictions_total", "counter", "Rendered files let go.", counts.rendered_evictions)
-    yield family("damaged", "gauge", "Damaged shards and samples that errors.jsonl lists.", len(cache.damage))
+    yield each("cache_limit_bytes", "gauge", "What may be kept; memory is for rendered, too.", lambda tier: tier.limit)
+    yield each("cache_bytes", "gauge", "What is kept, or reserved.", lambda tier: tier.bytes)
+    yield each("cache_items", "gauge", "Shards, rendered files, tables that are kept.", lambda tier: tier.items)
+    yield each("cache_hits_total", "counter", "Uses of what was kept.", lambda tier: tier.hits)
+    yield each("cache_misses_total", "counter", "Uses of what was not.", lambda tier: tier.misses)
+    yield each("cache_evictions_total", "counter", "What gave way to others.", lambda tier: tier.evictions)
+    indexed = vfs.cache.tables.indexed
+    yield family("tables_indexed_total", "counter", "Tables taken from the persistent index.", indexed)
+    yield family("damaged", "gauge", "Damaged shards and samples that errors.jsonl lists.", len(vfs.cache.damage))
 
 
-def _tables(vfs: Vfs) -> Iterator[Family]:
-    tables = vfs.cache.tables
-    yield family("tables", "gauge", "Shards whose names and sizes are in memory.", len(tables))
-    yield family("tables_bytes", "gauge", "Memory that these take.", tables.used)
-    yield family("tables_evictions_total", "counter", "Of these, let go.", tables.evictions)
-    yield family("tables_indexed_total", "counter", "Taken from the persistent index.", tables.indexed)
+def _in_memory(vfs: Vfs) -> Iterator[_Tier]:
+    cache, counts, tables = vfs.cache, vfs.cache.counts, vfs.cache.tables
+    rendered = cache.rendered_bytes
+    yield _Tier(
+        *("memory", cache.used - rendered, cache.budget, len(cache), counts.hits, counts.misses, counts.evictions)
+    )
+    yield _Tier(
+        "rendered",
+        rendered,
+        items=cache.rendered_files,
+        hits=counts.rendered_hits,
+        misses=counts.rendered_misses,
+        evictions=counts.rendered_evictions,
+    )
+    yield _Tier("tables", tables.used, tables.budget, len(tables), evictions=tables.evictions)
+
+
+def _on_disk(vfs: Vfs) -> Iterator[_Tier]:
+    """The cache on disk: of stored shards for a store far away, of raw ones where those are kept."""
+    storage, counts = getattr(vfs.driver, "storage", None), vfs.cache.counts
+    stored = storage.files if isinstance(storage, DiskCache) else None
+    raw = None if vfs.cache.raw is None else vfs.cache.raw.files
+    files = stored or raw
+    if files is None:
+        return
+    evicted = sum(each.evicted for each in (stored, raw) if each is not None)
+    if stored is None:
+        yield _Tier("disk", files.held(), files.limit, hits=counts.raw, evictions=evicted)
+        return
+    hits = stored.hits + counts.raw
+    yield _Tier("disk", files.held(), files.limit, hits=hits, misses=stored.misses, evictions=evicted)
 
 
 def _loads(vfs: Vfs) -> Iterator[Family]:
@@ -83,16 +132,28 @@ def _loads(vfs: Vfs) -> Iterator[Family]:
     yield family("read_ahead_wasted_total", "counter", "Shards loaded ahead in vain.", ahead.wasted)
 
 
-def _store(vfs: Vfs) -> Iterator[Family]:
-    """Requests to a store far away, and the cache on disk before it, where there are such."""
+def _bytes(vfs: Vfs, meter: Meter) -> Iterator[Family]:
+    counts, requests = vfs.cache.counts, _requests(vfs)
+    got = counts.loaded_bytes + counts.part_bytes if requests is None else requests.fetched
+    told = meter.served + meter.given
+    yield family("served_bytes_total", "counter", "Bytes that reads were answered with.", meter.served)
+    yield family("given_bytes_total", "counter", "Bytes of files given to the kernel before it asked.", meter.given)
+    yield family("store_bytes_total", "counter", "Bytes of shards that came from the store.", got)
+    yield family("decoded_bytes_total", "counter", "Raw bytes of shards that were loaded whole.", counts.decoded_bytes)
+    amplified = round(got / told, 6) if told else 0
+    yield family("read_amplification", "gauge", "Bytes from the store for each byte served or given.", amplified)
+
+
+def _requests(vfs: Vfs) -> Requests | None:
+    """What asks a store far away, where it is that."""
     storage = getattr(vfs.driver, "storage", None)
-    if isinstance(storage, DiskCache):
-        files = storage.files
-        yield family("disk_cache_limit_bytes", "gauge", "Disk that the cache may fill.", files.limit)
-        yield family("disk_cache_hits_total", "counter", "Objects found there.", files.hits)
-        yield family("disk_cache_misses_total", "counter", "Objects fetched.", files.misses)
-        storage = storage.inner
-    requests = getattr(storage, "requests", None)
+    found = getattr(storage.inner if isinstance(storage, DiskCache) else storage, "requests", None)
+    return found if isinstance(found, Requests) else None
+
+
+def _store(vfs: Vfs) -> Iterator[Family]:
+    """Requests to a store far away."""
+    requests = _requests(vfs)
     if requests is not None:
         yield family("store_requests_total", "counter", "Requests to the store, repeated ones too.", requests.asked)
         yield family("store_retries_total", "counter", "Requests that were repeated.", requests.repeated)
@@ -101,6 +162,8 @@ def _store(vfs: Vfs) -> Iterator[Family]:
 def _staging(area: StagingArea | None, sealer: Sealing | None) -> Iterator[Family]:
     if area is None or sealer is None:
         return
-    yield family("staged", "gauge", "Keys and directories that are staged.", len(area.directories()))
+    staged = area.directories()
+    yield family("staged", "gauge", "Keys and directories that are staged.", len(staged))
+    yield family("staged_bytes", "gauge", "Bytes of their files.", sum(each.data_bytes for each in staged))
     yield family("seals_total", "counter", "Keys that were stored.", sealer.stored)
     yield family("seal_failures_total", "counter", "Times that a key could not be stored.", sealer.failures)

@@ -64,8 +64,17 @@ class Meter:
     def __init__(self) -> None:
         self.operations: defaultdict[str, Latency] = defaultdict(Latency)
         """By name; made when one is first added to."""
+        self.served = 0
+        """Bytes that reads were answered with. One writer, as an operation has."""
+        self.given = 0
+        """Bytes of small files that the kernel was given before it asked."""
         self._errors: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
+
+    def gave(self, size: int) -> None:
+        """The kernel was given so many bytes; called in any thread."""
+        with self._lock:
+            self.given += size
 
     def failed(self, operation: str, code: str) -> None:
         """An operation ended with an error, by its name (`ENOENT`)."""

@@ -20,6 +20,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pyfuse3
@@ -27,7 +28,7 @@ import trio
 
 from shardfs import __version__, config, daemon, metering, metrics_server, request_loop
 from shardfs.control_documents import documents_of, settings_of
-from shardfs.control_handlers import handlers_of
+from shardfs.control_handlers import handlers_of, metrics_handler
 from shardfs.control_server import Handlers, served
 from shardfs.errors import MissingSystemError, MountError
 from shardfs.fuse import Operations
@@ -96,6 +97,10 @@ class MountOptions:
     fits the store."""
     metrics: str | None = None
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
+    trace: str | None = None
+    """A file into which what the kernel asks is written; None: nothing is."""
+    xattr: bool = False
+    """Tell extended attributes."""
     view: str = ""
     """The view that the root shows, as `views.names.parse` takes it; nothing for the keys."""
     heavy: str | None = None
@@ -131,12 +136,15 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         stack.enter_context(prepared(path, options.nonempty))
         handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
-        operations, writable = _operations(vfs)
+        operations, writable = _operations(vfs, options.xattr)
         real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
         settings = settings_of(vfs, options.settings, real)
         area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
         telling = partial(metering.text_of, vfs, operations.meter, __version__, area, sealer)
+        handlers = {**handlers, "metrics": metrics_handler(telling)}
         vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, telling)
+        if options.trace is not None:
+            stack.enter_context(_traced(options.trace, vfs, operations, source_name(store.url), path))
         made = _Made(vfs, operations, writable, path, fuse_options(store, options), store.url, handlers)
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
 
@@ -321,13 +329,29 @@ def is_writable(vfs: Vfs) -> TypeGuard[WritableVfs]:
     return vfs.writable
 
 
-def _operations(vfs: Vfs) -> tuple[Operations, WritableVfs | None]:
+def _operations(vfs: Vfs, xattr: bool) -> tuple[Operations, WritableVfs | None]:
     """The handlers of a mount, and its file system if that is a writable one."""
+    xattrs = None
+    if xattr:
+        from shardfs.xattrs import Xattrs
+
+        xattrs = Xattrs(vfs)
     if not is_writable(vfs):
-        return Operations(vfs, prefills()), None
+        return Operations(vfs, prefills(), xattrs), None
     from shardfs.fuse_writing import WritableOperations
 
-    return WritableOperations(vfs, prefills()), vfs
+    return WritableOperations(vfs, prefills(), xattrs), vfs
+
+
+@contextlib.contextmanager
+def _traced(file: str, vfs: Vfs, operations: Operations, store: str, path: str) -> Iterator[None]:
+    """While inside, what is asked of `operations` is written to a trace. Imported here: seldom is one asked for."""
+    from shardfs.tracing import Recorder, Tracer
+
+    recorder = Recorder(Path(file))
+    Tracer(vfs, recorder).attach(operations)
+    with recorder.running(store, path):
+        yield
 
 
 async def _serve(
@@ -344,7 +368,7 @@ async def _serve(
         notices = Notices(
             lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
             lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
-            lambda inode, data: pyfuse3.notify_store(pyfuse3.InodeT(inode), 0, data),  # type: ignore[arg-type]
+            operations.prefill,
             lambda below: os.stat(os.path.join(path, below)),
         )
         vfs.superseded = notices.superseded

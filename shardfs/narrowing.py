@@ -31,7 +31,11 @@ Identity = tuple[Key, Version]
 class Narrowing:
     """A filter over the samples of one store. `arrays` is how they are shown."""
 
-    def __init__(self, where: Where, arrays: str, database: IndexDb | None) -> None:
+    def __init__(
+        self, where: Where, arrays: str, database: IndexDb | None, warn: Callable[[str], None] = log.warning
+    ) -> None:
+        """`warn` is told of fields that there seem not to be."""
+        self._warn = warn
         self.where = where
         self._arrays = arrays
         self._database = database
@@ -107,9 +111,8 @@ class Narrowing:
                 self._known.add(field)
             else:
                 self._told.add(field)
-                log.warning(
-                    "--where: no sample of %s has the light field %r%s", entry.key, field, nearest(field, columns)
-                )
+                text = f"--where: no sample of {entry.key} has the light field {field!r}"
+                self._warn(text + nearest(field, columns))
 
 
 _MASK = 300

@@ -16,10 +16,10 @@ import contextlib
 import errno
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardfs import config, inodes
-from shardfs.attributes import Attributes, FileRun
+from shardfs.attributes import About, Attributes, FileRun
 from shardfs.drivers.base import Driver
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.index import ShardTable
@@ -213,6 +213,26 @@ class OverlaidVfs(Vfs):
             return ref.last
         staged = ref.overlay.staged
         return attributes_of(ref.inode, await self.calls.quick(staged, lambda: staged.entry(ref.entry), steady=False))
+
+    async def about(self, inode: int) -> About | None:
+        ref, directory = self.ref_of(inode), self.tree.directory(inode)
+        if isinstance(directory, NewDirectory):
+            return About(directory.key if directory.is_key else None, None, staged=True)
+        if ref is None:
+            return await super().about(inode)
+        if ref.last is not None:
+            raise StaleShardError("the file has been stored since it was looked up")
+        staged, key = ref.overlay.staged, ref.overlay.directory
+        entry = await self.calls.quick(staged, lambda: staged.entry(ref.entry), steady=False)
+        stored = key.entry if isinstance(key, KeyDirectory) else None
+        name = staged.key if staged.kind == "key" else None
+        if entry.directory:
+            return About(name, stored, staged=True)
+        stem, dot, suffix = entry.name.partition(b".")
+        if entry.base is not None and isinstance(key, KeyDirectory):  # taken over under another name or mode
+            found = self._about_stored(key, await self._table(key), entry.base)
+            return replace(found, stem=stem if dot else None, suffix=suffix)
+        return About(name, stored, entry.size, stem if dot else None, suffix, True, staged=True)
 
     def _directory_attributes(self, directory: AnyDirectory) -> Attributes:
         overlay = overlay_of(directory)

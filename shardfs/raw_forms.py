@@ -46,7 +46,7 @@ class RawForms:
         if when not in config.CACHE_RAW:
             raise BadSettingError(f"cache_raw {when!r}: use {', '.join(config.CACHE_RAW)}")
         self._driver = driver
-        self._files = files
+        self.files = files
         self._store = store
         self._always = when == "always"
         self._seen: OrderedDict[tuple[Key, Version], None] = OrderedDict()
@@ -56,7 +56,7 @@ class RawForms:
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
         """A shard whose raw bytes are kept, read in place; None where they are not. In a worker."""
         about = self._about(entry)
-        path = None if about is None else self._files.find(about)
+        path = None if about is None else self.files.find(about)
         if path is None or not isinstance(self._driver, KeepsRaw):
             return None
         try:
@@ -74,6 +74,11 @@ class RawForms:
             log.debug("%s is not read from its raw bytes: %s", entry.key, error)
             return None
 
+    def has(self, entry: Entry) -> bool:
+        """Whether the raw bytes of a shard are kept. In a worker."""
+        about = self._about(entry)
+        return about is not None and self.files.has(about)
+
     def admits(self, entry: Entry, size: int, budget: int) -> bool:
         """Whether a shard of `size` raw bytes that was just loaded is to be kept; it counts until `done`. Never while
         as many wait to be written as may: they stay in memory until then, which has `budget` bytes for shards."""
@@ -85,7 +90,7 @@ class RawForms:
             self._seen.popitem(last=False)
         if self._ended or not (again or self._always) or self._about(entry) is None:
             return False
-        if not size or size * config.RAW_LIMIT_SHARE > self._files.limit:
+        if not size or size * config.RAW_LIMIT_SHARE > self.files.limit:
             return False
         beside = self._count < config.RAW_WAITING and (self._bytes + size) * config.RAW_BUDGET_SHARE <= budget
         if self._count and not beside:
@@ -118,9 +123,9 @@ class RawForms:
                 file.write(view[start : start + config.READ_SLICE])
 
         try:
-            with self._files.bringing(about, 0.0) as works:
-                if works and self._files.find(about) is None:
-                    self._files.keep(about, len(view), write)
+            with self.files.bringing(about, 0.0) as works:
+                if works and self.files.find(about) is None:
+                    self.files.keep(about, len(view), write)
         except (_EndedError, StorageError) as error:
             log.debug("the raw bytes of %s are not kept: %s", entry.key, error)
 
@@ -128,7 +133,7 @@ class RawForms:
         """Forget the raw bytes of a shard: they could not be read."""
         about = self._about(entry)
         if about is not None:
-            self._files.drop(about)
+            self.files.drop(about)
 
     def end(self) -> None:
         """Nothing is written after this."""

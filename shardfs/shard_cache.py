@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 import trio
@@ -87,6 +88,12 @@ class CacheCounts:
     rendered_evictions: int = 0
     fetches: int = 0
     """Raw bytes that were not at hand and were got for a read."""
+    loaded_bytes: int = 0
+    """Stored bytes of shards that were loaded whole."""
+    decoded_bytes: int = 0
+    """Raw bytes that these came to."""
+    part_bytes: int = 0
+    """Raw bytes that reads took out of shards that are open for reading parts."""
     decode_seconds: float = 0.0
     """Time that workers took for loading: fetching, decompressing and indexing, and waiting for each of these."""
 
@@ -160,13 +167,28 @@ class ShardCache:
         return sum(map(len, self._rendered.values()))
 
     @property
+    def rendered_files(self) -> int:
+        """Rendered files that are kept."""
+        return len(self._rendered)
+
+    @property
     def budget(self) -> int:
         """Bytes that may be held."""
         return self._room.budget
 
+    @property
+    def raw(self) -> RawForms | None:
+        """What keeps raw bytes of shards on disk, where something does."""
+        return self._raw
+
     def calm(self) -> bool:
         """True while nothing is being loaded."""
         return not self._loads
+
+    @property
+    def loading(self) -> list[Key]:
+        """Keys of the shards that are being loaded, or wait for room; those who came first, and not all of too many."""
+        return [key for key, _ in islice(self._loads, config.TOP_LOADING)]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -184,6 +206,11 @@ class ShardCache:
                 if self._raw is not None:
                     self._raw.end()
                 nursery.cancel_scope.cancel()
+
+    def holds(self, entry: Entry) -> bool:
+        """Whether all of a shard is in memory, without counting that as a use."""
+        loaded = self._shards.get((entry.key, entry.version))
+        return loaded is not None and not loaded.partial
 
     def peek(self, entry: Entry) -> Loaded | None:
         """The shard if it is in memory. Never waits; counts as a use."""
@@ -294,7 +321,14 @@ class ShardCache:
 
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
-        return loaded.table.render_now(file, loaded.shard, self.arrays)
+        data = loaded.table.render_now(file, loaded.shard, self.arrays)
+        if data is not None and loaded.partial:
+            self._took_record(loaded.table, file)
+        return data
+
+    def _took_record(self, table: ShardTable, file: int) -> None:
+        start, end = table.record_of(file)
+        self.counts.part_bytes += end - start
 
     async def fetched(self, entry: Entry, loaded: Loaded, start: int, end: int) -> Buffer:
         """Raw bytes that are not at hand: in a worker, and kept within the budget where they are kept. Errors as
@@ -355,6 +389,8 @@ class ShardCache:
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
         table = loaded.table
+        if loaded.partial:
+            self._took_record(table, file)
         return await self.made(
             entry, loaded, file, table.size(file), lambda: table.render(file, loaded.shard, self.arrays)
         )
@@ -490,6 +526,10 @@ class ShardCache:
             loaded, built = await workers.cpu(work, estimate)
         finally:
             self.counts.decode_seconds += time.perf_counter() - begun
+        self.counts.loaded_bytes += entry.stored_bytes
+        self.counts.decoded_bytes += loaded.table.raw_bytes
+        if built:
+            self.tables.publish(entry, loaded.table)
         if built is not None:
             self.tables.publish(entry, built)
         return loaded

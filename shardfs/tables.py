@@ -54,6 +54,11 @@ class Tables:
         """Bytes of memory that they take."""
         return self._bytes
 
+    @property
+    def budget(self) -> int:
+        """Bytes that they may take."""
+        return self._budget
+
     def start(self, nursery: trio.Nursery, workers: Workers) -> None:
         """The index is asked only after this, and until `end`."""
         self._nursery, self._workers = nursery, workers

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from shardfs import config, inodes
-from shardfs.attributes import Attributes, FileRun, StatFs
+from shardfs.attributes import About, Attributes, FileRun, StatFs
 from shardfs.control_files import NAME as CONTROL_NAME
 from shardfs.control_files import ControlFiles
 from shardfs.drivers.base import Driver
@@ -268,6 +268,25 @@ class Vfs:
             raise _failure("no such inode", errno.ESTALE)
         return self._inside(slot, table, number)
 
+    async def about(self, inode: int) -> About | None:
+        """What an inode is, for telling more of it than stat does; None for what is above the keys and below
+        `.shardfs`. Errors as `getattr`."""
+        key = self.tree.slot(inodes.slot_of(inode))
+        if key is None:
+            found = None if inode >= inodes.CONTROL else self._directory(inode)
+            return About(found.entry.key, found.entry) if isinstance(found, KeyDirectory) else None
+        return self._about_stored(key, await self._table(key), inodes.file_of(inode))
+
+    @staticmethod
+    def _about_stored(key: KeyDirectory, table: ShardTable, number: int) -> About:
+        if number >= table.numbers:
+            raise _failure("no such inode", errno.ESTALE)
+        entry = key.entry
+        if number >= table.files:
+            return About(entry.key, entry)
+        stem, suffix = table.stem(table.sample_of(number)), table.suffix(number)
+        return About(entry.key, entry, table.size(number), stem, suffix, True, table, number)
+
     def looked_up(self, inode: int, count: int = 1) -> None:
         """Count entries of one key that a listing handed out together with their attributes."""
         key = self._key_of(inode)
@@ -486,7 +505,11 @@ class Vfs:
         if end <= start:
             return prefix
         part = loaded.shard.part(start, end)
-        return part if part is None or not prefix else b"".join((prefix, part))
+        if part is None:
+            return None
+        if loaded.partial:
+            self.cache.counts.part_bytes += end - start
+        return b"".join((prefix, part)) if prefix else part
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`; fewer only at the end of the file.
@@ -519,6 +542,8 @@ class Vfs:
             return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
         prefix, start, end = run
         part = await self.cache.fetched(key.entry, loaded, start, end)
+        if loaded.partial:
+            self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 
     def release(self, handle: int) -> None:
@@ -527,6 +552,10 @@ class Vfs:
             self.control.release(handle)
         else:
             self._gifts.released(handle)
+
+    async def close(self, handle: int) -> None:
+        """The same, where that may have to wait."""
+        self.release(handle)
 
     def _handle(self, opened: _OpenDirectory) -> int:
         if len(self._handles) >= config.HANDLES:

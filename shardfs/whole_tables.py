@@ -50,6 +50,7 @@ class _State:
     size: int = 0
     error: ShardfsError | None = None
     done: trio.Event = field(default_factory=trio.Event)
+    begun: bool = False
     lookups: int = 0
     handles: int = 0
 
@@ -74,6 +75,8 @@ class WholeTables:
         self._latest: dict[bytes, _State] = {}
         self._last = 0
         self._nursery: trio.Nursery | None = None
+        self._one = trio.Lock()
+        """Held by the table that is being made: each holds some thousand samples, and what a library takes for it."""
         self._ending = threading.Event()
         self._told_missing = False
 
@@ -106,7 +109,8 @@ class WholeTables:
             raise MissingKeyError(f"no entry {name!r}")
         await self._fresh()
         state = self._latest.get(name)
-        if state is None or state.changes != self._tree.changes or state.error is not None:
+        # one that waits for its turn takes the tree as it is then
+        if state is None or state.error is not None or (state.begun and state.changes != self._tree.changes):
             state = self._begin(name)
         state.lookups += 1
         return state.number, state.size, state.made_ns
@@ -201,7 +205,9 @@ class WholeTables:
 
     async def _make(self, state: _State) -> None:
         try:
-            await self._attempts(state)
+            async with self._one:
+                state.begun = True
+                await self._attempts(state)
         except ShardfsError as error:
             state.error = error
         except (OSError, MemoryError) as error:

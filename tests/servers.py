@@ -70,10 +70,16 @@ def moto_server() -> Iterator[Server]:
     port = free_port()
     program = Path(sys.executable).with_name("moto_server")
     with running([str(program), "-H", "127.0.0.1", "-p", str(port)], port) as pid:
-        endpoint = f"http://127.0.0.1:{port}"
-        request = urllib.request.Request(f"{endpoint}/bucket", b"", {"Authorization": _SIGNED}, method="PUT")
+        made = Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS)
+        emptied(made)
+        yield made
+
+
+def emptied(server: Server) -> None:
+    """Have a `moto_server` hold an empty bucket `bucket` and nothing else."""
+    for path, method in (("/moto-api/reset", "POST"), ("/bucket", "PUT")):
+        request = urllib.request.Request(server.endpoint + path, b"", {"Authorization": _SIGNED}, method=method)
         urllib.request.urlopen(request, timeout=20).close()
-        yield Server(endpoint, pid, CREDENTIALS)
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ def _warm(arguments: argparse.Namespace) -> int:
                     fetched += future.result()
                 except ShardfsError as error:
                     failed += 1
-                    tell(f"{entry.key}: {explain(error)[1]}")
+                    bar.say(f"{entry.key}: {explain(error)[1]}")
                 bar.show(done, len(chosen))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -152,7 +152,8 @@ def _warm(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json({"keys": len(chosen), "fetched_bytes": fetched, "failed": failed}))
     else:
-        tell(f"{number(len(chosen), 'key')} in the cache, {size(fetched)} of it fetched now")
+        others = f"; {number(failed, 'key')} not" if failed else ""
+        tell(f"{number(len(chosen) - failed, 'key')} in the cache, {size(fetched)} of it fetched now{others}")
     return FAILED if failed else OK
 
 

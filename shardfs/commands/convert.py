@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from shardfs.commands import FAILED, OK, as_json, one_line, tell
 from shardfs.commands.options import cache_options, store_options
 from shardfs.commands.progress import Progress
+from shardfs.commands.tabular import size
 from shardfs.converting import Report, convert_all
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.errors import BadSettingError, BadStoreError
@@ -163,9 +164,15 @@ def _result(arguments: argparse.Namespace, target: Store, report: Report) -> int
         print(as_json(facts))
     else:
         for name, value in facts.items():
-            print(f"{name:<12} {len(value) if isinstance(value, dict | list) else value}")
+            print(f"{name.removesuffix('_bytes'):<12} {_plain(name, value)}")
     sys.stdout.flush()
     return FAILED if report.failed else OK
+
+
+def _plain(name: str, value: object) -> str:
+    if isinstance(value, int):
+        return size(value) if name.endswith("_bytes") else f"{value:,}"
+    return f"{len(value):,}" if isinstance(value, dict | list) else one_line(str(value))
 
 
 def _tell_changes(report: Report) -> None:

@@ -164,6 +164,8 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         arrays=style(values["arrays"], values["text"]),
         cache=request.cache,
         metrics=values["metrics_addr"],
+        xattr=values["xattr"],
+        trace=values["trace"],
         view=values["view"] or "",
         heavy=values["field"],
         log_format=values["log_format"],

@@ -6,8 +6,21 @@ import sys
 import time
 from types import TracebackType
 
+from shardfs.commands import tell
+from shardfs.commands.screen import is_terminal, width
+
 _EVERY = 0.1
 _WIDTH = 30
+_CLEAR = "\033[K"
+"""Takes away what a longer line has left behind this one."""
+
+
+def _span(seconds: float) -> str:
+    """How long that is, to two units."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Progress:
@@ -15,7 +28,7 @@ class Progress:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shown = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = is_terminal(sys.stderr)
         self._last = 0.0
         self._begun = time.monotonic()
 
@@ -27,10 +40,19 @@ class Progress:
         if not self._shown or (done < total and now - self._last < _EVERY):
             return
         self._last = now
-        filled = _WIDTH * done // max(total, 1)
         left = (now - self._begun) / max(done, 1) * (total - done)
-        bar = "#" * filled + "-" * (_WIDTH - filled)
-        print(f"\r{self._what} [{bar}] {done}/{total}, {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+        figures = f"{done:,}/{total:,}, {_span(left)} left"
+        # one column stays free: a cursor behind the last one would begin another line
+        wide = max(0, min(_WIDTH, width() - len(self._what) - len(figures) - 5))
+        filled = wide * done // max(total, 1)
+        bar = f"[{'#' * filled}{'-' * (wide - filled)}] " if wide else ""
+        print(f"\r{self._what} {bar}{figures}{_CLEAR}", end="", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line on stderr, in the midst of it."""
+        if self._shown and self._last:
+            print(f"\r{_CLEAR}", end="", file=sys.stderr)
+        tell(text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -81,8 +81,8 @@ OTHER_VARIABLES = frozenset(
         *("STOCK_LOOP", "NO_SPIN", "NO_READ_AHEAD", "NO_PARTS", "NO_PREFILL", "STOCK_LISTING"),  # for comparing
         *("ALL_FEATURES", "FAULTS", "KILLS", "KILLS_SEED", "LONG_FAULTS", "MODEL_SEED", "NO_FUSE", "SEAL_KILLS"),
         *("STAGING_KILLS", "STAGING_RUNS", "TESTS_FAR", "TEST_COUNTER", "UPDATE_GOLDEN", "WRITING_RUNS"),  # of tests
-        *("INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
-        "INTEROP_TABLES",
+        *("INTEROP_LOADERS", "INTEROP_MLTRAQ", "INTEROP_SQUIRREL", "INTEROP_STREAMING", "INTEROP_TABLES"),
+        *("INTEROP_SUPERDUPER", "INTEROP_SUPERDUPER3"),
     )
 )
 """Variables that are no settings, and no mistakes either."""
@@ -244,6 +244,14 @@ SERVING = (
         "MNT/.shardfs/metrics in any case",
         "HOST:PORT",
         unsaid="not served",
+    ),
+    Setting("xattr", "tell extended attributes, user.shardfs.*, of each file", default=False),
+    Setting(
+        "trace",
+        "write what is asked of the mount to FILE, 256 MiB at most",
+        "FILE",
+        parse_path,
+        unsaid="none",
     ),
     Setting(
         "log",

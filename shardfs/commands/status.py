@@ -7,31 +7,35 @@ import errno
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from shardfs import config, control, daemon
 from shardfs.commands import FAILED, OK, as_json, one_line, tell
+from shardfs.commands.screen import coloured, listed, paint, width, wrapped
 from shardfs.commands.tabular import age, number, size
 from shardfs.errors import MountError, ShardfsError
 
-_SERVING, _DETACHED, _SILENT, _DEAD, _ELSEWHERE = "serving", "detached", "silent", "dead", "unreachable"
+SERVING, DETACHED, _SILENT, _DEAD, _ELSEWHERE = "serving", "detached", "silent", "dead", "unreachable"
 
 
 def run(arguments: argparse.Namespace) -> int:
     if sys.stdout is None:
         raise OSError("there is no standard output")
-    found = [_of(path) for path in _paths(arguments.mountpoint)]
+    found = list(of_all(paths(arguments.mountpoint)).values())
     if arguments.json:
         print(as_json(found if arguments.mountpoint is None else found[0]))
     else:
-        print("\n\n".join(map(_block, found)), end="\n" if found else "")
+        columns, colours = width(), coloured()
+        blocks = ["\n".join(_block(one, columns, colours)) for one in found]
+        print("\n\n".join(blocks), end="\n" if found else "")
         if not found:
             tell("nothing is mounted")
     sys.stdout.flush()
-    return OK if all(one["health"] in (_SERVING, _DETACHED) for one in found) else FAILED
+    return OK if all(one["health"] in (SERVING, DETACHED) for one in found) else FAILED
 
 
-def _paths(mountpoint: str | None) -> list[str]:
+def paths(mountpoint: str | None) -> list[str]:
     """Where to look. MountError for a path at which no shardfs is mounted."""
     table = {mounted.path: mounted for mounted in daemon.mounts()}
     ours = {path for path, mounted in table.items() if mounted.fstype == daemon.FSTYPE and _may(mounted.owner)}
@@ -49,18 +53,24 @@ def _may(owner: int | None) -> bool:
     return os.geteuid() in (0, owner)
 
 
-def _of(path: str) -> dict[str, Any]:
+def of_all(places: list[str]) -> dict[str, dict[str, Any]]:
+    """What is known of each: several are asked at once, as each that is silent takes its time."""
+    with ThreadPoolExecutor(config.CONTROL_ASKED) as pool:
+        return dict(zip(places, pool.map(of, places), strict=True))
+
+
+def of(path: str) -> dict[str, Any]:
     """What is known of one mount: what it says, or why it says nothing."""
     mounted = daemon.mounted_at(path)
     there = mounted is not None and mounted.fstype == daemon.FSTYPE
     record = daemon.find(path, mounted.owner if mounted is not None and there else None)
-    facts: dict[str, Any] = {"mountpoint": path, "health": _SERVING, "reason": None}
+    facts: dict[str, Any] = {"mountpoint": path, "health": SERVING, "reason": None}
     if record is not None:
         facts |= {"pid": record.pid, "store": record.store}
     elif mounted is not None:
         facts["store"] = mounted.source
     if not there:
-        return {**facts, "health": _DETACHED, "reason": "it ends when nobody uses it and all is stored"}
+        return {**facts, "health": DETACHED, "reason": "it ends when nobody uses it and all is stored"}
     try:
         return {**facts, **control.ask(path, "status", seconds=config.CONTROL_STATUS)}
     except ShardfsError as error:
@@ -82,34 +92,39 @@ def _unasked(path: str, error: ShardfsError) -> dict[str, str]:
     }
 
 
-def _block(one: dict[str, Any]) -> str:
-    """The same for people: a line of what it is, and one for each matter."""
-    words = [str(one[name]) for name in ("health", "mode", "driver", "store") if one.get(name)]
-    lines = [f"{one['mountpoint']}: {', '.join(words)}"]
+def _block(one: dict[str, Any], columns: int, colours: bool) -> list[str]:
+    """The same for people: a line of what it is, and one for each matter; what is too wide goes on in the next."""
+    words = [str(one[name]) for name in ("mode", "driver", "store") if one.get(name)]
+    health = paint(one["health"], "green" if one["health"] in (SERVING, DETACHED) else "red", colours)
+    lines = []
     if one["reason"]:
-        lines.append(f"  {one['reason']}")
+        lines.append(one["reason"])
     if "cache" in one:
         cache = one["cache"]
-        lines.append(
-            f"  process {one['pid']}, for {age(one['since_ns'], time.time_ns())}; {number(one['keys'], 'key')}"
-        )
-        lines.append(
-            f"  memory {size(cache['used'])} of {size(cache['budget'])}, {number(cache['shards'], 'shard')}; "
-            f"{number(cache['hits'], 'hit')}, {cache['misses']:,} missed, {cache['loads']:,} loaded, "
-            f"{cache['opened']:,} opened, {cache['evictions']:,} evicted, {cache['failures']:,} failed"
-        )
+        lines += [
+            f"process {one['pid']}, for {age(one['since_ns'], time.time_ns())}; {number(one['keys'], 'key')}",
+            f"memory {size(cache['used'])} of {size(cache['budget'])}, {number(cache['shards'], 'shard')}; "
+            f"{number(cache['hits'], 'hit')}, {cache['misses']:,} missed",
+            f"shards: {cache['loads']:,} loaded, {cache['opened']:,} opened, {cache['evictions']:,} evicted, "
+            f"{cache['failures']:,} failed",
+        ]
     for making in (one.get("light") or {}).get("making", ()):
-        lines.append(f"  making {making['what']}: {making['done']:,} of {number(making['of'], 'shard')}")
+        lines.append(f"making {making['what']}: {making['done']:,} of {number(making['of'], 'shard')}")
+    if one.get("loading"):
+        keys = [one_line(key) for key in one["loading"]]
+        lines.append(f"loading {listed(keys, max(columns - 10, 20), config.TOP_KEYS)}")
     if one.get("far"):
         lines += _far(one["far"])
     if one.get("staged"):
         files = sum(report["files"] for report in one["staged"])
         held = sum(report["data_bytes"] for report in one["staged"])
         staged = f"{number(len(one['staged']), 'key')}, {number(files, 'file')}, {size(held)}"
-        lines.append(f"  staged: {staged} (shardfs staging list)")
+        lines.append(f"staged: {staged} (shardfs staging list)")
         told = [report for report in one["staged"] if report.get("reason")]
-        lines += [one_line(f"  {report['key']}: {report['reason']}") for report in told[: config.NOTES_LOGGED]]
-    return "\n".join(_printable(line) for line in lines)
+        lines += [f"{report['key']}: {report['reason']}" for report in told[: config.NOTES_LOGGED]]
+    head = one_line(f"{one['mountpoint']}: ")
+    rest = one_line(", ".join(["", *words])) if words else ""
+    return [f"{head} {health}{rest}", *(part for line in lines for part in wrapped(one_line(line), columns, "  "))]
 
 
 def _far(far: dict[str, Any]) -> list[str]:
@@ -120,21 +135,15 @@ def _far(far: dict[str, Any]) -> list[str]:
     elif not far["answers"]:
         state = f"has not answered for {age(int(far['since'] * 1e9), time.time_ns())}: {far['error']}"
     lines = [
-        f"  the store {state}",
-        f"  {number(far['requests'], 'request')}, {far['repeats']:,} repeated, {far['hedged']:,} asked twice; "
+        f"the store {state}",
+        f"{number(far['requests'], 'request')}, {far['repeats']:,} repeated, {far['hedged']:,} asked twice; "
         f"{size(far['bytes'])} fetched",
     ]
     if far.get("cache"):
         cache = far["cache"]
         held = "" if cache["bytes"] is None else f" {size(cache['bytes'])};"
         lines.append(
-            f"  cache on disk:{held} {number(cache['hits'], 'hit')}, {cache['misses']:,} missed, "
+            f"cache on disk:{held} {number(cache['hits'], 'hit')}, {cache['misses']:,} missed, "
             f"{cache['evictions']:,} evicted"
         )
     return lines
-
-
-def _printable(line: str) -> str:
-    """A line with its indentation, and nothing in it that a terminal would obey."""
-    indent = line[: len(line) - len(line.lstrip(" "))]
-    return indent + one_line(line)

@@ -85,7 +85,7 @@ def _write(
 ) -> None:
     tree = KeyTree(store.driver.entries())
     keys = [Shown(key.entry, tree.path(key)) for key in tree.slots if key.entry.key not in failed]
-    narrowing = None if where is None else Narrowing(where, arrays, database)
+    narrowing = None if where is None else Narrowing(where, arrays, database, tell)
     scan = Scan(store.driver, database, arrays, narrowing)
 
     def damaged(entry: Entry, error: DamagedShardError) -> None:

@@ -66,7 +66,7 @@ def _tell(arguments: argparse.Namespace, report: Report, problems: list[str], se
         print(f"and {report.untold:,} more of the same shards")
     for problem in problems:
         print(one_line(f"not shown: {problem}"))
-    read = f"{number(report.samples, 'sample')}, {size(report.stored_bytes)} stored, {size(report.raw_bytes)} raw"
+    read = f"{number(report.samples, 'sample')}, {size(report.raw_bytes)}"  # of 80 columns
     outcome = f"{number(report.bad, 'shard')} of {report.shards:,} with findings" if report.bad else "all sound"
     tell(f"{number(report.shards, 'shard')}: {outcome}; {read}, {seconds:.1f} s")
 

@@ -113,6 +113,10 @@ class CacheFiles:
                 os.chmod(about_path, 0o600 | _USED_AGAIN)
         return path
 
+    def has(self, about: About) -> bool:
+        """Whether the file is there, without looking into it or counting that as a use."""
+        return self._path(about.id).exists()
+
     @contextlib.contextmanager
     def bringing(self, about: About, deadline: float) -> Iterator[bool]:
         """Held by one thread of one process at a time. Gives True if the file is to be brought, False where the cache
@@ -258,7 +262,7 @@ class CacheFiles:
                     self._remove(path)
                 continue
             about = _about(told)
-            pinned = any(store == about.store and fnmatch.fnmatchcase(about.name, glob) for store, glob in pins)
+            pinned = self.is_pinned(about.store, about.name, pins)
             again = bool(use.st_mode & _USED_AGAIN)
             found.append(Cached(about, path, status.st_size, use.st_mtime_ns, again, pinned))
         return found
@@ -389,6 +393,11 @@ class CacheFiles:
             os.unlink(self.root / "pins" / _pin_name(store, glob))
         except FileNotFoundError as error:
             raise BadSettingError(f"{glob} of {store} is not pinned") from error
+
+    @staticmethod
+    def is_pinned(store: str, name: str, pins: list[tuple[str, str]]) -> bool:
+        """Whether a file of a store is to stay, as `pins` has it."""
+        return any(store == pinned and fnmatch.fnmatchcase(name, glob) for pinned, glob in pins)
 
     def pins(self) -> list[tuple[str, str]]:
         """Store and pattern of each pin."""

@@ -183,6 +183,14 @@ class DiskCache:
             path = self.files.keep(about, size, write)
         return None if path is None else _opened(path, name)
 
+    def has(self, name: str, version: Version) -> bool:
+        """As `at_hand`, without counting that as a use."""
+        return self.files.has(self._about(name, version))
+
+    def pinned(self, name: str) -> bool:
+        """Whether an object of that name stays in the cache whatever its limit. OSError."""
+        return self.files.is_pinned(self.store, name, self.files.pins())
+
     def warm(self, name: str, version: Version) -> bool:
         """Fetch an object into the cache; False if it was there. StorageError, ENOSPC where it cannot be kept."""
         if self.at_hand(name, version):

@@ -325,7 +325,7 @@ class RemoteStorage:
                     attributes={_MARK: mark},
                     chunk_size=config.REMOTE_UPLOAD_PART,
                 )
-                return made["e_tag"]
+                return _quoted(made["e_tag"])
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
                 # an earlier attempt, whose answer was lost, may have been what put it there
                 told, etag = (None, None) if tries == 1 else self._told_mark(name)
@@ -339,7 +339,7 @@ class RemoteStorage:
         """The mark that was written with an object, and its ETag."""
         found = obstore.get(self.store, name, options={"head": True})
         attributes: dict[str, Any] = found.attributes
-        return attributes.get(_MARK), found.meta["e_tag"]
+        return attributes.get(_MARK), _quoted(found.meta["e_tag"])
 
     def compares(self) -> bool:
         """Whether the store keeps to conditions, tried out with an object of its own. StorageError."""
@@ -396,10 +396,16 @@ def _mark(file: BinaryIO) -> str:
 
 
 def _listed(meta: Any) -> Listed:
-    mtime_ns = int(meta["last_modified"].timestamp() * 1e9)
+    # whole seconds, as Last-Modified has no more: some servers list milliseconds, and an object must have one version
+    mtime_ns = int(meta["last_modified"].timestamp()) * 1_000_000_000
     return Listed(meta["path"], meta["size"], mtime_ns, version_of(meta["size"], mtime_ns, _tag(meta)))
 
 
 def _tag(meta: Any) -> str:
     """The ETag; of a server that has none the time, which every answer has then."""
-    return meta["e_tag"] or f"{_MODIFIED}{int(meta['last_modified'].timestamp())}"
+    return _quoted(meta["e_tag"]) or f"{_MODIFIED}{int(meta['last_modified'].timestamp())}"
+
+
+def _quoted(etag: str | None) -> str | None:
+    """An ETag in its quotation marks, which some servers leave out in listings."""
+    return etag if not etag or etag.endswith('"') else f'"{etag}"'

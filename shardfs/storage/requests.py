@@ -281,6 +281,7 @@ _STATUS = re.compile(r"status(?:\s*code)?:?\s*(\d{3})|\b(\d{3})\s+[A-Z][a-z]+", 
 _UNHEARD = re.compile(r"error sending request|operation timed out|\bdns\b|connect", re.IGNORECASE)
 """What is said of a connection that came to nothing."""
 _PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+_REFUSED = (401, 403)
 
 
 def status_of(error: Exception) -> int | None:
@@ -317,7 +318,8 @@ def understood(error: Exception, what: str) -> StorageError | StaleShardError | 
         return StorageError(f"{what}: {error}", errno.ETIMEDOUT)
     if kind in ("NotFoundError", "FileNotFoundError") or isinstance(error, FileNotFoundError):
         return StorageError(f"{what}: not there", errno.ENOENT)
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+    # of a listing that is refused obstore makes a GenericError
+    if kind in ("PermissionDeniedError", "UnauthenticatedError") or status_of(error) in _REFUSED:
         return StorageError(f"{what}: the store refuses these credentials ({_short(error)})", errno.EACCES)
     if kind == "PreconditionError":
         return StaleShardError(f"{what}: it was replaced meanwhile")

@@ -26,7 +26,7 @@ from shardfs import control, daemon
 from shardfs.moving import rename
 from shardfs.shard_cache import ShardCache
 from shardfs.writing import Change
-from tests.unit.test_writing_model import Mount
+from tests.unit.writing_player import Mount
 
 NOREPLACE = 1
 

@@ -23,6 +23,7 @@ from tests.conformance.trees import wait_for
 
 if TYPE_CHECKING:
     from tests.mount.semantics import World
+    from tests.servers import Server
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 60
@@ -226,6 +227,22 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(3):
                 file.write(msgpack.packb({"x": bytes([number]) * 100, "label": number, "key": key}))
     return path
+
+
+# --- for the tests of writing to stores far away ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def far_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto: Server) -> None:
+    """A machine of the test's own, with the credentials of the server."""
+    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """A store of the test's own, in any server."""
+    return "s3://bucket/" + "".join(c if c.isalnum() else "-" for c in request.node.name)
 
 
 # --- for the tests of docs/SEMANTICS.md -------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from shardfs import daemon, open_store
+from tests.conformance.trees import fails
 from tests.mount.conftest import mounting
 
 JPEG = b"\xff\xd8\xff\xe0"
+refused = fails  # in the words of docs/SEMANTICS.md
 WORDS = ("--rw", "--write-back", "off")
 _numbers = itertools.count(1)
 
@@ -95,13 +95,6 @@ def command(*words: str | Path, status: int = 0) -> str:
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=30)
     assert done.returncode == status, f"{words}: {done.returncode}: {done.stderr}"
     return done.stdout + done.stderr
-
-
-@contextlib.contextmanager
-def refused(code: int) -> Iterator[None]:
-    """What is inside fails with this errno."""
-    with pytest.raises(OSError, check=lambda error: error.errno == code):
-        yield
 
 
 def a_store(path: Path) -> Path:

@@ -21,20 +21,12 @@ from shardfs.storage.cache_files import CacheFiles
 from tests.conformance.trees import wait_for
 from tests.link import Link, link
 from tests.mount.conftest import mount_point, run, wipe
-from tests.servers import Server, moto_server, nginx_server
+from tests.servers import Server, nginx_server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
 
 Mounted = Callable[..., AbstractContextManager[Path]]
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture

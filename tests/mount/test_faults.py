@@ -75,14 +75,7 @@ def test_an_error_of_each_call_that_makes_anything_durable(tmp_path: Path, call:
             assert_store_whole(mount.store, scene.works)
             for work in scene.works:
                 assert_shown(mount, work)
-            mount.end()
-            assert mount.staged() == {}
-            for work in scene.works:
-                assert stored(mount.store, work.key) == samples_of(work.result)
-            mount.start()
-            assert sorted(os.listdir(mount.path)) == ["a", "b", "new"]
-            mount.assert_tidy()
-            mount.end()
+            assert_ends_well(mount, scene)
         number += STRIDE if reached else 0
 
 
@@ -108,15 +101,20 @@ def test_an_error_of_each_write(tmp_path: Path, code: int) -> None:
             print(number, sites, heard)
             assert len(heard) <= len(sites), f"{sites}: {heard}"
             assert_store_whole(mount.store, scene.works)
-            mount.end()
-            assert mount.staged() == {}
-            for work in scene.works:
-                assert stored(mount.store, work.key) == samples_of(work.result)
-            mount.start()
-            assert sorted(os.listdir(mount.path)) == ["a", "b", "new"]
-            mount.assert_tidy()
-            mount.end()
+            assert_ends_well(mount, scene)
         number += STRIDE if reached else 0
+
+
+def assert_ends_well(mount: Victim, scene: Scene) -> None:
+    """All is stored at the end of a mount, as it was meant, and the next one finds nothing left."""
+    mount.end()
+    assert mount.staged() == {}
+    for work in scene.works:
+        assert stored(mount.store, work.key) == samples_of(work.result)
+    mount.start()
+    assert sorted(os.listdir(mount.path)) == ["a", "b", "new"]
+    mount.assert_tidy()
+    mount.end()
 
 
 def hearing(site: str) -> tuple[str | None, ...]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +23,8 @@ from shardfs.storage.cache_files import CacheFiles
 from tests.conformance.trees import wait_for
 from tests.fault_proxy import FAULTS, FaultProxy, fault_proxy
 from tests.mount.conftest import is_mounted, mount_point, processes, run
-from tests.servers import Server, moto_server
+from tests.mount.far import fsync
+from tests.servers import Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
 
@@ -32,6 +34,7 @@ DEADLINE = 2.0
 SLACK = 4.0
 """Seconds beyond the deadline: what a mount adds to it (config.REMOTE_PATIENCE), and a busy machine."""
 KEYS = 12
+DOCUMENTS = ("status.json", "metrics", "errors.jsonl", "config.json", "log")
 ALLOWED = (errno.ETIMEDOUT, errno.EIO, errno.EACCES)
 
 Mounted = Callable[..., AbstractContextManager[Path]]
@@ -42,14 +45,12 @@ def content(number: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        store = open_store("s3://bucket/far", "squirrel", endpoint=server.endpoint, cache_size=0)
-        for number in range(KEYS):
-            store.set([{"a": content(number), "label": number}], f"k{number:02}")
-        yield server
+def moto(moto: Server) -> Server:
+    """With a store in it."""
+    store = open_store("s3://bucket/far", "squirrel", endpoint=moto.endpoint, cache_size=0)
+    for number in range(KEYS):
+        store.set([{"a": content(number), "label": number}], f"k{number:02}")
+    return moto
 
 
 @pytest.fixture
@@ -101,6 +102,46 @@ def test_every_fault_ends_in_right_bytes_or_an_error_in_time(
             wait_for(lambda number=number: tried(path, number) is None)  # type: ignore[misc]
         assert sorted(os.listdir(path)) == [f"k{number:02}" for number in range(KEYS)]
     clean(tmp_path)
+
+
+def test_documents_answer_while_readers_a_seal_and_a_rename_wait_for_the_store(
+    moto: Server, proxy: FaultProxy, mounted: Mounted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rename holds the directory `.shardfs` is in, and nobody has looked for that before."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    open_store("s3://bucket/busy", "squirrel", endpoint=moto.endpoint, cache_size=0).set([{"a": 1}], "k")
+    more = ["--rw", "--write-back", "off", "--refresh", "0.2", "--metrics-addr", "127.0.0.1:0"]
+    with mounted("s3://bucket/busy", *words(proxy, tmp_path, kept=True, deadline=30), *more) as path:
+        for name in ("new", "x.tmp"):
+            (path / name).mkdir()
+            (path / name / "000000.json").write_text('{"a": 1}')
+        proxy.fail("black-hole")
+        waiting = [
+            threading.Thread(target=os.listdir, args=(path / "k",)),
+            threading.Thread(target=os.rename, args=(path / "x.tmp", path / "y")),
+            threading.Thread(target=fsync, args=(path / "new",)),
+        ]
+        for number, thread in enumerate(waiting):
+            before = len(proxy.requests)
+            thread.start()
+            wait_for(lambda seen=before: len(proxy.requests) > seen)  # type: ignore[misc]
+            assert all(one.is_alive() for one in waiting[: number + 1])
+        begun = time.monotonic()
+        said = {name: (path / ".shardfs" / name).read_bytes() for name in DOCUMENTS}
+        assert json.loads(said["status.json"])["health"] == "serving"
+        assert {one["key"] for one in json.loads(said["status.json"])["staged"]} == {"new", "y"}
+        where = json.loads(said["config.json"])["metrics_addr"]["value"]
+        with urllib.request.urlopen(f"http://{where}/metrics", timeout=10) as answer:
+            assert b"\nshardfs_staged 2\n" in answer.read()
+        assert b"\nshardfs_staged 2\n" in said["metrics"]
+        assert set(DOCUMENTS) <= set(os.listdir(path / ".shardfs"))
+        assert time.monotonic() - begun < SLACK
+        assert all(one.is_alive() for one in waiting)
+        proxy.heal()
+        for thread in waiting:
+            thread.join(20)
+            assert not thread.is_alive()
+        assert sorted(os.listdir(path)) == ["k", "new", "y"]
 
 
 @pytest.mark.timeout(400 if LONG else 120)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import gzip
 import json
+import mmap
 import os
 import re
 import socket
 import urllib.error
 import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgpack
+import obstore
 import pytest
 
-from shardfs import config
+from shardfs import config, open_store
+from shardfs.storage.urls import open_remote
 from tests.conformance.trees import wait_for
+from tests.fault_proxy import fault_proxy
 from tests.mount.conftest import mounting, run
+from tests.servers import Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 
@@ -29,6 +36,11 @@ def store_of(path: Path, keys: int, size: int = 100_000) -> Path:
         samples = [{"x": os.urandom(size), "label": at} for at in range(4)]
         (path / f"k{number}.gz").write_bytes(gzip.compress(b"".join(map(msgpack.packb, samples)), 1))
     return path
+
+
+def content(store: Path, key: str, sample: int) -> bytes:
+    with gzip.open(store / f"{key}.gz") as file:
+        return [one["x"] for one in msgpack.Unpacker(file)][sample]  # type: ignore[no-any-return]
 
 
 def address(path: Path) -> str:
@@ -52,64 +64,248 @@ def figures(where: str) -> dict[str, float]:
     return found
 
 
+@dataclass
+class Session:
+    """What is done to a mount, with a note of what that must come to. Every request goes past the kernel's own cache:
+    a name is looked up once and believed for good, a read is made with O_DIRECT."""
+
+    store: Path
+    path: Path
+    where: str
+    expected: Counter[str] = field(default_factory=Counter)
+    _known: set[Path] = field(default_factory=set)
+    _held: str = ""
+    before: dict[str, float] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        self.before = figures(self.where)
+
+    def note(self, name: str, count: int = 1, **labels: str) -> None:
+        inside = ",".join(f'{label}="{value}"' for label, value in labels.items())
+        self.expected[f"shardfs_{name}" + (f"{{{inside}}}" if inside else "")] += count
+
+    def request(self, operation: str, count: int = 1) -> None:
+        self.note("requests_total", count, operation=operation)
+
+    def touch(self, key: str) -> None:
+        """The inside of a key is asked for: its shard is loaded, in place of the one that is in memory."""
+        if self._held == key:
+            return
+        self.note("cache_misses_total", tier="memory")
+        self.note("loads_total")
+        self.note("store_bytes_total", (self.store / f"{key}.gz").stat().st_size)
+        self.note("decoded_bytes_total", len(gzip.decompress((self.store / f"{key}.gz").read_bytes())))
+        if self._held:
+            self.note("cache_evictions_total", tier="memory")
+        self._held = key
+
+    def look(self, key: str, name: str) -> None:
+        """Look a name up: in a key of which nothing is known yet that loads it."""
+        for path in (self.path / key, self.path / key / name):
+            if path not in self._known:
+                self._known.add(path)
+                self.request("lookup")
+        if key not in {path.name for path in self._known if path.parent == self.path / "tables"}:
+            self._known.add(self.path / "tables" / key)
+            self.touch(key)
+
+    def read(self, key: str, name: str, *sizes: int) -> bytes:
+        """Open a file, read so many bytes one after the other, close it."""
+        self.look(key, name)
+        descriptor = os.open(self.path / key / name, os.O_RDONLY | os.O_DIRECT)
+        self.request("open")
+        made = b""
+        try:
+            for size in sizes:
+                if self._held == key:
+                    self.note("cache_hits_total", tier="memory")
+                self.touch(key)
+                with mmap.mmap(-1, size) as buffer:
+                    assert os.preadv(descriptor, [buffer], len(made)) == size
+                    made += buffer[:]
+                self.request("read")
+                self.note("served_bytes_total", size)
+        finally:
+            os.close(descriptor)
+            self.request("release")
+        return made
+
+    def miss(self, key: str, name: str) -> None:
+        """Ask for a name that is not there."""
+        self.look(key, name)
+        assert not (self.path / key / name).exists()
+        self.note("errors_total", operation="lookup", errno="ENOENT")
+
+    def damaged(self, key: str, times: int) -> None:
+        """List a damaged shard, again and again: it is looked at anew each time, and told of once."""
+        self.request("lookup")
+        for _ in range(times):
+            with pytest.raises(OSError, match="Input/output"):
+                os.listdir(self.path / key)
+            self.request("opendir")
+            self.note("errors_total", operation="opendir", errno="EIO")
+            self.note("cache_misses_total", tier="memory")
+            self.note("loads_total")
+            self.note("load_failures_total")
+        self.note("damaged")
+
+    def done(self) -> dict[str, float]:
+        """What was counted here is what the mount counted, to the last one; gives what it says now."""
+        counted = {name: value for name, value in self.expected.items() if value}
+
+        def since() -> dict[str, float]:
+            now = figures(self.where)
+            return {name: now.get(name, 0.0) - self.before.get(name, 0.0) for name in {*counted, *now}}
+
+        # the kernel tells of a close when the call has long returned
+        wait_for(lambda: since().get(RELEASES, 0.0) == counted.get(RELEASES, 0))
+        # these are not for counting from outside: what the process is, how long it took, what the loop waits for
+        found = {name: value for name, value in since().items() if value and not UNCOUNTED.match(name)}
+        assert found == {name: value for name, value in counted.items() if not UNCOUNTED.match(name)}
+        return figures(self.where)
+
+
+RELEASES = 'shardfs_requests_total{operation="release"}'
+UNCOUNTED = re.compile(
+    r"shardfs_(resident_bytes|open_descriptors|.*seconds.*|cache_(bytes|items)|read_amplification|requests_total.*(statfs|getattr))"
+)
+"""Gauges are asserted by themselves; seconds cannot be the same twice; the kernel asks for attributes as it likes."""
+
+
 def test_they_are_what_a_session_did(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", 3)
     (store / "bad.gz").write_bytes(b"no gzip at all")
-    with mounting(store, "--no-index", "--metrics-addr", "127.0.0.1:0", "--memory", "1M", **PLAIN) as path:
-        where = address(path)
-        before = figures(where)
-
-        def since(name: str) -> float:
-            return figures(where).get(name, 0.0) - before.get(name, 0.0)
-
-        for name in ("k0", "k1", "k0"):  # each is too large to stay beside another: loads, and evictions but for one
+    words = ("--no-index", "--metrics-addr", "127.0.0.1:0", "--memory", "700K", "--refresh", "manual")
+    with mounting(store, *words, **PLAIN) as path:
+        session = Session(store, path, address(path))
+        os.close(
+            os.open(path / ".shardfs/log", os.O_RDONLY)
+        )  # the first close there is: the kernel asks no flush again
+        session.begin()
+        for key in ("k0", "k1", "k0", "k2"):  # each is too large to stay beside another
             for sample in range(4):
-                with open(path / name / f"00000{sample}.x.bin", "rb") as opened:
-                    assert len(opened.read()) == 100_000
+                name = f"00000{sample}.x.bin"
+                whole = session.read(key, name, 65536, 4096, 30_000, 100_000 - 65536 - 4096 - 30_000)
+                assert whole == content(store, key, sample)
         for name in ("one", "two", "three"):
-            assert not (path / "k0" / name).exists()
-        with pytest.raises(OSError, match="Input/output"):
-            os.listdir(path / "bad")
-        wait_for(lambda: since('shardfs_requests_total{operation="release"}') == 12)
-        assert since('shardfs_requests_total{operation="open"}') == 12
-        assert since('shardfs_errors_total{operation="lookup",errno="ENOENT"}') == 3
-        assert since('shardfs_errors_total{operation="opendir",errno="EIO"}') == 1
-        assert since("shardfs_load_failures_total") == 1
-        assert since("shardfs_damaged") == 1
-        loads = since("shardfs_loads_total")
-        assert since("shardfs_cache_evictions_total") == loads - 1 - figures(where)["shardfs_cache_shards"] >= 0
-        now = figures(where)
+            session.miss("k2", name)
+        session.damaged("bad", 3)
+        now = session.done()
+        assert now['shardfs_cache_items{tier="memory"}'] == 1
+        assert now['shardfs_cache_bytes{tier="memory"}'] == len(gzip.decompress((store / "k2.gz").read_bytes()))
         assert now["shardfs_keys"] == 4
-        assert now["shardfs_cache_budget_bytes"] == 1 << 20
+        assert now['shardfs_cache_limit_bytes{tier="memory"}'] == 700 << 10
+        told = now["shardfs_store_bytes_total"] / now["shardfs_served_bytes_total"]
+        assert now["shardfs_read_amplification"] == pytest.approx(told, abs=1e-5)
         assert now["shardfs_decode_seconds_total"] > 0
         assert 10 << 20 < now["shardfs_resident_bytes"] < 1 << 30
-        for name in ("open", "lookup", "release"):
-            label = f'operation="{name}"'
-            total = now[f"shardfs_requests_total{{{label}}}"]
-            assert now[f'shardfs_request_seconds_bucket{{{label},le="+Inf"}}'] == total
-            assert now[f"shardfs_request_seconds_count{{{label}}}"] == total
-            counts = [now[f'shardfs_request_seconds_bucket{{{label},le="{le}"}}'] for le in ("0.0001", "0.1", "10.0")]
-            assert counts == sorted(counts)
+        for name in ("open", "lookup", "release", "read"):
+            check_histogram(now, name)
         status = json.loads(run("status", path, "--json").stdout)["cache"]
         assert (status["loads"], status["evictions"]) == (
             now["shardfs_loads_total"],
-            now["shardfs_cache_evictions_total"],
+            now['shardfs_cache_evictions_total{tier="memory"}'],
         )
 
 
+def check_histogram(now: dict[str, float], operation: str) -> None:
+    label = f'operation="{operation}"'
+    total = now[f"shardfs_requests_total{{{label}}}"]
+    assert now[f'shardfs_request_seconds_bucket{{{label},le="+Inf"}}'] == total
+    assert now[f"shardfs_request_seconds_count{{{label}}}"] == total
+    counts = [now[f'shardfs_request_seconds_bucket{{{label},le="{le}"}}'] for le in ("0.0001", "0.1", "10.0")]
+    assert counts == sorted(counts)
+
+
 def test_a_writable_mount_counts_what_it_stored(tmp_path: Path) -> None:
-    with mounting(store_of(tmp_path / "store", 1), "--rw", "--write-back", "off", "--metrics-addr", "0") as path:
+    words = ("--rw", "--write-back", "off", "--allow-delete", "--metrics-addr", "0", "--refresh", "manual")
+    with mounting(store_of(tmp_path / "store", 1), *words, **PLAIN) as path:
         where = address(path)
+        before = figures(where)
         (path / "new").mkdir()
-        (path / "new/000000.json").write_text('{"label": 1}')
         (path / "wrong").mkdir()
-        (path / "wrong/000000.json").write_text("{")
-        assert figures(where)["shardfs_staged"] == 2
+        for name, text in (("new/000000.json", '{"label": 1}'), ("new/000001.json", "7"), ("wrong/000000.json", "{")):
+            descriptor = os.open(path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            assert os.write(descriptor, text.encode()) == len(text)
+            os.close(descriptor)
+        with pytest.raises(FileExistsError):
+            os.open(path / "new/000000.json", os.O_CREAT | os.O_EXCL)
+        (path / "new/000001.json").unlink()
+        now = figures(where)
+        assert (now["shardfs_staged"], now["shardfs_staged_bytes"]) == (2, len('{"label": 1}') + len("{"))
         assert run("commit", path, "new").returncode == 0
         assert run("commit", path, "wrong").returncode == 1
         now = figures(where)
-        assert (now["shardfs_seals_total"], now["shardfs_seal_failures_total"], now["shardfs_staged"]) == (1, 1, 1)
+        assert (now["shardfs_seals_total"], now["shardfs_seal_failures_total"]) == (1, 1)
+        assert (now["shardfs_staged"], now["shardfs_staged_bytes"], now["shardfs_keys"]) == (1, len("{"), 2)
+        for operation, count in (("mkdir", 2), ("create", 3), ("write", 3), ("unlink", 1), ("fsyncdir", 0)):
+            name = f'shardfs_requests_total{{operation="{operation}"}}'
+            assert now.get(name, 0) - before.get(name, 0) == count, operation
         (path / "wrong/000000.json").write_text("{}")
+
+
+def test_what_a_store_far_away_was_asked_for(moto: Server, tmp_path: Path) -> None:
+    """Against what a proxy before the server has seen, and against what lies in the cache's directory."""
+    with fault_proxy(moto.endpoint) as proxy:
+        store = open_store("s3://bucket/session", "squirrel", endpoint=moto.endpoint, cache_size=0)
+        for number in range(6):
+            store.set([{"x": os.urandom(100_000)}], f"k{number}")
+        sizes = {entry.key: entry.stored_bytes for entry in store.driver.entries()}
+        cache = tmp_path / "cache"
+        place = ["--endpoint", proxy.endpoint, "--cache-dir", cache, "--cache-size", "350K", "--min-free", "0"]
+        words = ["--no-index", "--refresh", "manual", "--memory", "150K", "--metrics-addr", "127.0.0.1:0", "--xattr"]
+        with mounting("s3://bucket/session", *map(str, place), *words, **PLAIN) as path:
+            where = address(path)
+            before, seen = figures(where), len(proxy.requests)
+            assert before["shardfs_store_requests_total"] == seen
+            proxy.fail("status", times=2, status=503, only=lambda method, target: "k3" in target)
+            for number in (0, 0, 1, 2, 3, 4, 5, 5):
+                assert len((path / f"k{number}/000000.x.bin").read_bytes()) == 100_000
+            assert os.getxattr(path / "k5/000000.x.bin", "user.shardfs.cached") == b"memory"
+            now = figures(where)
+
+            def since(name: str) -> float:
+                return now[name] - before[name]
+
+            gets = [target for method, target in proxy.requests[seen:] if method == "GET" and ".gz" in target]
+            assert len(gets) == 6 + 2
+            assert since("shardfs_store_requests_total") == len(proxy.requests) - seen
+            assert since("shardfs_store_retries_total") == 2
+            assert since("shardfs_store_bytes_total") == sum(sizes.values())
+            assert since("shardfs_served_bytes_total") == 6 * 100_000  # what was read twice the kernel has kept
+            kept = [file.stat().st_size for file in cache.rglob("*.data")]
+            assert since('shardfs_cache_misses_total{tier="disk"}') == 6
+            assert since('shardfs_cache_evictions_total{tier="disk"}') == 6 - len(kept) == 3
+            assert now['shardfs_cache_bytes{tier="disk"}'] == sum(kept)
+            assert now['shardfs_cache_limit_bytes{tier="disk"}'] == 350 << 10
+            assert since("shardfs_loads_total") == 6
+            amplified = now["shardfs_store_bytes_total"] / now["shardfs_served_bytes_total"]
+            assert now["shardfs_read_amplification"] == pytest.approx(amplified, abs=1e-5)
+            where_kept = {key: os.getxattr(path / key, "user.shardfs.cached") for key in sizes}
+            assert sorted(where_kept.values()) == [b"disk"] * 2 + [b"memory"] + [b"no"] * 3
+            assert run("pin", "s3://bucket/session", "k[01]", *map(str, place)).returncode == 0
+            pinned = {key for key in sizes if os.getxattr(path / key, "user.shardfs.pinned") == b"yes"}
+            assert pinned == {"k0", "k1"}
+            tag = obstore.head(open_remote("s3://bucket/session", endpoint=moto.endpoint).store, "k5.gz")["e_tag"]
+            assert os.getxattr(path / "k5", "user.shardfs.etag").decode() == tag
+
+
+def test_shards_that_are_loaded_ahead_are_counted_when_somebody_comes(tmp_path: Path) -> None:
+    """From the third key in a row on, the next ones are loaded, two at once (beside the third itself: one); each time
+    all that was begun is waited for."""
+    with mounting(store_of(tmp_path / "store", 8, 1000), "--no-index", "--metrics-addr", "0") as path:
+        where = address(path)
+
+        def told(name: str) -> float:
+            return figures(where)[name]
+
+        for number, loaded in enumerate((1, 2, 4, 6, 7, 8, 8, 8)):
+            assert (path / f"k{number}/000000.x.bin").stat().st_size == 1000
+            assert len((path / f"k{number}/000000.x.bin").read_bytes()) == 1000
+            wait_for(lambda loaded=loaded: told("shardfs_loads_total") == loaded)  # type: ignore[misc]
+            assert told("shardfs_read_ahead_used_total") == max(0, number - 2)
+        assert told("shardfs_read_ahead_wasted_total") == 0
+        assert told('shardfs_cache_misses_total{tier="memory"}') == 3
 
 
 def test_only_metrics_are_served_and_odd_clients_do_no_harm(tiny_store: Path) -> None:

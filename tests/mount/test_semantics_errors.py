@@ -28,7 +28,7 @@ from tests.mount.semantics import (
     stored_key,
     sync,
 )
-from tests.unit.test_writing_model import Mount
+from tests.unit.writing_player import Mount
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,39 +19,12 @@ from tests.mount.conftest import mounting, run
 from tests.mount.far import SYSTEMS, far, fsync, hosts, objects, stored, text, words
 from tests.mount.test_writing import refused, sync
 from tests.mount.test_writing import run as tool
-from tests.servers import Server, moto_server, nginx_server, rclone_server
+from tests.servers import Server, nginx_server
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(120), pytest.mark.usefixtures("far_home")]
 
 WRITERS, TIMES = map(int, os.environ.get("SHARDFS_TEST_COUNTER", "4x5").split("x"))
 """How many mounts count how often each: the full run is 8x25."""
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("rclone")
-    (folder / "bucket").mkdir()
-    with rclone_server(folder) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto: Server) -> None:
-    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    for name, value in moto.environment.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    return "s3://bucket/" + "".join(c if c.isalnum() else "-" for c in request.node.name)
 
 
 class TestStoresFarAway:

@@ -46,6 +46,12 @@ def test_shards_of_all_formats_and_compressions_beside_one_another(mixed: Path, 
         for at, file in enumerate(found):
             assert json.loads(file.read_bytes()) == sample(at)
             assert file.stat().st_size == len(file.read_bytes())
+        raw = path / ".shardfs/raw"
+        assert sorted(os.listdir(raw)) == ["shard.00000", "shard.00004"], "rows of text are two objects each"
+        assert (raw / "shard.00000").read_bytes() == before[mixed / "shard.00000.mds.br"]
+        assert (raw / "shard.00004").read_bytes() == before[mixed / "shard.00004.mds.zstd"]
+        lines = [json.loads(line) for line in (path / ".shardfs/index/shard.00001.jsonl").read_text().splitlines()]
+        assert lines == [{"sample": f"{at:06d}", "light": sample(at)} for at in range(3, 6)]
     assert {path: path.read_bytes() for path in mixed.iterdir()} == before
 
 

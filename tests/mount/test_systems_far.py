@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,12 @@ from shardfs.storage.urls import open_remote
 from tests.conformance.tree_suite import GOLDEN, STREAMING, case_paths, golden_lines
 from tests.conformance.trees import MountedTree, wait_for
 from tests.conformance.webdataset_suite import SAMPLES, key_files, members, written
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 
 Mounted = Callable[..., AbstractContextManager[Path]]
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture(params=["100M", "0"])

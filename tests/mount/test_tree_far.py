@@ -18,19 +18,11 @@ from shardfs.opening import open_store
 from shardfs.storage.urls import open_remote
 from tests.conformance.tree_suite import TreeSuite
 from tests.conformance.trees import MountedTree, Tree, wait_for
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 class TestTreeFar(TreeSuite):

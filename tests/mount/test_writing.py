@@ -21,6 +21,7 @@ import PIL.Image
 import pytest
 
 from shardfs import daemon, open_store
+from tests.conformance.trees import fails as refused
 from tests.conformance.trees import wait_for
 from tests.mount.conftest import mount_point, mounting
 from tests.mount.conftest import run as shardfs
@@ -39,17 +40,6 @@ def run(*command: str | Path, cwd: Path | None = None, status: int = 0) -> str:
 
 def sync(path: Path) -> None:
     run("sync", path)
-
-
-@contextlib.contextmanager
-def refused(code: int) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno != code:
-            raise
-    else:
-        pytest.fail(f"this should be {errno.errorcode[code]}")
 
 
 @pytest.fixture

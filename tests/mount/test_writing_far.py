@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +16,9 @@ from tests.mount.conftest import mount_point, mounting, run
 from tests.mount.far import SYSTEMS, far, objects, words
 from tests.mount.test_writing import run as tool
 from tests.mount.test_writing import same, source, sync  # noqa: F401
-from tests.servers import Server, moto_server, rclone_server
+from tests.servers import Server
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("rclone")
-    (folder / "bucket").mkdir()
-    with rclone_server(folder) as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto: Server) -> None:
-    for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.setenv(name, str(tmp_path / name))
-    for name, value in moto.environment.items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
-def url(request: pytest.FixtureRequest) -> str:
-    return "s3://bucket/" + "".join(c if c.isalnum() else "-" for c in request.node.name)
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(120), pytest.mark.usefixtures("far_home")]
 
 
 @pytest.fixture(params=["moto", "rclone"])

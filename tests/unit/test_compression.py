@@ -284,6 +284,7 @@ def test_size_hints_are_near_and_bounded() -> None:
     assert compression.raw_size_hint(None, 5, b"", b"") == 5
     assert compression.raw_size_hint("gz", 100, b"", b"\xff" * 4) == config.BOMB_FLOOR
     assert compression.raw_size_hint("gz", 2, b"", b"ab") == 2
+    assert compression.raw_size_hint("gz", 14, b"no gzip at all", b"\xff" * 4) == 14
     huge = b"\x28\xb5\x2f\xfd\xe0" + (1 << 60).to_bytes(8, "little")
     assert compression.raw_size_hint("zstd", 100, huge, b"") == config.BOMB_FLOOR
     unknown = zstd(data, write_content_size=False)

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,15 +17,9 @@ from shardfs.storage.cache_files import CacheFiles
 from shardfs.storage.disk_cache import DiskCache, cached
 from shardfs.storage.remote import RemoteStorage
 from shardfs.storage.urls import open_remote
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(90)
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
 
 
 @pytest.fixture

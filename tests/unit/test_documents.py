@@ -1,19 +1,24 @@
-"""The documents speak of every command, option, exit status and metric that there is, and of no other."""
+"""The documents speak of every command, option, exit status, error and metric that there is, and of no other."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from shardfs import __version__, errors
 from shardfs.cli import COMMANDS, build_parser
 from shardfs.commands import EXIT_STATUS
+from shardfs.commands.manual import page
 from shardfs.commands.settings import BY_NAME, PRESETS, SETTINGS, Setting
-from shardfs.metering import _loads, _memory, _process, _staging, _store, _tables
-from shardfs.metrics import Meter, exposition
+from shardfs.metering import text_of
+from shardfs.metrics import Meter
 from shardfs.opening import open_store
 from shardfs.vfs import build_vfs
 
@@ -21,7 +26,21 @@ REPOSITORY = Path(__file__).parents[2]
 OPERATIONS = (REPOSITORY / "docs/OPERATIONS.md").read_text(encoding="utf-8")
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
-OPENING = ("mount", "ls", "cat", "info", "table", "index", "verify", "warm", "pin", "unpin", "staging recover")
+OPENING = (
+    "mount",
+    "ls",
+    "cat",
+    "info",
+    "find",
+    "bench",
+    "table",
+    "index",
+    "verify",
+    "warm",
+    "pin",
+    "unpin",
+    "staging recover",
+)
 
 
 def section(title: str) -> str:
@@ -60,7 +79,7 @@ def rows() -> dict[str, str]:
 
 
 def named(text: str) -> set[str]:
-    return set(re.findall(r"(?<=`)--?[a-z][a-z-]*", text))
+    return set(re.findall(r"(?<=`)--?[a-z0-9][a-z0-9-]*", text))
 
 
 def test_every_command_has_a_row() -> None:
@@ -117,9 +136,39 @@ def test_exit_statuses_are_told_once_and_as_they_are() -> None:
 
 def test_every_metric_is_there(tmp_path: Path) -> None:
     vfs = build_vfs(open_store(tmp_path, "squirrel"), budget=1, arrays="png", uid=0, gid=0)
-    families = [*_process(""), *_memory(vfs), *_tables(vfs), *_loads(vfs), *_store(vfs), *_staging(None, None)]
-    made = set(re.findall(r"^# TYPE (\S+)", exposition(families, Meter(), "shardfs"), re.MULTILINE))
+    made = set(re.findall(r"^# TYPE (\S+)", text_of(vfs, Meter(), ""), re.MULTILINE))
     source = (REPOSITORY / "shardfs/metering.py").read_text(encoding="utf-8")
-    made |= {f"shardfs_{name}" for name in re.findall(r'(?:f|F)amily\("([a-z_]+)"', source)}
+    made |= {f"shardfs_{name}" for name in re.findall(r'(?:(?:f|F)amily|each)\("([a-z_]+)"', source)}
     told = set(re.findall(r"`(shardfs_[a-z_]+)(?:\{[a-z,]+\})?`", section("Metrics").split("Worth an alarm")[0]))
     assert told == made
+
+
+def test_every_error_is_there_with_its_errno() -> None:
+    told = dict(re.findall(r"^\| `([A-Za-z]+)` \| ([A-Za-z ]+) \|", section("Errors"), re.MULTILINE))
+    made = {}
+    for name, one in vars(errors).items():
+        if isinstance(one, type) and issubclass(one, errors.ShardfsError):
+            made[name] = errno.errorcode[one.errno] if isinstance(getattr(one, "errno", None), int) else "of the system"
+    made |= {name: text for name, text in told.items() if issubclass(getattr(errors, name), errors.StorageError)}
+    assert told == made
+    assert told["StorageError"] == told["StagingError"] == "of the system"
+    assert (errors.MissingFileError("").errno, told["MissingFileError"]) == (errno.ENOENT, "ENOENT")
+    assert (errors.StagingLockedError("").errno, told["StagingLockedError"]) == (errno.EBUSY, "EBUSY")
+    assert (errors.CameDamagedError("").errno, told["CameDamagedError"]) == (errno.EIO, "EIO")
+
+
+def test_the_manual_page_is_what_the_parsers_make() -> None:
+    """`python tools/manual.py` makes it."""
+    made = page(build_parser(), __version__)
+    assert (REPOSITORY / "docs/shardfs.1").read_text(encoding="utf-8") == made
+    for command, taken in options():
+        (text,) = re.findall(rf"^\.SS shardfs {command}\n(.*?)(?=^\.S[SH] )", made, re.MULTILINE | re.DOTALL)
+        named_there = re.findall(r"\\fB((?:\\-)+[a-z0-9](?:\\-|[a-z0-9])*)\\fR", text)
+        assert [one.replace("\\-", "-") for one in named_there] == taken, command
+    for status in EXIT_STATUS:
+        assert f"\\fB{status}\\fR" in made
+    if shutil.which("groff"):
+        words = ["groff", "-man", "-Tutf8", "-ww", REPOSITORY / "docs/shardfs.1"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        assert done.stderr == ""
+        assert "Shows what the mount at" in " ".join(done.stdout.split())

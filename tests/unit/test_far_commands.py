@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,12 @@ from shardfs.staging import StagingArea
 from shardfs.storage.urls import open_remote
 from shardfs.store import Store
 from shardfs.writable import open_area
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(90)
 
 SYSTEMS = ("squirrel", "streaming", "webdataset")
 Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
 
 
 @pytest.fixture

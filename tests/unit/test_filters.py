@@ -7,15 +7,21 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from shardfs import index
 from shardfs.drivers.chosen import ChosenDriver
 from shardfs.errors import BadSettingError, MissingKeyError
 from shardfs.indexing import open_database
 from shardfs.light_where import Where
+from shardfs.narrowing import narrowed
 from shardfs.opening import open_store
 from shardfs.store import Store
+from tests.conformance.superduper_stores import url_of
 from tests.conformance.trees import InProcessTree
+
+DATA = Path(__file__).parents[1] / "data"
 
 KEYS = ("a", "b/one", "empty")
 
@@ -107,6 +113,37 @@ def test_a_key_without_matching_samples_is_an_empty_directory(tmp_path: Path) ->
         assert tree.vfs.cache.counts.loads == 0, "listing the root costs nothing"
         assert tree.names("empty") == []
         assert tree.names("a") == [f"{at:06d}.{suffix}" for at in (0, 3, 6, 9) for suffix in ("x.bin", "json")]
+
+
+@pytest.mark.parametrize("url", ["superduper", "webdataset", "mltraq"])
+def test_a_table_of_some_samples_is_that_of_all_without_the_others(tmp_path: Path, url: str) -> None:
+    """Where samples have names of their own, directories, and files that several of them refer to."""
+    if url == "webdataset":
+        store = open_store(tmp_path, driver="webdataset")
+        store.set([{"__key__": f"s.{at}/x", "jpg": b"\xff\xd8\xff", "cls": b"%d" % at} for at in range(6)], "k")
+    elif url == "mltraq":
+        store = open_store(f"mltraq+sqlite:///{DATA}/mltraq/basic/exp.db")
+    else:
+        store = open_store(url_of(DATA / "superduper/0.10.0"))
+    narrower = 0
+    for entry in store.driver.entries():
+        shard = store.driver.load(entry, lambda _: None)
+        table = index.build(shard, "png")
+        every = [(name, size, table.sample_of(file), file) for name, size, file in table.listing(0)]
+        for at in range(table.samples):
+            for shown in (np.arange(table.samples) == at, np.arange(table.samples) != at):
+                some = narrowed(table, shown)
+                narrower += some.samples < table.samples
+                wanted = [(name, size) for name, size, sample, _ in every if shown[sample]]
+                assert [(name, size) for name, size, _ in some.listing(0)] == wanted
+                for name, _, sample, file in every:
+                    found = some.find(name)
+                    assert (found is not None) == bool(shown[sample])
+                    if found is not None:
+                        assert some.slice_of(found) == table.slice_of(file)
+                        if some.slice_of(found) is None:
+                            assert some.render(found, shard, "png") == table.render(file, shard, "png")
+    assert narrower > 2
 
 
 def test_a_filter_goes_with_the_store(tmp_path: Path) -> None:

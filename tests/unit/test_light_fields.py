@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import math
+import os
 import threading
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardfs import config, index, light_reading
-from shardfs.errors import MissingKeyError
+from shardfs import config, index, light_lines, light_reading
+from shardfs.errors import DamagedShardError, MissingKeyError
+from shardfs.index_db import IndexDb
+from shardfs.indexing import build_all, open_database
 from shardfs.light_columns import MISSING, OMITTED, JsonText, LightColumns
 from shardfs.light_fields import LightFields
 from shardfs.opening import open_store
 from shardfs.store import Store
+from tests.conformance.superduper_stores import url_of
 from tests.conformance.trees import InProcessTree
+
+DATA = Path(__file__).parents[1] / "data"
 
 SAMPLES: list[dict[str, Any]] = [
     {"label": "cat", "n": 1, "x": 0.5, "ok": True, "image": b"\xff\xd8\xff" + b"x" * 20},
@@ -59,6 +67,27 @@ def test_values_are_those_of_the_samples(tmp_path: Path) -> None:
     assert columns.rows(("n", "label"))[1] == (-3, "dog")
     assert columns.rows(()) == [()] * 5
     assert columns.kinds("n") == {"int", "json", "missing"}
+
+
+def test_records_are_fetched_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fetch was of one record, and may be a request to a store far away."""
+    store = make(tmp_path / "s", SAMPLES * 20)
+    shard = store.driver.load(store.entry("k0"), lambda _: None)
+    table, fetch, asked = index.build(shard, "png"), shard.fetch, []
+
+    def watched(start: int, end: int) -> Any:
+        asked.append(end - start)
+        return fetch(start, end)
+
+    shard.fetch = watched  # type: ignore[method-assign]
+    found = light_reading.of_reader(table, shard, "png").pack()
+    assert asked == [table.raw_bytes]
+    for limit in (1, 1000):
+        asked.clear()
+        monkeypatch.setattr(config, "LIGHT_FETCH", limit)
+        assert light_reading.of_reader(table, shard, "png").pack() == found
+        assert len(asked) > 10
+        assert sum(asked) == table.raw_bytes
 
 
 def test_packing_gives_the_same_back(tmp_path: Path) -> None:
@@ -110,6 +139,53 @@ def test_what_json_has_no_word_for_is_text_where_it_has_one(tmp_path: Path) -> N
     assert columns.column("$value") == [MISSING, "alone", MISSING]
 
 
+def stores() -> Iterator[str]:
+    """Of every system what its own library wrote."""
+    for system in ("squirrel", "streaming"):
+        yield from (str(path) for path in sorted((DATA / system).iterdir()))
+    yield from (f"mltraq+sqlite:///{path}/exp.db" for path in sorted((DATA / "mltraq").iterdir()))
+    yield from (url_of(path) for path in sorted((DATA / "superduper").iterdir()))
+
+
+def plain(value: Any) -> Any:
+    """A member of a `.json` as it is as a light field: what is text there but for its tag is one here."""
+    if type(value) is dict and len(value) == 1:
+        ((tag, body),) = value.items()
+        if tag in ("$datetime", "$uuid", "$decimal"):
+            return body
+        if tag == "$float":
+            return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[body]
+    return value
+
+
+def test_of_every_system_they_are_what_the_json_says() -> None:
+    compared = 0
+    for url in stores():
+        store = open_store(url)
+        for entry in store.driver.entries():
+            try:
+                shard = store.driver.load(entry, lambda _: None)
+                table = index.build(shard, "png")
+            except DamagedShardError:
+                continue
+            columns = light_reading.of_reader(table, shard, "png")
+            for at, line in enumerate(light_lines.render(table, shard, "png").splitlines()):
+                said = json.loads(line)["light"]
+                explained = said.pop("$fields", {})
+                said = said["$esc"] if set(said) == {"$esc"} else said
+                for name, value in said.items():
+                    if name in explained:  # no text in the sample: left out
+                        continue
+                    (found,) = columns.rows((name,))[at]
+                    if found is OMITTED:
+                        assert len(json.dumps(value)) > config.LIGHT_VALUE
+                        continue
+                    shown = json.loads(found) if isinstance(found, JsonText) else found
+                    assert repr(shown) == repr(plain(value)), (url, entry.key, at, name)
+                    compared += 1
+    assert compared > 1_000
+
+
 def test_members_of_tars_that_say_what_they_hold_are_light(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s", driver="webdataset")
     store.set(
@@ -140,8 +216,6 @@ def test_fields_without_end_are_left_out() -> None:
 
 
 def database_of(store: Store) -> Any:
-    from shardfs.indexing import open_database
-
     database = open_database(store, "png")
     assert database is not None
     return database
@@ -169,6 +243,36 @@ def test_a_mount_makes_them_once_and_finds_them_in_the_index_then(tmp_path: Path
         tree.ask(lambda: tree.vfs.refresh.everything())
         assert tree.vfs.light.values("k1", ("label",)) == [("cat",)]
     database.close()
+
+
+def test_an_exported_index_takes_them_along_and_a_replaced_shard_makes_them_anew(tmp_path: Path) -> None:
+    store = make(tmp_path / "s", SAMPLES, keys=3)
+    database = database_of(store)
+    assert build_all(store, database, "png", jobs=1).built == 3
+    assert database.versions(light=True) == {}
+    assert build_all(store, database, "png", jobs=1, light=True).built == 3
+    assert build_all(store, database, "png", jobs=1, light=True).kept == 3
+    database.export(tmp_path / "exported")
+    os.utime(tmp_path / "s/k1.gz")  # another version, of the same content
+    store.set(SAMPLES[:2], "k2")
+    other = IndexDb(tmp_path / "other", "squirrel auto png")
+    assert other.take(tmp_path / "exported") == 3
+    light = [other.get_light(entry, lambda: store.driver.mark(entry)) for entry in store.driver.entries()]  # noqa: B023
+    assert [None if found is None else found.samples for found in light] == [5, 5, None]
+    report = build_all(store, other, "png", jobs=1, light=True)
+    assert (report.built, report.kept) == (1, 2)
+    assert build_all(store, other, "png", jobs=1, light=True, check=True).differing == []
+    other.put_light(store.entry("k0"), LightColumns(5, {}), "")
+    assert build_all(store, other, "png", jobs=1, light=True, check=True).differing == ["k0"]
+    store.delete("k0")
+    assert build_all(store, other, "png", jobs=1, light=True).dropped == 1
+    assert sorted(other.versions(light=True)) == ["k1", "k2"]
+    published = IndexDb(tmp_path / "exported", "squirrel auto png", read_only=True)
+    carried = IndexDb(tmp_path / "third", "squirrel auto png", published=published)
+    entry = store.entry("k1")
+    assert carried.get_light(entry, lambda: store.driver.mark(entry)) is not None
+    for one in (database, other, carried):
+        one.close()
 
 
 def test_the_end_of_a_mount_ends_who_waits(tmp_path: Path) -> None:

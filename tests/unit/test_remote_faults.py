@@ -23,7 +23,7 @@ from shardfs.storage.requests import Requests
 from shardfs.storage.urls import open_remote
 from tests.conformance.trees import wait_for
 from tests.fault_proxy import FAULTS, FaultProxy, fault_proxy
-from tests.servers import Server, moto_server, nginx_server
+from tests.servers import Server, nginx_server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -43,14 +43,12 @@ deadline comes first."""
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        storage = open_remote("s3://bucket/x", endpoint=server.endpoint)
-        obstore.put(storage.store, "k", DATA)
-        obstore.put(storage.store, "big", BIG, use_multipart=False)  # or its ETag would be no MD5
-        yield server
+def moto(moto: Server) -> Server:
+    """With two objects in it."""
+    storage = open_remote("s3://bucket/x", endpoint=moto.endpoint)
+    obstore.put(storage.store, "k", DATA)
+    obstore.put(storage.store, "big", BIG, use_multipart=False)  # or its ETag would be no MD5
+    return moto
 
 
 @pytest.fixture

@@ -67,6 +67,9 @@ def test_what_may_pass_is_asked_again_after_pauses_that_grow(requests: Requests,
         (NotFoundError("no"), errno.ENOENT),
         (PermissionDeniedError("no"), errno.EACCES),
         (GenericError("Server returned non-2xx status code: 400 Bad Request"), errno.EIO),
+        # a listing that is refused was taken for a store that is silent, and what was known of it was shown
+        (GenericError("Server returned non-2xx status code: 403 Forbidden: SignatureDoesNotMatch"), errno.EACCES),
+        (GenericError("Server returned non-2xx status code: 401 Unauthorized"), errno.EACCES),
     ],
 )
 def test_what_will_not_pass_is_told_at_once(requests: Requests, clock: Clock, error: Exception, number: int) -> None:

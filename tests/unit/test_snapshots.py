@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,9 @@ from shardfs.model import Key
 from shardfs.opening import open_store
 from shardfs.snapshots import at_snapshot, fingerprint, write_snapshot
 from shardfs.store import Store
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
 
 
 def local(folder: Path) -> Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import obstore
@@ -16,19 +16,11 @@ from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Key
 from shardfs.storage.remote import RemoteStorage
 from shardfs.storage.urls import open_remote
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(90)
 
 K, L = Key("k"), Key("l")
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        yield server
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgpack
@@ -16,7 +16,7 @@ import pytest
 
 from shardfs import cli
 from shardfs.opening import open_store
-from tests.servers import Server, moto_server
+from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(90)
 Said = tuple[int, str, str]
@@ -110,12 +110,6 @@ def test_what_of_a_store_cannot_be_shown_counts(say: Callable[..., Said], tmp_pa
     (tmp_path / "mds/train/index.json").write_text("{")
     status, out, _ = say(tmp_path / "mds")
     assert (status, out.startswith("not shown: train/index.json")) == (1, True), out
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Server]:
-    with moto_server() as server:
-        yield server
 
 
 def test_a_store_far_away_is_read_and_not_its_cache(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, invariant, rule
 
 from shardfs import open_store
-from tests.unit.test_writing_model import KEYS, STEPS, Mount
+from tests.unit.writing_player import KEYS, STEPS, KeysAsDicts, Mount
 
 NAMES = [f"{stem:06d}.f.bin" for stem in range(8)]
 
@@ -22,7 +21,7 @@ def number(name: str) -> int:
     return int(name.partition(".")[0])
 
 
-class WritingMds(RuleBasedStateMachine):
+class WritingMds(KeysAsDicts):
     """Keys are dicts of names and bytes; `counts` has the samples of those that are stored, in their order."""
 
     keys, names = st.sampled_from(KEYS), st.sampled_from(NAMES)
@@ -32,7 +31,7 @@ class WritingMds(RuleBasedStateMachine):
     def begin(self) -> None:
         self.root = Path(tempfile.mkdtemp())
         open_store(self.root / "store", driver="streaming").set([{"f": b"one"}, {"f": b"two"}], "old")
-        self.model: dict[str, dict[str, bytes]] = {"old": {NAMES[0]: b"one", NAMES[1]: b"two"}}
+        self.model = {"old": {NAMES[0]: b"one", NAMES[1]: b"two"}}
         self.counts = {"old": 2}
         self.dirty: set[str] = set()
         self.mount = self._mounted()
@@ -40,10 +39,12 @@ class WritingMds(RuleBasedStateMachine):
     def _mounted(self) -> Mount:
         return Mount(self.root / "store", self.root / "state", system="streaming", delete=True, overwrite=True)
 
-    def teardown(self) -> None:
-        if hasattr(self, "mount"):
-            self.mount.close()
-            shutil.rmtree(self.root)
+    def _vanishes(self, key: str) -> bool:
+        return key not in self.counts
+
+    def _gone(self, key: str) -> None:
+        super()._gone(key)
+        self.dirty.discard(key)
 
     # --- what is expected ---------------------------------------------------------------------------------------
 
@@ -77,15 +78,6 @@ class WritingMds(RuleBasedStateMachine):
             return True
         self._stored(last)
         return False
-
-    def _key(self, key: str) -> dict[str, bytes]:
-        if key not in self.model:
-            if "/" in key and "way" not in self.mount.names(""):
-                self.mount.mkdir("way")
-            if key.rpartition("/")[2] not in self.mount.names(key.rpartition("/")[0]):
-                self.mount.mkdir(key)
-            self.model[key] = {}
-        return self.model[key]
 
     def _refused(self, *call: Any) -> None:
         with pytest.raises(OSError) as caught:  # noqa: PT011
@@ -163,10 +155,7 @@ class WritingMds(RuleBasedStateMachine):
     @rule(key=keys, files=st.dictionaries(names, contents, min_size=1, max_size=3))
     def replace(self, key: str, files: dict[str, bytes]) -> None:
         self._key(key)
-        temporary = f"{key.rpartition('/')[0]}/x.tmp".lstrip("/")
-        self.mount.mkdir(temporary)
-        for name, data in files.items():
-            self.mount.write(f"{temporary}/{name}", data)
+        temporary = self._plain(key, files)
         expected = self._expected_of_replacing(key, len(files))
         if expected is None:
             self.mount.rename(temporary, key)
@@ -176,9 +165,7 @@ class WritingMds(RuleBasedStateMachine):
         with pytest.raises(OSError) as caught:  # noqa: PT011
             self.mount.rename(temporary, key)
         assert caught.value.errno in expected, (caught.value, expected)
-        for name in files:
-            self.mount.unlink(f"{temporary}/{name}")
-        self.mount.rmdir(temporary)
+        self._removed(temporary, files)
 
     def _expected_of_replacing(self, key: str, count: int) -> tuple[int, ...] | None:
         if key in self.counts:
@@ -199,29 +186,6 @@ class WritingMds(RuleBasedStateMachine):
             return
         self.mount.sync(key)
         self._stored(key)
-
-    @rule(key=keys)
-    def evict(self, key: str) -> None:
-        self.mount.evict(key)
-
-    @rule()
-    def mount_again(self) -> None:
-        self.mount.close()
-        self.mount = self._mounted()
-        for key in [key for key, files in self.model.items() if not files and key not in self.counts]:
-            above, _, name = key.rpartition("/")
-            if (above and above not in self.mount.names("")) or name not in self.mount.names(above):
-                del self.model[key]  # an empty directory that was never a key
-                self.dirty.discard(key)
-
-    @invariant()
-    def like_the_dicts(self) -> None:
-        for key, files in self.model.items():
-            assert sorted(self.mount.names(key)) == sorted(files), key
-            for name, data in files.items():
-                assert self.mount.read(f"{key}/{name}") == data, (key, name)
-        shown = {name for name in self.mount.names("") if name != "way"}
-        assert shown == {key for key in self.model if "/" not in key}
 
     @invariant()
     def stored_as_counted(self) -> None:

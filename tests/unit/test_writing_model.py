@@ -2,190 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import shutil
 import tempfile
-import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import initialize, rule
 
-from shardfs import inodes, open_store
+from shardfs import open_store
 from shardfs.errors import ShardfsError
 from shardfs.model import Key
-from shardfs.moving import rename
-from shardfs.shard_cache import ShardCache
-from shardfs.staging import StagingArea
-from shardfs.tree import KeyDirectory
-from shardfs.writable import build_writable
-from shardfs.writing import Allowed, Change, WritableVfs
+from shardfs.writing import Change
 from tests.conformance.trees import wait_for
+from tests.unit.writing_player import KEYS, STEPS, KeysAsDicts, Mount
 
-STEPS = settings(
-    max_examples=int(os.environ.get("SHARDFS_WRITING_RUNS", "20")),
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-
-KEYS = ("old", "new", "way/deep")
 NAMES = [f"{stem:06d}.{field}.bin" for stem in range(4) for field in "fg"]
 
 
-class Mount:
-    """A file system in a thread of its own."""
-
-    def __init__(
-        self, store: Path, state: Path, quiet: float | None = None, system: str = "squirrel", **allowed: bool
-    ) -> None:
-        self._given = store, state, quiet, system, allowed
-        self.store = store
-        self._ready = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        assert self._ready.wait(30)
-        if self._failure is not None:
-            raise self._failure
-
-    def _run(self) -> None:
-        try:
-            trio.run(self._serve)
-        except BaseException as error:
-            self._failure = error
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        store, state, quiet, system, allowed = self._given
-        driver = open_store(store, driver=system).driver
-        with contextlib.closing(StagingArea.open(store.as_uri(), store_path=store, root=state)) as area:
-            cache = ShardCache(driver, 1 << 20, "png")
-            self.vfs: WritableVfs = build_writable(
-                driver, cache, area, quiet=quiet, allowed=Allowed(**allowed), uid=7, gid=8
-            )
-            self._token = trio.lowlevel.current_trio_token()
-            self._end = trio.Event()
-            async with self.vfs.running():
-                self._ready.set()
-                await self._end.wait()
-
-    def ask(self, work: Callable[..., Awaitable[Any]], *words: Any) -> Any:
-        async def asked() -> Any:
-            try:
-                return await work(*words)
-            except ShardfsError as error:
-                raise OSError(error.errno, str(error)) from error
-
-        return trio.from_thread.run(asked, trio_token=self._token)
-
-    def close(self) -> None:
-        self._token.run_sync_soon(self._end.set)
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-        if self._failure is not None:
-            raise self._failure
-
-    def __enter__(self) -> Mount:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def inode(self, path: str) -> int:
-        at = int(inodes.ROOT)
-        for part in filter(None, path.split("/")):
-            at = self.ask(self.vfs.lookup, at, part.encode()).inode
-        return at
-
-    def _split(self, path: str) -> tuple[int, bytes]:
-        above, _, name = path.rpartition("/")
-        return self.inode(above), name.encode()
-
-    def names(self, path: str) -> list[str]:
-        handle = self.ask(self.vfs.opendir, self.inode(path))
-        found, at = [], 0
-        try:
-            while batch := list(self.ask(self.vfs.readdir, handle, at))[:3]:
-                found += [name.decode() for name, _, _ in batch]
-                for name, attributes, _ in batch:
-                    assert self.ask(self.vfs.lookup, self.inode(path), name).inode == attributes.inode
-                at = batch[-1][2]
-            return found
-        finally:
-            self.vfs.releasedir(handle)
-
-    def open(self, path: str, flags: int = os.O_RDONLY) -> int:
-        if flags & os.O_CREAT:
-            try:
-                self.inode(path)
-            except FileNotFoundError:
-                handle, _ = self.ask(self.vfs.create, *self._split(path), 0o644, flags, 1, 2)
-                return int(handle)
-        return int(self.ask(self.vfs.open, self.inode(path), flags & ~os.O_CREAT))
-
-    def read(self, path: str) -> bytes:
-        inode = self.inode(path)
-        size = self.ask(self.vfs.getattr, inode).size
-        handle = self.open(path)
-        try:
-            data = self.read_at(handle, 0, 1 << 20)
-            assert len(data) == size
-            return data
-        finally:
-            self.ask(self.vfs.close, handle)
-
-    def read_at(self, handle: int, offset: int, size: int) -> bytes:
-        async def read() -> bytes | memoryview:
-            now = self.vfs.read_now(handle, offset, size)
-            return await self.vfs.read(handle, offset, size) if now is None else now
-
-        return bytes(self.ask(read))
-
-    def write(self, path: str, data: bytes, offset: int = 0, flags: int = os.O_TRUNC) -> None:
-        handle = self.open(path, os.O_CREAT | os.O_WRONLY | flags)
-        assert self.ask(self.vfs.write, handle, offset, data) == len(data)
-        self.ask(self.vfs.close, handle)
-
-    def truncate(self, path: str, size: int) -> None:
-        assert self.ask(self.vfs.setattr, self.inode(path), Change(size=size), None).size == size
-
-    def unlink(self, path: str) -> None:
-        self.ask(self.vfs.unlink, *self._split(path))
-
-    def mkdir(self, path: str) -> None:
-        self.ask(self.vfs.mkdir, *self._split(path), 0o755, 1, 2)
-
-    def rmdir(self, path: str) -> None:
-        self.ask(self.vfs.rmdir, *self._split(path))
-
-    def rename(self, path: str, new: str, flags: int = 0) -> None:
-        self.ask(rename, self.vfs, *self._split(path), *self._split(new), flags)
-
-    def sync(self, path: str) -> None:
-        handle = self.ask(self.vfs.opendir, self.inode(path))
-        try:
-            self.ask(self.vfs.fsyncdir, handle)
-        finally:
-            self.vfs.releasedir(handle)
-
-    def evict(self, key: str) -> None:
-        async def drop() -> None:
-            directory = self.vfs.tree.current(key)  # type: ignore[arg-type]
-            if isinstance(directory, KeyDirectory):
-                self.vfs.cache.drop(directory.entry)
-
-        self.ask(drop)
-
-
-class Writing(RuleBasedStateMachine):
+class Writing(KeysAsDicts):
     """Keys are dicts of names and bytes."""
 
     keys, names = st.sampled_from(KEYS), st.sampled_from(NAMES)
@@ -195,27 +34,11 @@ class Writing(RuleBasedStateMachine):
     def begin(self) -> None:
         self.root = Path(tempfile.mkdtemp())
         open_store(self.root / "store", driver="squirrel").set([{"f": b"one"}, {"f": b"two", "g": b"three"}], "old")
-        self.model: dict[str, dict[str, bytes]] = {
-            "old": {"000000.f.bin": b"one", "000001.f.bin": b"two", "000001.g.bin": b"three"}
-        }
+        self.model = {"old": {"000000.f.bin": b"one", "000001.f.bin": b"two", "000001.g.bin": b"three"}}
         self.mount = self._mounted()
 
     def _mounted(self) -> Mount:
         return Mount(self.root / "store", self.root / "state", delete=True, overwrite=True)
-
-    def teardown(self) -> None:
-        if hasattr(self, "mount"):
-            self.mount.close()
-            shutil.rmtree(self.root)
-
-    def _key(self, key: str) -> dict[str, bytes]:
-        if key not in self.model:
-            if "/" in key and "way" not in self.mount.names(""):
-                self.mount.mkdir("way")
-            if key.rpartition("/")[2] not in self.mount.names(key.rpartition("/")[0]):
-                self.mount.mkdir(key)
-            self.model[key] = {}
-        return self.model[key]
 
     @rule(key=keys, name=names, data=contents)
     def write(self, key: str, name: str, data: bytes) -> None:
@@ -260,51 +83,28 @@ class Writing(RuleBasedStateMachine):
 
     @rule(key=keys, files=st.dictionaries(names, contents, min_size=1, max_size=3))
     def replace(self, key: str, files: dict[str, bytes]) -> None:
+        self._replace(key, files)
+
+    def _replace(self, key: str, files: dict[str, bytes]) -> None:
         self._key(key)
-        above = key.rpartition("/")[0]
-        temporary = f"{above}/x.tmp".lstrip("/")
-        self.mount.mkdir(temporary)
-        for name, data in files.items():
-            self.mount.write(f"{temporary}/{name}", data)
+        temporary = self._plain(key, files)
         try:
             self.mount.rename(temporary, key)
-            self.model[key] = renumbered(files)
+            self.model[key] = self._sealed(files)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):  # staged files are in the way
                 raise
-            for name in files:
-                self.mount.unlink(f"{temporary}/{name}")
-            self.mount.rmdir(temporary)
+            self._removed(temporary, files)
+
+    def _sealed(self, files: dict[str, bytes]) -> dict[str, bytes]:
+        """What a seal makes of files."""
+        return renumbered(files)
 
     @rule(key=keys)
     def seal(self, key: str) -> None:
         if self.model.get(key):
             self.mount.sync(key)
-            self.model[key] = renumbered(self.model[key])
-
-    @rule(key=keys)
-    def evict(self, key: str) -> None:
-        self.mount.evict(key)
-
-    @rule()
-    def mount_again(self) -> None:
-        self.mount.close()
-        self.mount = self._mounted()
-        for key in [key for key, files in self.model.items() if not files]:
-            if key.rpartition("/")[2] not in self.mount.names(key.rpartition("/")[0] if self._has_way(key) else ""):
-                del self.model[key]  # an empty directory that was never a key
-
-    def _has_way(self, key: str) -> bool:
-        return "/" not in key or "way" in self.mount.names("")
-
-    @invariant()
-    def like_the_dicts(self) -> None:
-        for key, files in self.model.items():
-            assert sorted(self.mount.names(key)) == sorted(files), key
-            for name, data in files.items():
-                assert self.mount.read(f"{key}/{name}") == data, (key, name)
-        shown = {name for name in self.mount.names("") if name != "way"}
-        assert shown == {key for key in self.model if "/" not in key}
+            self.model[key] = self._sealed(self.model[key])
 
 
 def renumbered(files: dict[str, bytes]) -> dict[str, bytes]:
