@@ -1000,6 +1000,12 @@ TABLE_PATIENCE = 300.0
 """Seconds that who asks for a table waits for it to be made: it goes on meanwhile, and `status` says how far it is. A
 million samples out of the index take a few seconds; who waits in the kernel cannot be interrupted."""
 
+VIEW_KEPT = 256 * MIB
+"""Bytes of a view's columns that are kept in a file for the next mount: ten million files."""
+
+VIEW_KEEPING = 60.0
+"""Seconds between two writings of that file: a store may change all the time."""
+
 # --- looking at mounts: traces, bench, top ----------------------------------------------------------------------------
 
 TRACE_BYTES = 256 * MIB
