@@ -882,6 +882,10 @@ LIGHT_FIELDS = 1_000
 LIGHT_NAME = 1_000
 """Light fields of one shard, and characters of their names: more are no fields, but keys of data."""
 
+LIGHT_FETCH = 4 * MIB
+"""Raw bytes of a shard that are fetched at once for the light fields in them: half of what is asked for at a time of a
+store far away."""
+
 LIGHT_SHARD = 64 * MIB
 """Bytes of different texts of one shard's light fields: 64 of the longest for each of 250 samples..."""
 

@@ -12,6 +12,7 @@ import json
 import uuid
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -57,16 +58,38 @@ def of_reader(table: ShardTable, reader: ShardReader, arrays: str) -> LightColum
     """
     builder = Builder(arrays)
     columns = table.columns
-    starts, ends = columns["record_start"].tolist(), columns["record_end"].tolist()
+    records = _Records(table, reader)
     rendered = np.concatenate(([0], np.cumsum(columns["kind"] == RENDER)))[columns["file_start"]]
     by_name = {number: name for number, name in enumerate(_names(table)) if name is not None}
     for sample, some in enumerate(np.diff(rendered).tolist()):
         if some:
-            record = reader.fetch(starts[sample], ends[sample])
+            record = records[sample]
             builder.add(reader.decode(record), record)
         else:
             builder.add_files(_members(table, sample, reader, by_name) if by_name else {})
     return builder.columns()
+
+
+class _Records:
+    """The records of a shard, fetched some at a time: each fetch may be a request to a store far away."""
+
+    def __init__(self, table: ShardTable, reader: ShardReader) -> None:
+        self._starts, self._ends = table.columns["record_start"].tolist(), table.columns["record_end"].tolist()
+        self._reader = reader
+        self._begin = self._end = 0
+        self._piece: Buffer = memoryview(b"")
+
+    def __getitem__(self, sample: int) -> Buffer:
+        start, end = self._starts[sample], self._ends[sample]
+        if not self._begin <= start <= end <= self._end:
+            stop = end
+            for next_end in islice(self._ends, sample + 1, None):
+                if not stop <= next_end <= start + config.LIGHT_FETCH:
+                    break
+                stop = next_end
+            self._piece = self._reader.fetch(start, stop)
+            self._begin, self._end = start, stop
+        return self._piece[start - self._begin : end - self._begin]
 
 
 def _names(table: ShardTable) -> Iterator[str | None]:

@@ -274,7 +274,9 @@ def _fields_of(source: Source) -> tuple[dict[str, _Field], bool]:
 
 def _schema(pa: Any, types: dict[str, str], omitted: bool) -> pa.Schema:
     own = [
-        pa.field("key", pa.dictionary(pa.int32(), pa.string())),
+        pa.field(
+            "key", pa.string()
+        ),  # no dictionary: pyarrow does not sort by one; Parquet stores it as one all the same
         pa.field("sample", pa.string()),
         pa.field("paths", pa.list_(pa.string())),
         pa.field("sizes", pa.list_(pa.int64())),
@@ -291,7 +293,7 @@ def _schema(pa: Any, types: dict[str, str], omitted: bool) -> pa.Schema:
 def _batch(pa: Any, block: _Block, schema: Any, types: dict[str, str]) -> pa.RecordBatch:
     count, starts = len(block.names), pa.array(block.starts, pa.int32())
     columns: list[Any] = [
-        pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([_text(block.key)])),
+        pa.repeat(_text(block.key), count),
         pa.array(block.names, pa.string()),
         pa.ListArray.from_arrays(starts, pa.array(list(map(_text, block.paths)), pa.string())),
         pa.ListArray.from_arrays(starts, pa.array(block.sizes, pa.int64())),

@@ -160,8 +160,9 @@ class Vfs:
         table = self.cache.tables.known(key.entry)
         self.cache.drop(key.entry)
         self.superseded(key, 0 if table is None else table.numbers)
-        for above, name in self.views.supersede(key):
-            self.renamed(above, (name,))
+        for above, names in self.views.supersede(key):
+            if names:
+                self.renamed(above, names)
 
     # --- names and attributes -----------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """A network between a client and a server on loopback: a TCP proxy in a process of its own, which delays and counts.
 
-    python -m tests.link PORT TARGET_PORT DELAY     bytes that come in leave again DELAY seconds later, each way
+    python -m tests.link PORT TARGET_PORT DELAY RATE    bytes that come in leave again DELAY seconds later, each way;
+                                                        from the server at most RATE of them a second (0: no limit)
 
-A connection that begins with `STATS` is answered with what was counted so far, as JSON. Bandwidth is that of the proxy.
+A connection that begins with `STATS` is answered with what was counted so far, as JSON. All connections share the rate.
 """
 
 from __future__ import annotations
@@ -58,21 +59,25 @@ class Link:
 
 
 @contextlib.contextmanager
-def link(endpoint: str, delay: float = 0.0) -> Iterator[Link]:
-    """A proxy in front of the server at `endpoint` (http://127.0.0.1:PORT), ended with the block."""
+def link(endpoint: str, delay: float = 0.0, rate: float = 0.0) -> Iterator[Link]:
+    """A proxy in front of the server at `endpoint` (http://127.0.0.1:PORT), ended with the block; `rate` in bytes a
+    second, from the server."""
     from tests.servers import free_port, running
 
     port = free_port()
     target = endpoint.rpartition(":")[2]
-    command = [sys.executable, "-m", "tests.link", str(port), target, str(delay)]
+    command = [sys.executable, "-m", "tests.link", str(port), target, str(delay), str(rate)]
     with running(command, port, PYTHONPATH=str(REPOSITORY)):
         yield Link(f"http://127.0.0.1:{port}", port)
 
 
 class _Proxy:
-    def __init__(self, target: int, delay: float) -> None:
+    def __init__(self, target: int, delay: float, rate: float) -> None:
         self._target = target
         self._delay = delay
+        self._rate = rate
+        self._busy_until = 0.0
+        """When the last byte that is under way from the server has left it."""
         self._counted: dict[str, Any] = {"down": 0, "up": 0, "requests": []}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -94,7 +99,7 @@ class _Proxy:
         async def leave() -> None:
             while True:
                 due, piece = await waiting.get()
-                if self._delay:
+                if due:
                     await asyncio.sleep(max(0.0, due - loop.time()))
                 if not piece:
                     to.close()
@@ -109,11 +114,20 @@ class _Proxy:
             if way == "up":
                 found = _REQUEST.findall(piece)
                 self._counted["requests"] += [f"{method.decode()} {path.decode()}" for method, path in found]
-            await waiting.put((loop.time() + self._delay, piece))
+            await waiting.put((self._due(way, len(piece)), piece))
             piece = await self._read(source)
-        await waiting.put((loop.time() + self._delay, b""))
+        await waiting.put((self._due(way, 0), b""))
         with contextlib.suppress(OSError):
             await leaving
+
+    def _due(self, way: str, size: int) -> float:
+        """When a piece that has just come may leave; 0.0: at once."""
+        if not self._delay and not (self._rate and way == "down"):
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        if self._rate and way == "down":
+            now = self._busy_until = max(now, self._busy_until) + size / self._rate
+        return now + self._delay
 
     @staticmethod
     async def _read(source: asyncio.StreamReader) -> bytes:
@@ -123,11 +137,11 @@ class _Proxy:
             return b""
 
 
-async def _main(port: int, target: int, delay: float) -> None:
-    proxy = _Proxy(target, delay)
+async def _main(port: int, target: int, delay: float, rate: float) -> None:
+    proxy = _Proxy(target, delay, rate)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", port, limit=4 * _PIECE, backlog=512)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(_main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))

@@ -242,15 +242,15 @@ class ViewFiles:
 
     # --- changes ------------------------------------------------------------------------------------------------
 
-    def supersede(self, key: KeyDirectory) -> list[tuple[Inode, bytes]]:
+    def supersede(self, key: KeyDirectory) -> list[tuple[Inode, list[bytes]]]:
         """A key was replaced or has gone: its numbers mean nothing any more. The directories that may have shown its
-        files under names that the kernel has: the one that each is in, and its name."""
+        files under names that the kernel has: the one that they are in, and their names."""
         slot, told = key.slot, []
         gone = []
         for place in self._places.values():
             gone += [Owner(place.number, kind, slot) for kind in (KEY, INSIDE, METADATA_FILE, LABEL_TEXTS)]
             if isinstance(place, GatheredPlace):
-                told += list(place.outdated())
+                told.append(place.outdated(slot))
         if self._places:
             self._ranges.drop(gone)
         self._common.hf.drop(slot)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -52,6 +52,11 @@ class Sources:
     label_texts: dict[int, texts.Texts] = field(default_factory=dict)
     """Generated label texts, by slot, oldest first: config.VIEW_TEXTS bytes of them at most."""
 
+    @property
+    def room(self) -> int:
+        """Bytes of text that may be made for one key."""
+        return max(config.VIEW_TEXTS, self.cache.budget // config.CONTROL_SHARE)
+
     async def values(
         self, key: KeyDirectory, table: ShardTable, fields: Callable[[Sequence[str]], Sequence[str]]
     ) -> dict[str, list[object]]:
@@ -71,7 +76,10 @@ class Sources:
         known = self.label_texts.pop(key.slot, None)
         if known is None:
             values = await self.values(key, table, lambda names: [name for name in texts.LABELS if name in names])
-            known = texts.Texts(texts.labels(values, table.samples))
+            room = texts.Room(self.room)
+            known = await self.cache.in_worker(
+                lambda: texts.Texts(texts.labels(values, table.samples, room)), table.nbytes
+            )
         self.label_texts[key.slot] = known
         while sum(one.nbytes for one in self.label_texts.values()) > config.VIEW_TEXTS and len(self.label_texts) > 1:
             del self.label_texts[next(iter(self.label_texts))]
@@ -323,6 +331,11 @@ class Index:
                 return key.inode(position), int(key.sizes[position])
         return None
 
-    def paths(self) -> Iterator[Path]:
-        """The directories that have files."""
-        return iter(self._leaves)
+    def tops(self, slot: int) -> list[bytes]:
+        """The directories in the view's own that lead to files of a key."""
+        at = self._slots.get(slot)
+        if at is None:
+            return []
+        start, end = self.columns.starts[at : at + 2]
+        numbers = set(np.unique(self._groups[start:end]).tolist())
+        return sorted({path[0] for path, number in self._leaves.items() if path and number in numbers})

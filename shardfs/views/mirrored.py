@@ -93,7 +93,7 @@ class Hf:
 
             def work() -> HfKey:
                 files = KeyFiles(key, table, b"", chosen, Rests())
-                return HfKey(files, texts.metadata(files, values))
+                return HfKey(files, texts.metadata(files, values, texts.Room(self._sources.room)))
 
             known = await self._sources.cache.in_worker(work, table.nbytes)
             self._held.put(key.slot, known)

@@ -227,14 +227,13 @@ class GatheredPlace(Place):
         inode = self._texts(owner.what, 0) + offset
         return file_attributes(inode, found.size(offset), key.entry.mtime_ns, self._lasting(LABEL_PATH))
 
-    def outdated(self) -> Iterator[tuple[Inode, bytes]]:
-        """The directories whose names may mean other files now: the one that each is in, and its name."""
+    def outdated(self, slot: int) -> tuple[Inode, list[bytes]]:
+        """The directories in which names may mean other files once a key has been replaced: the one that they are in,
+        and their names."""
         if self.above is not None:
-            yield self.above, self.view.text.encode("utf-8", "surrogateescape")
-            return
+            return self.above, [self.view.text.encode("utf-8", "surrogateescape")]
         index = self.gathered.shown
-        for name in {} if index is None else index.children(()):
-            yield self.top, name
+        return self.top, [] if index is None else index.tops(slot)
 
 
 class MirroredPlace(Place):

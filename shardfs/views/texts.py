@@ -9,6 +9,7 @@ picture's size). Knows nothing of inode numbers, caches or mounts.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from typing import Any
 
 from shardfs import names
 from shardfs.drivers.base import ShardReader
+from shardfs.errors import StorageError
 from shardfs.index import ShardTable
 from shardfs.light_columns import MISSING, OMITTED, JsonText, Light, LightColumns
 from shardfs.views.columns import KeyFiles
@@ -102,13 +104,28 @@ def _light(value: Any) -> Light:
 # --- hf -------------------------------------------------------------------------------------------------------------
 
 
-def metadata(key: KeyFiles, values: dict[str, list[Light]]) -> bytes:
+class Room:
+    """Bytes of text that may be made."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+
+    def take(self, count: int) -> None:
+        """EFBIG where there is no more: a short column may stand for texts of any length."""
+        self._left -= count
+        if self._left < 0:
+            raise StorageError(
+                f"more than {self._most} bytes of text, for one key: mount with more --memory", errno.EFBIG
+            )
+
+
+def metadata(key: KeyFiles, values: dict[str, list[Light]], room: Room) -> bytes:
     """A line for each sample: the names of its files, then its light fields. Where all files of the key are of one
     field, that is called `file_name`.
 
     A sample without any of these files has no line, where others have: the loader wants a picture for each. What has
     no JSON (no number, infinity) is null. A light field that is called as one of the files' is left out: it is
-    in the sample's `.json`.
+    in the sample's `.json`. EFBIG.
     """
     fields = [_field(rest) for rest in key.rests.texts]
     single = len({fields[rest] for rest in set(key.rest.tolist())}) <= 1
@@ -123,6 +140,7 @@ def metadata(key: KeyFiles, values: dict[str, list[Light]]) -> bytes:
             if value is not MISSING and value is not OMITTED and name not in said:
                 members.append(f"{_quoted(name)}: {_json(value)}")
         lines.append("{" + ", ".join(members) + "}\n")
+        room.take(len(lines[-1]))
     return "".join(lines).encode("utf-8", "backslashreplace")
 
 
@@ -166,15 +184,16 @@ def _json(value: Light) -> str:
 # --- yolo -------------------------------------------------------------------------------------------------------------
 
 
-def labels(values: dict[str, list[Light]], samples: int) -> list[bytes | None]:
-    """The label file of each sample, None where no field holds one."""
+def labels(values: dict[str, list[Light]], samples: int, room: Room) -> list[bytes | None]:
+    """The label file of each sample, None where no field holds one. EFBIG."""
     made: list[bytes | None] = [None] * samples
     for field in LABELS:
         column = values.get(field)
         if column is not None:
             for sample, value in enumerate(column):
                 if made[sample] is None:
-                    made[sample] = label_text(value)
+                    text = made[sample] = label_text(value)
+                    room.take(len(text or b""))
     return made
 
 

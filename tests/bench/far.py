@@ -4,6 +4,8 @@
                     shards' own; the cache on disk holds all
     throughput      a cold epoch by eight readers beside obstore alone, which fetches the same objects eight at a time,
                     and beside the same store on this disk
+    tars            the same for a WebDataset, whose shards need no decompression
+    network         the same epochs, and obstore, behind a network of 1 Gbit/s (125 MB/s)
     rclone          shuffled samples of 4 KB, beside what squirrel-core does over `rclone mount`: the shard for each
     raw             two epochs of shuffled files out of the same store on this machine, with memory for a quarter of it:
                     gzip shards kept decompressed in the cache on disk (--cache-raw always), and not
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gzip
+import io
 import json
 import os
 import random
@@ -25,6 +28,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +42,7 @@ import msgpack
 from shardfs import open_store
 from tests.bench import machine
 from tests.bench.forms import say
-from tests.link import Link, link
+from tests.link import link
 from tests.servers import nginx_server
 
 _READERS = 8
@@ -55,11 +59,13 @@ class Stored:
     folder: Path
     shards: int
     samples: int
+    suffix: str = "gz"
+    """`tar`: a WebDataset, which is not compressed."""
 
     @property
     def pattern(self) -> str:
         """What names its shards behind its directory's URL."""
-        return f"{self.folder.name}/{{0000..{self.shards - 1:04}}}.gz"
+        return f"{self.folder.name}/{{0000..{self.shards - 1:04}}}.{self.suffix}"
 
     @property
     def files(self) -> list[str]:
@@ -68,7 +74,7 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.glob("*.gz"))
+        return sum(path.stat().st_size for path in self.folder.glob(f"*.{self.suffix}"))
 
 
 def make(folder: Path, shards: int, samples: int, size: int) -> Stored:
@@ -80,6 +86,21 @@ def make(folder: Path, shards: int, samples: int, size: int) -> Stored:
             store.set([{"x": b"noise: " + rng.randbytes(size)} for _ in range(samples)], f"{shard:04}")
         (folder / ".done").touch()
     return Stored(folder, shards, samples)
+
+
+def make_tars(folder: Path, like: Stored) -> Stored:
+    """The same samples as a WebDataset's tars."""
+    if not (folder / ".done").exists():
+        folder.mkdir(exist_ok=True)
+        store = open_store(like.folder, "squirrel")
+        for shard in range(like.shards):
+            with tarfile.open(folder / f"{shard:04}.tar", "w") as tar:
+                for sample, one in enumerate(store.get(f"{shard:04}")):
+                    member = tarfile.TarInfo(f"{sample:06}.x.bin")
+                    member.size = len(one["x"])
+                    tar.addfile(member, io.BytesIO(one["x"]))
+        (folder / ".done").touch()
+    return Stored(folder, like.shards, like.samples, "tar")
 
 
 # --- mounts -----------------------------------------------------------------------------------------------------------
@@ -150,45 +171,69 @@ def amplification(bench: Bench, stored: Stored, number: int) -> dict[str, float]
                 read_all(root, files)
             counted = counting.counted()
         found[f"{name}, bytes fetched / bytes of shards"] = counted.down / stored.bytes
-        found[f"{name}, GETs / shards"] = len(counted.gets(".gz")) / stored.shards
+        found[f"{name}, GETs / shards"] = len(counted.gets(f".{stored.suffix}")) / stored.shards
     return found
 
 
 def throughput(bench: Bench, stored: Stored, number: int) -> dict[str, float]:
+    turns: dict[str, Callable[[], float]] = {
+        "obstore alone": lambda: _alone(bench.endpoint, stored),
+        "shardfs": lambda: _epoch(bench, stored, f"{bench.endpoint}/{stored.pattern}"),
+        "shardfs without a cache": lambda: _epoch(
+            bench, stored, f"{bench.endpoint}/{stored.pattern}", "--cache-size", "0"
+        ),
+        "shardfs, the same store on this disk": lambda: _epoch(bench, stored, str(stored.folder)),
+    }
+    return _compared(turns, number)
+
+
+def network(bench: Bench, kinds: dict[str, Stored], number: int, rate: float) -> dict[str, float]:
+    """As `throughput`; `rate` in bytes a second."""
+    found = {}
+    for name, stored in kinds.items():
+        with link(bench.endpoint, rate=rate) as slow:
+            url = f"{slow.endpoint}/{stored.pattern}"
+            turns: dict[str, Callable[[], float]] = {
+                "obstore alone": lambda end=slow.endpoint, of=stored: _alone(end, of),  # type: ignore[misc]
+                "shardfs": lambda url=url, of=stored: _epoch(bench, of, url),  # type: ignore[misc]
+            }
+            found.update({f"{name}: {what}": value for what, value in _compared(turns, number).items()})
+    return found
+
+
+def _compared(turns: dict[str, Callable[[], float]], number: int) -> dict[str, float]:
+    """The rate of each, in bytes a second, and its share of the first's; every other round in reverse."""
+    names = list(turns) if number % 2 else list(reversed(turns))
+    rates = {name: turns[name]() for name in names}
+    first, *others = turns
+    found = {f"{name}, MB/s": rates[name] / 1e6 for name in turns}
+    return {**found, **{f"{name} / {first}": rates[name] / rates[first] for name in others}}
+
+
+def _alone(endpoint: str, stored: Stored) -> float:
+    """Bytes a second of obstore fetching all shards, some at a time."""
     import obstore
     from obstore.store import HTTPStore
 
-    def alone() -> float:
-        machine.make_cold(stored.folder)
-        store: Any = HTTPStore.from_url(f"{bench.endpoint}/{stored.folder.name}", client_options={"allow_http": True})
+    machine.make_cold(stored.folder)
+    store: Any = HTTPStore.from_url(f"{endpoint}/{stored.folder.name}", client_options={"allow_http": True})
+    begun = time.perf_counter()
+
+    def fetch(shard: int) -> int:
+        return len(bytes(obstore.get(store, f"{shard:04}.{stored.suffix}").bytes()))
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        size = sum(pool.map(fetch, range(stored.shards)))
+    return size / (time.perf_counter() - begun)
+
+
+def _epoch(bench: Bench, stored: Stored, url: str, *words: str) -> float:
+    """Bytes of shards a second, of reading all files of a mount in their order."""
+    machine.make_cold(stored.folder)
+    with bench.mounted(url, *words) as (root, _):
         begun = time.perf_counter()
-
-        def fetch(shard: int) -> int:
-            return len(bytes(obstore.get(store, f"{shard:04}.gz").bytes()))
-
-        with ThreadPoolExecutor(_READERS) as pool:
-            size = sum(pool.map(fetch, range(stored.shards)))
-        return size / (time.perf_counter() - begun)
-
-    def ours(*words: str, url: str = f"{bench.endpoint}/{stored.pattern}") -> float:
-        machine.make_cold(stored.folder)
-        with bench.mounted(url, *words) as (root, _):
-            begun = time.perf_counter()
-            read_all(root, stored.files)
-            return stored.bytes / (time.perf_counter() - begun)
-
-    turns: dict[str, Callable[[], float]] = {
-        "obstore alone": alone,
-        "shardfs": ours,
-        "shardfs without a cache": lambda: ours("--cache-size", "0"),
-        "shardfs, the same store on this disk": lambda: ours(url=str(stored.folder)),
-    }
-    names = list(turns) if number % 2 else list(reversed(turns))
-    rates = {name: turns[name]() for name in names}
-    found = {f"{name}, MB/s": rates[name] / 1e6 for name in turns}
-    for name in list(turns)[1:]:
-        found[f"{name} / obstore alone"] = rates[name] / rates["obstore alone"]
-    return found
+        read_all(root, stored.files)
+        return stored.bytes / (time.perf_counter() - begun)
 
 
 def rclone(bench: Bench, stored: Stored, number: int) -> dict[str, float]:
@@ -298,29 +343,13 @@ def latency(bench: Bench, stored: Stored, number: int, delay: float) -> dict[str
         bench.shardfs("warm", url, cache=cache)
         found["warm, s"] = time.perf_counter() - again
         found["warm, MB/s"] = stored.bytes / 1e6 / found["warm, s"]
-        found["bare link, MB/s"] = _bare(far, stored)
+        found["bare link, MB/s"] = _alone(far.endpoint, stored) / 1e6
     return found
-
-
-def _bare(far: Link, stored: Stored) -> float:
-    """What the proxy lets through to obstore alone, for comparison."""
-    import obstore
-    from obstore.store import HTTPStore
-
-    store: Any = HTTPStore.from_url(f"{far.endpoint}/{stored.folder.name}", client_options={"allow_http": True})
-    begun = time.perf_counter()
-
-    def fetch(shard: int) -> int:
-        return len(bytes(obstore.get(store, f"{shard:04}.gz").bytes()))
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        size = sum(pool.map(fetch, range(stored.shards)))
-    return size / 1e6 / (time.perf_counter() - begun)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-_WORKS = ("amplification", "throughput", "rclone", "raw", "latency")
+_WORKS = ("amplification", "throughput", "tars", "network", "rclone", "raw", "latency")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -329,6 +358,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="64 MiB, one round: a test, not a figure")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--delay", type=float, default=0.03, help="seconds each way, for `latency` (default: 0.03)")
+    parser.add_argument(
+        "--rate", type=float, default=125e6, help="bytes a second, for `network` (default: 125e6, 1 Gbit/s)"
+    )
     parser.add_argument("--only", default="", metavar="WORK,...", help=", ".join(_WORKS))
     parser.add_argument("--data", metavar="DIR", help="where the data is kept (default: ~/.cache/shardfs-bench/far)")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
@@ -342,6 +374,7 @@ def main() -> int:
     chosen = [work for work in _WORKS if not arguments.only or work in arguments.only.split(",")]
     say(f"making {mib} MiB of shards in {data}")
     large = make(data / f"large{mib}", max(2, mib * (1 << 20) // 11_000_000), 100, 110_000)
+    tars = make_tars(data / f"tars{mib}", large)
     small = make(data / f"small{mib}", max(2, mib // 16), 1000, 4000)
     scratch = Path(tempfile.mkdtemp(prefix="far-", dir=data))
     records: dict[str, list[dict[str, float]]] = {work: [] for work in chosen}
@@ -351,6 +384,8 @@ def main() -> int:
             works: dict[str, Callable[[int], dict[str, float]]] = {
                 "amplification": lambda number: amplification(bench, large, number),
                 "throughput": lambda number: throughput(bench, large, number),
+                "tars": lambda number: throughput(bench, tars, number),
+                "network": lambda number: network(bench, {"gzip": large, "tars": tars}, number, arguments.rate),
                 "rclone": lambda number: rclone(bench, small, number),
                 "raw": lambda number: raw(bench, large, number),
                 "latency": lambda number: latency(bench, large, number, arguments.delay),

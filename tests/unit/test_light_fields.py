@@ -69,6 +69,27 @@ def test_values_are_those_of_the_samples(tmp_path: Path) -> None:
     assert columns.kinds("n") == {"int", "json", "missing"}
 
 
+def test_records_are_fetched_many_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fetch was of one record, and may be a request to a store far away."""
+    store = make(tmp_path / "s", SAMPLES * 20)
+    shard = store.driver.load(store.entry("k0"), lambda _: None)
+    table, fetch, asked = index.build(shard, "png"), shard.fetch, []
+
+    def watched(start: int, end: int) -> Any:
+        asked.append(end - start)
+        return fetch(start, end)
+
+    shard.fetch = watched  # type: ignore[method-assign]
+    found = light_reading.of_reader(table, shard, "png").pack()
+    assert asked == [table.raw_bytes]
+    for limit in (1, 1000):
+        asked.clear()
+        monkeypatch.setattr(config, "LIGHT_FETCH", limit)
+        assert light_reading.of_reader(table, shard, "png").pack() == found
+        assert len(asked) > 10
+        assert sum(asked) == table.raw_bytes
+
+
 def test_packing_gives_the_same_back(tmp_path: Path) -> None:
     columns = columns_of(make(tmp_path / "s", SAMPLES))
     again = LightColumns.unpack(columns.pack())
