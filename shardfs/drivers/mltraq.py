@@ -41,7 +41,8 @@ from shardfs.errors import (
 from shardfs.model import Entry, Key, Version
 from shardfs.pickle_spans import PickleRefusedError
 from shardfs.storage import together
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.storage.base import Listed, Storage
+from shardfs.storage.local import LocalStorage
 
 EXPERIMENT = "experiment"
 """The sample of an experiment's own fields."""
@@ -67,15 +68,18 @@ class _Scan:
 
 
 class MltraqDriver:
-    """An mltraq datastore and, if it was opened by a URL, the database that it belongs to. Thread-safe."""
+    """An mltraq datastore and, if it was opened by a URL, the database that it belongs to. Thread-safe.
+
+    A datastore far away can only be read, and all of it is listed whenever one of its directories is looked at.
+    """
 
     name = "mltraq"
-    writable = True
     appends = False
     reading = "mltraq"
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self.problems: list[str] = []
+        self.writable = isinstance(storage, LocalStorage)
         self._storage = storage
         self._database: Database | None = None
         self.identity: str | None = None
@@ -157,7 +161,9 @@ class MltraqDriver:
         if not directory:
             return []
         try:
-            return self._storage.files_in(directory)
+            if isinstance(self._storage, LocalStorage):
+                return self._storage.files_in(directory)
+            return [listed for listed in self._storage.list(("",)) if directory_of(listed.name) == directory]
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
                 raise
@@ -281,7 +287,7 @@ class MltraqDriver:
         name = together.token()
         put = ((number, datapak.serialise(sample)) for number, sample in numbered)
         gone = there - {number for number, _ in numbered}
-        together.change(self._storage, directory, name, put, gone, check=_nothing_to_do, ready=_nothing_to_do)
+        together.change(self._local(), directory, name, put, gone, check=_nothing_to_do, ready=_nothing_to_do)
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
@@ -306,18 +312,24 @@ class MltraqDriver:
         def ready() -> None:
             note(json.dumps({**noted, "ready": True}))
 
-        together.change(self._storage, directory, noted["name"], put, gone, check=check, ready=ready)
+        together.change(self._local(), directory, noted["name"], put, gone, check=check, ready=ready)
         return self.entry(key)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         told = json.loads(noted)
-        made = together.settle(self._storage, told["directory"], told["name"], told.get("ready", False))
+        made = together.settle(self._local(), told["directory"], told["name"], told.get("ready", False))
         return self.entry(key) if made else None
 
     def remove(self, key: Key) -> None:
         """Remove the files of a directory, and it. Those below it stay."""
         self.entry(key)
-        self._storage.remove_directory(self._directory_for(key))
+        self._local().remove_directory(self._directory_for(key))
+
+    def _local(self) -> LocalStorage:
+        """NotWritableError for a datastore far away, where no directory can be locked."""
+        if not isinstance(self._storage, LocalStorage):
+            raise NotWritableError(f"{self._storage.root}: a datastore far away can only be read")
+        return self._storage
 
 
 def _nothing_to_do() -> None:
