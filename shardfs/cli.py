@@ -328,6 +328,12 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl, streaming or webdataset"
     )
     add_settings(parser, FAR_AWAY)
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="what DST's shards are: for streaming mds (default), json, csv, tsv or, with a separator, xsv:||; for "
+        "squirrel msgpack (default) or jsonl",
+    )
     parser.add_argument("--from-driver", metavar="NAME", help="what kind of store SRC is, where that is unclear")
     parser.add_argument(
         "--compression",

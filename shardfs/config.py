@@ -12,6 +12,9 @@ MIB = 1 << 20
 COPY_SLICE = MIB
 """No call copies more than this with the GIL held: a 1 MiB copy stops the event loop for less than a millisecond."""
 
+COLUMNS_TOLD = 20
+"""Fields of a sample that no column holds, listed in one message: as many as a terminal shows of one line."""
+
 READ_SLICE = MIB
 """Stored bytes are fetched from a local file in pieces of this size."""
 
@@ -107,9 +110,13 @@ FRAMES_HELD = 256 * MIB
 """Decompressed frames kept of one opened shard, a quarter of a second's work: all of a shard that has just been worth
 opening, and of a huge one what a few readers are at. A random order over much more finds little of it in any case."""
 
-MAPPED_RAW = 16 * MIB
+HUGE_PAGE = 2 * MIB
+"""What the kernel's huge pages are on most machines; where they are others, less is gained."""
+
+MAPPED_RAW = 4 * MIB
 """Raw bytes above this lie in a mapping of their own with huge pages: page faults take a fifth of their time, and all
-goes back to the system when the shard is dropped. For fewer, rounding up to 2 MiB would cost too much."""
+goes back to the system when the shard is dropped. What is left behind the last whole huge page is in small ones where
+the size is known, so that nothing is rounded up; for fewer bytes that would be most of them."""
 
 TOKEN_FLOOR = 1_000_000
 TOKENS_PER_STORED_BYTE = 16
@@ -682,6 +689,10 @@ STAGED_LISTED = 1_024
 STREAM_WORKERS = 32
 """Threads of one `async_map`, unless it is told: as the standard library's executor has it."""
 
+STREAM_AHEAD = 1
+"""Items more than threads that an `async_map` has under way or done, unless it is told: with none a thread that is
+done before the one whose turn it is waits for it. Two take 7 % less time with one, and no less with two."""
+
 SHUFFLE_BUFFER = 1000
 """Items that a stream's `shuffle` holds, and from how many on the first is given: squirrel-core's figures."""
 
@@ -988,6 +999,12 @@ TABLE_STATES = 16
 TABLE_PATIENCE = 300.0
 """Seconds that who asks for a table waits for it to be made: it goes on meanwhile, and `status` says how far it is. A
 million samples out of the index take a few seconds; who waits in the kernel cannot be interrupted."""
+
+VIEW_KEPT = 256 * MIB
+"""Bytes of a view's columns that are kept in a file for the next mount: ten million files."""
+
+VIEW_KEEPING = 60.0
+"""Seconds between two writings of that file: a store may change all the time."""
 
 # --- looking at mounts: traces, bench, top ----------------------------------------------------------------------------
 

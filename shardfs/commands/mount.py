@@ -24,7 +24,7 @@ from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.resolving import Settled
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
 from shardfs.log_formats import LEVELS, formatter
-from shardfs.storage.urls import SCHEMES
+from shardfs.storage.urls import is_far
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _request(arguments: argparse.Namespace, settled: Settled) -> Request:
     cache = cache_options(arguments)
-    far = arguments.store.partition("://")[0] in SCHEMES
+    far = is_far(arguments.store)
     # of a store on this machine only raw bytes are kept, and only where that is asked for
     remote = store_options(arguments) | (cache if far or arguments.cache_raw in (None, "off") else {})
     return Request(
