@@ -326,11 +326,6 @@ class ShardCache:
             self._took_record(loaded.table, file)
         return data
 
-    def took_part(self, loaded: Loaded, size: int) -> None:
-        """So many raw bytes of a shard are given to a reader."""
-        if loaded.partial:
-            self.counts.part_bytes += size
-
     def _took_record(self, table: ShardTable, file: int) -> None:
         start, end = table.record_of(file)
         self.counts.part_bytes += end - start

@@ -507,7 +507,8 @@ class Vfs:
         part = loaded.shard.part(start, end)
         if part is None:
             return None
-        self.cache.took_part(loaded, end - start)
+        if loaded.partial:
+            self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
@@ -541,7 +542,8 @@ class Vfs:
             return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
         prefix, start, end = run
         part = await self.cache.fetched(key.entry, loaded, start, end)
-        self.cache.took_part(loaded, end - start)
+        if loaded.partial:
+            self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 
     def release(self, handle: int) -> None:

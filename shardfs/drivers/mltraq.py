@@ -85,6 +85,8 @@ class MltraqDriver:
         self.identity: str | None = None
         """What is the same text for the same database and datastore; None without a database."""
         self._scan: _Scan | None = None
+        self._told: str | None = None
+        """The state of the database that the last `entries` was of."""
         self._outside: OrderedDict[tuple[Key, str], tuple[str, ...]] = OrderedDict()
         self._open: weakref.WeakValueDictionary[tuple[Key, Version], MltraqShard] = weakref.WeakValueDictionary()
 
@@ -108,18 +110,24 @@ class MltraqDriver:
 
     def entries(self) -> list[Entry]:
         """Experiments by name, then directories by path."""
+        scan, files = self._rescan(aside=False)
+        self._told = scan.state
+        listed = ((key, place, files.get(place.directory, [])) for key, place in scan.places.items())
+        return [self._entry(key, place, found, scan.state) for key, place, found in listed]
+
+    def _rescan(self, aside: bool = True) -> tuple[_Scan, dict[str, list[Listed]]]:
+        """Look for all keys again; `aside`: not for a listing, so that `changed` still has something to tell."""
         files: dict[str, list[Listed]] = {}
-        for listed in self._storage.list(("",)):
+        for listed in self._storage.list(("",), aside=aside):
             files.setdefault(directory_of(listed.name), []).append(listed)
         state, experiments = self._experiments()
         places, problems = _places(experiments, files)
-        self._scan = _Scan(state, places)
+        self._scan = scan = _Scan(state, places)
         self.problems = problems
-        return [self._entry(key, place, files.get(place.directory, []), state) for key, place in places.items()]
+        return scan, files
 
     def changed(self) -> bool:
-        scan = self._scan
-        if scan is None or (self._database is not None and self._database.state() != scan.state):
+        if self._told is None or (self._database is not None and self._database.state() != self._told):
             return True
         return self._storage.changed()
 
@@ -127,7 +135,7 @@ class MltraqDriver:
         place = self._place(key)
         state = "" if self._database is None else self._database.state()
         if place is None or (place.experiment is not None and self._scan is not None and self._scan.state != state):
-            self.entries()
+            self._rescan()
             place = self._place(key)
         if place is None:
             raise MissingKeyError(f"no key {key!r} in {self._where()}")
@@ -199,7 +207,7 @@ class MltraqDriver:
     def load(self, entry: Entry, grow: Grow) -> MltraqShard:
         place = self._place(entry.key)
         if place is None:
-            self.entries()
+            self._rescan()
             place = self._place(entry.key)
         if place is None:
             raise StaleShardError(f"{entry.key} is gone since it was listed")
@@ -280,7 +288,7 @@ class MltraqDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         """Each sample is a file, serialised and called by its number; whatever else the directory held is gone."""
-        self._scan or self.entries()
+        self._scan or self._rescan()
         directory = self._directory_for(key)
         numbered = [(f"{at:0{config.SAMPLE_DIGITS}d}", sample) for at, sample in enumerate(samples)]
         there = {file.name.rpartition("/")[2] for file in self._files(directory)}
@@ -297,7 +305,7 @@ class MltraqDriver:
     def write_files(
         self, key: Key, put: Iterable[tuple[str, bytes]], gone: Iterable[str], *, base: Entry | None, note: Note
     ) -> Entry:
-        self._scan or self.entries()
+        self._scan or self._rescan()
         directory = self._directory_for(key)
         noted = {"directory": directory, "name": together.token()}
         note(json.dumps(noted))

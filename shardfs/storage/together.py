@@ -16,7 +16,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 
-from shardfs.errors import StorageError
+from shardfs.errors import ShardfsError, StorageError
 from shardfs.storage import renaming
 from shardfs.storage.local import TEMPORARY, LocalStorage
 
@@ -64,9 +64,9 @@ def change(
                 ready()
                 _carry_out(descriptor, name, plan)
                 return
+        except ShardfsError:  # of what the three raised; some are OSErrors, too
+            raise
         except OSError as error:
-            if isinstance(error, StorageError):
-                raise
             text = f"writing into {storage.root / directory}: {error.strerror or error}"
             raise StorageError(text, error.errno or errno.EIO) from error
 

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgpack
+import obstore
 import pytest
 
 from shardfs import config, open_store
+from shardfs.storage.urls import open_remote
 from tests.conformance.trees import wait_for
 from tests.fault_proxy import fault_proxy
 from tests.mount.conftest import mounting, run
@@ -281,6 +283,11 @@ def test_what_a_store_far_away_was_asked_for(moto: Server, tmp_path: Path) -> No
             assert now["shardfs_read_amplification"] == pytest.approx(amplified, abs=1e-5)
             where_kept = {key: os.getxattr(path / key, "user.shardfs.cached") for key in sizes}
             assert sorted(where_kept.values()) == [b"disk"] * 2 + [b"memory"] + [b"no"] * 3
+            assert run("pin", "s3://bucket/session", "k[01]", *map(str, place)).returncode == 0
+            pinned = {key for key in sizes if os.getxattr(path / key, "user.shardfs.pinned") == b"yes"}
+            assert pinned == {"k0", "k1"}
+            tag = obstore.head(open_remote("s3://bucket/session", endpoint=moto.endpoint).store, "k5.gz")["e_tag"]
+            assert os.getxattr(path / "k5", "user.shardfs.etag").decode() == tag
 
 
 def test_shards_that_are_loaded_ahead_are_counted_when_somebody_comes(tmp_path: Path) -> None:
