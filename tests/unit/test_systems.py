@@ -156,23 +156,25 @@ def test_each_example_is_a_test() -> None:
 TERMS = {
     "Squirrel": (
         "squirrel.store squirrel.serialization squirrel.driver squirrel.iterstream Store.set Store.get Store.keys shard"
-        " SquirrelStore SquirrelSerializer StoreDriver MessagepackSerializer MessagepackDriver .store key url serializer"
-        " IterableSource async_map flatten collect join buffer driver"
+        " SquirrelStore SquirrelSerializer StoreDriver MessagepackSerializer MessagepackDriver"
+        " .store key url serializer IterableSource async_map flatten collect join buffer driver"
     ),
     "mltraq": (
         "DataStore DataStoreIO attribute url datastore.url experiment run.fields persist() deleted wiped folder"
-        " third-party a b c url_a url_b serialize_write write read read_deserialize delete relative_path_prefix undefined"
-        " self_managed numpy.ndarray Series int bytes mltraq.datastore"
+        " third-party a b c url_a url_b serialize_write write read read_deserialize delete"
+        " relative_path_prefix undefined self_managed numpy.ndarray Series int bytes mltraq.datastore"
     ),
     "Superduper": (
         "encodable artifact lazy_artifact DataType Document superduper( Table Schema mongomock://test filesystem://"
         " artifact_store encoder decoder pickle.dumps pickle.loads identifier db.apply insert_one .execute() find_one"
-        " db.databackend.conn.test &:blob: _fold _id _schema _builds _files _blobs iconv unpack LazyArtifact uuid datatype"
-        " plugins upstream info shape directory bytes_encoding intermediate_type media_type uri <EMPTY> test_copy cp"
+        " db.databackend.conn.test &:blob: _fold _id _schema _builds _files _blobs iconv unpack LazyArtifact"
+        " uuid datatype plugins upstream info shape directory bytes_encoding intermediate_type media_type uri <EMPTY>"
+        " test_copy cp"
     ),
     "Streaming": (
         "Reader dirname split compression hashes samples size_limit 100kb decode_sample evict get_item get_max_size"
-        " get_persistent_size keep_zip get_raw_size get_sample_data get_zip_size set_up_local listing safe_keep_zip size"
+        " get_persistent_size keep_zip get_raw_size get_sample_data get_zip_size set_up_local"
+        " listing safe_keep_zip size"
     ),
 }
 """Terms of the systems' documents, by the section that says what stands for them."""
