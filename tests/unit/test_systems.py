@@ -186,6 +186,18 @@ def test_each_term_of_the_documents_is_on_the_page(section: str) -> None:
     assert [term for term in TERMS[section].split() if term not in text] == []
 
 
+def test_the_libraries_that_were_tested_with_are_those_on_the_page() -> None:
+    page = sections()["What was tested with which libraries"]
+    known = ("squirrel-core", "mosaicml-streaming", "mltraq", "superduper-framework", "superduper_sql", "webdataset")
+    pins = [f"interop-{name}" for name in ("squirrel", "streaming", "mltraq", "superduper", "superduper3")]
+    texts = [(ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8") for name in (*pins, "constraints")]
+    found = {tuple(line.split("==")) for text in texts for line in text.split() if "==" in line}
+    tested = {(name, version) for name, version in found if name in known}
+    assert {name for name, _ in tested} == set(known)
+    for name, version in tested:
+        assert re.search(rf"{name}[^|]* {re.escape(version)}\b", page), (name, version)
+
+
 # --- examples that have no other place ------------------------------------------------------------------------------
 
 
