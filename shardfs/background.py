@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
+
+from shardfs import sd_notify
 
 log = logging.getLogger("shardfs")
 
@@ -25,19 +27,23 @@ class Failure:
 Explain = Callable[[BaseException], tuple[int, str]]
 
 
-def start(serve: Callable[[Callable[[], None]], None], explain: Explain, log_file: str | None) -> int | Failure:
+def start(
+    serve: Callable[[Callable[[], None]], None], explain: Explain, log_file: str | None, keep: Sequence[int] = ()
+) -> int | Failure:
     """Run `serve` in a background process. Returns that process's number once it says that it is ready, or why not.
 
     `serve` is given a function to call when the mount is there and its loop is about to run. Call this before anything
-    starts a thread: a child has only the one that forked. What the child prints is seen until it is ready.
+    starts a thread: a child has only the one that forked. What the child prints is seen until it is ready. The
+    descriptors in `keep` (above 2) are the child's from then on; of all others it has none.
     """
     reading, writing = os.pipe()
     while min(reading, writing) < 3:  # standard descriptors were closed: these numbers become /dev/null in the child
         reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(serve, explain, log_file, writing)
-    os.close(writing)
+        _child(serve, explain, log_file, writing, keep)
+    for number in (writing, *keep):
+        os.close(number)
     try:
         with open(reading, "rb") as pipe:
             said = pipe.read()
@@ -63,7 +69,13 @@ def end(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _child(serve: Callable[[Callable[[], None]], None], explain: Explain, log_file: str | None, pipe: int) -> NoReturn:
+def _child(
+    serve: Callable[[Callable[[], None]], None],
+    explain: Explain,
+    log_file: str | None,
+    pipe: int,
+    keep: Sequence[int],
+) -> NoReturn:
     code = 1
     told = False
 
@@ -75,20 +87,21 @@ def _child(serve: Callable[[Callable[[], None]], None], explain: Explain, log_fi
             os.close(pipe)
 
     def ready() -> None:
+        # not earlier: an automount holds up all but the process group of its manager, until it is mounted
+        os.setsid()
         _point(2, log_file)  # before telling: whoever reads our stderr to its end must not wait for the unmount
         tell(b"ready")
 
     try:
-        os.setsid()
         os.chdir("/")
         _point(0, None)
         _point(1, None)
         # whatever the shell had open (a lock, a pipe) must not live as long as the mount
         for number in map(int, os.listdir("/proc/self/fd")):
-            if number > 2 and number != pipe:
+            if number > 2 and number != pipe and number not in keep:
                 with contextlib.suppress(OSError):
                     os.close(number)
-        os.environ.pop("NOTIFY_SOCKET", None)  # the service manager watches the parent
+        sd_notify.forget()  # the service manager watches the parent
         serve(ready)
         code = 0
     except BaseException as error:

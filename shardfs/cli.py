@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, one_line, tell
+from shardfs.commands import BROKEN_PIPE, EXIT_STATUS, INTERRUPTED, OK, USAGE, explain, mount8, one_line, tell
 from shardfs.commands.arguments import add_bench, add_find, add_top, joined
 from shardfs.commands.settings import (
     CACHE_PLACE,
@@ -23,6 +23,7 @@ from shardfs.commands.settings import (
     WRITING,
     add_settings,
 )
+from shardfs.errors import BadSettingError
 
 COMMANDS = (
     *("mount", "umount", "commit", "status", "refresh", "staging", "ls", "cat", "info", "table", "index", "gc"),
@@ -327,6 +328,12 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         "--driver", metavar="NAME", help="what DST is, if it is new: squirrel, squirrel-jsonl, streaming or webdataset"
     )
     add_settings(parser, FAR_AWAY)
+    parser.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="what DST's shards are: for streaming mds (default), json, csv, tsv or, with a separator, xsv:||; for "
+        "squirrel msgpack (default) or jsonl",
+    )
     parser.add_argument("--from-driver", metavar="NAME", help="what kind of store SRC is, where that is unclear")
     parser.add_argument(
         "--compression",
@@ -342,40 +349,28 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object")
 
 
-def from_mount8(words: list[str], program: str = "shardfs") -> list[str] | None:
-    """The command line for words as mount(8) gives them, `STORE MNT [-sfnv] -o rw,dev,...`; None for any other.
-
-    mount(8) starts `mount.shardfs` itself, and `shardfs` through mount.fuse3 for the type fuse.shardfs.
-    """
-    named = os.path.basename(program).startswith("mount.")
-    if len(words) < 2 or words[0].startswith("-") or words[1].startswith("-"):
-        return None
-    if not named and (words[0] in COMMANDS or "-o" not in words[2:]):
-        return None
-    rest = iter(words[2:])
-    made = ["mount", *words[:2]]
-    for word in rest:
-        if word == "-t":  # the type: known
-            next(rest, None)
-        elif word not in ("-s", "-n", "-f"):  # sloppy, no mtab; fake is answered by `main`
-            made.append(word)
-    return made
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Prints at most one line for an error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verbosity = 0
     if any("://" in word and ("@" in word or "?" in word) for word in words):
         from shardfs.commands.hiding import hide
 
         hide(words)
+    if not (mount8.is_helper(sys.argv[0]) or mount8.is_its_form(words, COMMANDS)):
+        return _main(words)
     try:
-        helper = from_mount8(words, sys.argv[0])
-        if helper is not None and "-f" in words[2:]:  # mount(8)'s "do everything but mount", never our foreground
-            return OK
-        parsed = _parsed(joined(words) if helper is None else helper)
-        parsed.from_mount8 = helper is not None
+        helper = mount8.words_of(words)
+    except BadSettingError as error:
+        tell(str(error), 3)
+        return mount8.BAD_USAGE
+    return OK if helper is None else mount8.status_of(_main(helper, from_mount8=True))
+
+
+def _main(words: list[str], from_mount8: bool = False) -> int:
+    verbosity = 0
+    try:
+        parsed = _parsed(words if from_mount8 else joined(words))
+        parsed.from_mount8 = from_mount8
         if parsed.command == "bench":
             parsed.words, parsed.named = words, parsed.store  # of which it mounts a store
         verbosity = parsed.verbose

@@ -12,6 +12,9 @@ MIB = 1 << 20
 COPY_SLICE = MIB
 """No call copies more than this with the GIL held: a 1 MiB copy stops the event loop for less than a millisecond."""
 
+COLUMNS_TOLD = 20
+"""Fields of a sample that no column holds, listed in one message: as many as a terminal shows of one line."""
+
 READ_SLICE = MIB
 """Stored bytes are fetched from a local file in pieces of this size."""
 
@@ -107,9 +110,13 @@ FRAMES_HELD = 256 * MIB
 """Decompressed frames kept of one opened shard, a quarter of a second's work: all of a shard that has just been worth
 opening, and of a huge one what a few readers are at. A random order over much more finds little of it in any case."""
 
-MAPPED_RAW = 16 * MIB
+HUGE_PAGE = 2 * MIB
+"""What the kernel's huge pages are on most machines; where they are others, less is gained."""
+
+MAPPED_RAW = 4 * MIB
 """Raw bytes above this lie in a mapping of their own with huge pages: page faults take a fifth of their time, and all
-goes back to the system when the shard is dropped. For fewer, rounding up to 2 MiB would cost too much."""
+goes back to the system when the shard is dropped. What is left behind the last whole huge page is in small ones where
+the size is known, so that nothing is rounded up; for fewer bytes that would be most of them."""
 
 TOKEN_FLOOR = 1_000_000
 TOKENS_PER_STORED_BYTE = 16
@@ -509,7 +516,27 @@ touches its file every few seconds, and then reads it through once."""
 
 SHUTDOWN_WAIT = 30.0
 """Seconds that the end of a mount waits for what was written to be stored: as long as a store that answers again after
-a restart may need, and a third of what systemd gives a service. What is not stored by then stays staged."""
+a restart may need, and a third of what systemd gives a service. What is not stored by then stays staged. That is what
+--shutdown-timeout replaces..."""
+
+SHUTDOWN_MOST = 86_400.0
+"""...with up to a day: who wants to wait for longer has a store that does not answer."""
+
+DRAIN_SECONDS = 2.0
+"""Requests under way may end by themselves for so long after a signal; then their callers get an error."""
+
+END_SECONDS = 10.0
+"""A thread that hangs in storage by then is given up, so that the mount goes and the service manager need not kill."""
+
+HURRY_SECONDS = 1.0
+"""The same after a second signal: who sends it wants no more waiting."""
+
+STATUS_EVERY = 10.0
+"""Seconds between two looks at what the service manager shows of a mount: a person looks at it, and it is only said
+where it has changed."""
+
+WATCHDOG_LEAST = 0.02
+"""Seconds between two signs of life at least, however often a service manager wants one."""
 
 SEALS = 2
 """Keys sealed at once: one per core. Each holds the shard that it is made of, and one sample of the new one."""
@@ -661,6 +688,10 @@ STAGED_LISTED = 1_024
 
 STREAM_WORKERS = 32
 """Threads of one `async_map`, unless it is told: as the standard library's executor has it."""
+
+STREAM_AHEAD = 1
+"""Items more than threads that an `async_map` has under way or done, unless it is told: with none a thread that is
+done before the one whose turn it is waits for it. Two take 7 % less time with one, and no less with two."""
 
 SHUFFLE_BUFFER = 1000
 """Items that a stream's `shuffle` holds, and from how many on the first is given: squirrel-core's figures."""
@@ -968,6 +999,12 @@ TABLE_STATES = 16
 TABLE_PATIENCE = 300.0
 """Seconds that who asks for a table waits for it to be made: it goes on meanwhile, and `status` says how far it is. A
 million samples out of the index take a few seconds; who waits in the kernel cannot be interrupted."""
+
+VIEW_KEPT = 256 * MIB
+"""Bytes of a view's columns that are kept in a file for the next mount: ten million files."""
+
+VIEW_KEEPING = 60.0
+"""Seconds between two writings of that file: a store may change all the time."""
 
 # --- looking at mounts: traces, bench, top ----------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ from shardfs.drivers.mltraq import EXPERIMENT
 from shardfs.drivers.mltraq_shards import MltraqShard
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
-from shardfs.drivers.streaming import ChooseColumns, StreamingDriver
+from shardfs.drivers.streaming import ChooseColumns, RowColumns, StreamingDriver
+from shardfs.drivers.text_columns import TextSurvey
 from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError
 from shardfs.gathering import Gathered, LinkedShard
 from shardfs.index import KEY_FIELD
@@ -82,7 +83,7 @@ class _Copy:
 
     key: Key
     records: Iterator[NewRecord]
-    columns: ChooseColumns | None = None
+    columns: ChooseColumns | RowColumns | None = None
     """For a target with columns."""
     named: bool = False
     """Samples that are files have names of their own, and not the numbers that the target gives them."""
@@ -209,19 +210,30 @@ class _Run:
             return copy
         rules = rules_between(form, wanted)
         copy = _Copy(entry.key, iter(()), named=form == "files" and _are_named(shard, self.ordered))
-        if wanted == "mds":
-            survey = mds_writing.Survey()
-            if _is_apart(shard, EXPERIMENT):
-                copy.changes[EXPERIMENT, "the experiment's own fields", "nothing: they have no columns"] += 1
-            for name, record in self._records(shard):
-                lowering, found = Lowering(wanted), _found(shard, record)
-                survey.add(_value(shard, found, name, copy, lowering, whole=False), name)
-                copy.changes.update([*_changes(found.tree, rules), *found.changes, *lowering.changes])
-            copy.columns = survey.columns
+        if isinstance(self._target, StreamingDriver):
+            self._survey(copy, shard, wanted, rules)
             copy.records = self._values(copy, shard, None)
         else:
             copy.records = self._values(copy, shard, rules)
         return copy
+
+    def _survey(self, copy: _Copy, shard: Shard, wanted: str, rules: Rules) -> None:
+        """Look at all samples for the columns that hold them, and note what those change. BadSettingError."""
+        assert isinstance(self._target, StreamingDriver)
+        survey: mds_writing.Survey | TextSurvey = mds_writing.Survey()
+        if wanted == "rows":
+            survey = TextSurvey(str(self._target.format), self._target.separator)
+        if _is_apart(shard, EXPERIMENT):
+            copy.changes[EXPERIMENT, "the experiment's own fields", "nothing: they have no columns"] += 1
+        for name, record in self._records(shard):
+            lowering, found = Lowering(wanted), _found(shard, record)
+            survey.add(_value(shard, found, name, copy, lowering, whole=False), name)
+            copy.changes.update([*_changes(found.tree, rules), *found.changes, *lowering.changes])
+        if isinstance(survey, TextSurvey):
+            copy.columns = survey.columns()
+            copy.changes.update(survey.changes())
+        else:
+            copy.columns = survey.columns
 
     def _verbatim(self, key: Key, shard: Shard) -> _Copy:
         runs = [(record.start, record.end) for record in shard.records()]  # all are looked at before any is written
@@ -368,7 +380,9 @@ def _form_of(target: Driver) -> str:
         return "jsonl" if target.reading == "jsonl" else "msgpack"
     if isinstance(target, KeepsFiles):
         return "files"
-    return "mds" if isinstance(target, StreamingDriver) else ""
+    if isinstance(target, StreamingDriver):
+        return "mds" if target.format in (None, "mds") else "rows"
+    return ""
 
 
 __all__ = ["Report", "convert_all"]

@@ -47,6 +47,8 @@ class Mounted:
     owner: int | None
     """Who mounted it, for a FUSE mount."""
     read_only: bool = False
+    options: tuple[str, ...] = ()
+    """What its file system was told."""
 
 
 def _unescape(field: str) -> str:
@@ -66,7 +68,8 @@ def mounts(table: str = "/proc/self/mountinfo") -> list[Mounted]:
         owner = re.search(r"(?:^|,)user_id=(\d+)", right[2])
         user = int(owner[1]) if owner else None
         read_only = "ro" in left[5].split(",")
-        found.append(Mounted(_unescape(left[4]), left[2], right[0], _unescape(right[1]), user, read_only))
+        told = tuple(right[2].split(","))
+        found.append(Mounted(_unescape(left[4]), left[2], right[0], _unescape(right[1]), user, read_only, told))
     return found
 
 
@@ -77,6 +80,12 @@ def mounted_at(path: str) -> Mounted | None:
         if mounted.path == path:
             found = mounted
     return found
+
+
+def device_at(path: str) -> str | None:
+    """The device of what is mounted at `path`: no two mounts have the same at a time."""
+    found = mounted_at(path)
+    return None if found is None else found.device
 
 
 def resolved(path: str | os.PathLike[str]) -> str:
@@ -141,18 +150,18 @@ def repair(path: str) -> bool:
     return False
 
 
-def prove(path: str, seconds: float = config.MOUNT_ANSWER) -> None:
+def prove(path: str, fstype: str = FSTYPE, seconds: float = config.MOUNT_ANSWER) -> None:
     """Return once the mount at `path` answers. MountError if it does not, or not in time.
 
     The kernel has found `.shardfs` then: to find it later it would wait for whoever holds the root, which a rename that
     stores a key does for as long as that takes.
     """
-    reason = trouble(path, seconds, find=".shardfs")
+    reason = trouble(path, seconds, fstype, find=".shardfs")
     if reason:
         raise MountError(f"the mount at {path} does not work: {reason}; mount with -f to see more")
 
 
-def trouble(path: str, seconds: float, find: str = "") -> str:
+def trouble(path: str, seconds: float, fstype: str = FSTYPE, find: str = "") -> str:
     """What is wrong with the mount at `path`; nothing if it answers in time. With `find` that name is looked up, too.
 
     Must not be called by the thread that serves the mount; the question is asked in a thread of its own, because nobody
@@ -166,7 +175,7 @@ def trouble(path: str, seconds: float, find: str = "") -> str:
             if find:
                 os.stat(os.path.join(path, find))
             mounted = mounted_at(path)
-            outcome.append("" if mounted is not None and mounted.fstype == FSTYPE else "it is not in the mount table")
+            outcome.append("" if mounted is not None and mounted.fstype == fstype else "it is not in the mount table")
         except OSError as error:
             outcome.append(os.strerror(error.errno or errno.EIO))
 
@@ -174,17 +183,6 @@ def trouble(path: str, seconds: float, find: str = "") -> str:
     asking.start()
     asking.join(seconds)
     return outcome[0] if outcome else f"no answer within {seconds:.0f} s"
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify) in what state this service is, if it asked for that."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
-        return
-    import socket
-
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as end:
-        end.sendto(state.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
 
 
 # --- who serves which mount point -------------------------------------------------------------------------------------
@@ -203,6 +201,8 @@ class Record:
     mountpoint: str
     store: str
     writable: bool = False
+    patience: float = config.SHUTDOWN_WAIT
+    """Seconds that its end waits for what was written to be stored."""
 
 
 def _started(pid: int, corpse: bool = False) -> int | None:
@@ -225,7 +225,9 @@ def runtime_directories(uid: int, make: bool = False) -> Iterator[Path]:
     which nobody else can have put anything. With `make` one that is missing is made when its turn comes."""
     given = os.environ.get("XDG_RUNTIME_DIR", "")
     own = [Path(given, "shardfs")] if given.startswith("/") else []
-    for directory in (*own, Path(f"/run/user/{uid}/shardfs"), Path(f"/tmp/shardfs-{uid}")):
+    # a service of root's has no session, so neither the first nor the second
+    of_root = [Path("/run/shardfs")] if uid == 0 else []
+    for directory in (*own, Path(f"/run/user/{uid}/shardfs"), *of_root, Path(f"/tmp/shardfs-{uid}")):
         try:
             if make:
                 with contextlib.suppress(OSError):
@@ -243,10 +245,12 @@ def file_name(mountpoint: str) -> str:
 
 
 @contextlib.contextmanager
-def recorded(mountpoint: str, store: str, writable: bool = False) -> Iterator[None]:
+def recorded(
+    mountpoint: str, store: str, writable: bool = False, patience: float = config.SHUTDOWN_WAIT
+) -> Iterator[None]:
     """While inside, `find` tells that this process serves `mountpoint`."""
     uid = os.geteuid()
-    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store, writable)
+    record = Record(os.getpid(), _started(os.getpid()) or 0, mountpoint, store, writable, patience)
     path: Path | None = None
     for directory in runtime_directories(uid, make=True):
         try:
@@ -270,7 +274,8 @@ def _read(path: Path, uid: int) -> Record | None:
     try:
         found = json.loads(_content(path, uid, 1 << 16))
         pid, started, writable = int(found["pid"]), int(found["started"]), found.get("writable") is True
-        return Record(pid, started, str(found["mountpoint"]), str(found["store"]), writable)
+        patience = float(found.get("patience", config.SHUTDOWN_WAIT))
+        return Record(pid, started, str(found["mountpoint"]), str(found["store"]), writable, patience)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

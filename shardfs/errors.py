@@ -12,6 +12,7 @@ __all__ = [
     "CameDamagedError",
     "DamagedShardError",
     "KeyExistsError",
+    "LeftStagedError",
     "MissingExtraError",
     "MissingFileError",
     "MissingKeyError",
@@ -141,6 +142,16 @@ class MissingSystemError(MountError):
     """The system lacks what a mount needs (a device, a program, a package, a permission); the text says what to do."""
 
     errno = errno.ENOSYS
+
+
+class LeftStagedError(ShardfsError):
+    """A mount has ended, and these keys could not be stored (key -> reason); what was written to them stays staged."""
+
+    def __init__(self, failed: dict[str, str]) -> None:
+        first, reason = next(iter(failed.items()))
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        super().__init__(f"not stored: {first}: {reason}{more}; it stays staged for the next mount")
+        self.failed = failed
 
 
 class UnknownCommandError(MountError):

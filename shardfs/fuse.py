@@ -149,6 +149,8 @@ class Operations(pyfuse3.Operations):
         """With `gifts` small files are given to the kernel when they are first opened. Without `xattrs` there are none,
         and the kernel never asks a second time."""
         super().__init__()
+        self.begun: Callable[[], None] | None = None
+        """Called when the kernel has begun to ask."""
         self.meter = Meter()
         self.seen = self.meter.operations
         self._vfs = vfs
@@ -250,6 +252,11 @@ class Operations(pyfuse3.Operations):
     @handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return self._fill(await self._vfs.getattr(inode))
+
+    @silent
+    def init(self) -> None:
+        if self.begun is not None:
+            self.begun()
 
     @handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

@@ -62,14 +62,14 @@ class Composable(Iterable[Any]):
     ) -> Composable:
         """What `callback(item, **kw)` returns for each item, in the order of the items, worked out by several threads.
 
-        At most `buffer` items are under way or waiting to be taken: as many as there are workers unless it is given
+        At most `buffer` items are under way or waiting to be taken: one more than there are workers unless it is given
         (squirrel-core takes 100, which may be 100 shards in memory). `max_workers` threads are started, by default four
         more than there are processors and 32 at most; with an `executor` of one's own, which is left running, it says
         nothing. What a callback raises is raised to who iterates, in its item's turn, and ends the stream: what has
         not begun by then is not begun.
         """
         workers = min(config.STREAM_WORKERS, (os.cpu_count() or 1) + 4) if max_workers is None else max_workers
-        ahead = workers if buffer is None else buffer
+        ahead = workers + config.STREAM_AHEAD if buffer is None else buffer
         if workers < 1 or ahead < 1:
             raise BadSettingError(f"async_map: max_workers {workers} and buffer {ahead} must be 1 or more")
         return self.to(_async_mapped, partial(callback, **kw), ahead, workers, executor)

@@ -17,10 +17,11 @@ _TEXTS = (datetime.datetime, datetime.date, datetime.time, uuid.UUID)
 
 
 class Lowering:
-    """Makes values fit for records of one form (`msgpack`, `jsonl` or `mds`), and remembers what it changed."""
+    """Makes values fit for records of one form (`msgpack`, `jsonl`, `mds` or `rows`), and remembers what it changed."""
 
     def __init__(self, form: str) -> None:
         self._form = form
+        self._columns = form in ("mds", "rows")
         self.changes: dict[tuple[str, str, str], None] = {}
         """Field, what it was, what it is then; each once."""
 
@@ -31,7 +32,7 @@ class Lowering:
         called `field.member`, as their files are."""
         if type(value) is not dict:
             lone = self._lowered("", value)
-            return {"value": lone} if self._form == "mds" else lone
+            return {"value": lone} if self._columns else lone
         made: dict[Any, Any] = {}
         for name, item in value.items():
             if self._form == "mds" and type(item) is dict and _holds_heavy(item) and type(name) is str:
@@ -43,7 +44,7 @@ class Lowering:
     def loose(self, value: Any) -> Any:
         """The same for a sample that need not fit columns; where it has to, it stays what it is, to be refused if it
         does not."""
-        return value if self._form == "mds" else self.sample(value)
+        return value if self._columns else self.sample(value)
 
     def _spread(self, name: str, value: dict[Any, Any], made: dict[Any, Any], sample: dict[Any, Any]) -> None:
         for key, item in value.items():
@@ -58,7 +59,7 @@ class Lowering:
 
     def _lowered(self, field: str, value: Any) -> Any:
         kind = type(value)
-        if kind is tuple and self._form == "mds":
+        if kind is tuple and self._columns:
             self.changes[field, "tuple", "list"] = None
             kind = list
         if kind is list or kind is tuple:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import gc
 import logging
 import os
 import resource
-import shutil
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,11 +24,22 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pyfuse3
 import trio
 
-from shardfs import __version__, config, daemon, metering, metrics_server, request_loop
+from shardfs import (
+    __version__,
+    config,
+    daemon,
+    handed_over,
+    metering,
+    metrics_server,
+    mount_point,
+    request_loop,
+    service,
+)
 from shardfs.control_documents import documents_of, settings_of
 from shardfs.control_handlers import handlers_of, metrics_handler
 from shardfs.control_server import Handlers, served
-from shardfs.errors import MissingSystemError, MountError
+from shardfs.ending import End
+from shardfs.errors import MountError
 from shardfs.fuse import Operations
 from shardfs.index_db import IndexDb
 from shardfs.indexing import open_database
@@ -54,20 +63,11 @@ log = logging.getLogger("shardfs")
 MIN_TASKS = 16
 """Idle request tasks above this end again: enough for a burst of readers without making new ones each time."""
 
-DRAIN_SECONDS = 2.0
-"""Requests under way may end by themselves for so long after a signal; then their callers get an error."""
-
-END_SECONDS = 10.0
-"""A thread that hangs in storage by then is given up, so that the mount goes and the service manager need not kill."""
-
 SWITCH_SECONDS = 0.0005
 """How long a decoding thread keeps the GIL from the event loop at a time: Python's 5 ms would be the loop's latency."""
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """Parameters of mallopt(3)."""
-
-_NO_RIGHT = ("Operation not permitted", "Permission denied", "user_allow_other", "device not found", "No such device")
-"""What libfuse or fusermount3 says when it is the system that refuses, not the mount point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,8 @@ class MountOptions:
     fits the store."""
     metrics: str | None = None
     """Where metrics are served over HTTP, as `metrics_server.listening` takes it; None: only in `.shardfs`."""
+    shutdown_timeout: float | None = None
+    """Seconds that the end waits for what was written to be stored; None for config.SHUTDOWN_WAIT."""
     trace: str | None = None
     """A file into which what the kernel asks is written; None: nothing is."""
     xattr: bool = False
@@ -116,14 +118,16 @@ class MountOptions:
 def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mount `store` and serve it until it is unmounted or a signal (TERM, INT, HUP) ends it.
 
-    A mount point that is not there is made, and removed at the end. `ready` is called, in the thread that serves, when
-    the mount is there and its loop about to run: it must not touch the mount. MountError, MissingSystemError, and
-    whatever listing the store raises. Signals are handled, so this must run in the main thread.
+    A mount point that is not there is made, and removed at the end; one that is `/dev/fd/N` is a mount that somebody
+    else has made, and takes away. `ready` is called, in the thread that serves, when the mount is there and its loop
+    about to run: it must not touch the mount. MountError, MissingSystemError, and whatever listing the store raises;
+    LeftStagedError if not all that was written could be stored. Signals are handled, so this must run in the main
+    thread.
     """
     tune()
-    check_system()
-    path = daemon.resolved(mountpoint)
-    check_apart(path, store)
+    place = _place(mountpoint, options.rw)
+    path = place.path
+    mount_point.check_apart(path, store.places)
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(kept_lines(options.log_format))
         area = stack.enter_context(contextlib.closing(_open_area(store, options))) if options.rw else None
@@ -133,8 +137,9 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         vfs = build(store, options, database, area)
         vfs.refresh.interval = options.refresh or (config.REMOTE_REFRESH if store.far else config.REFRESH)
         vfs.views.show(options.view, options.heavy)
-        stack.enter_context(prepared(path, options.nonempty))
-        handlers = handlers_of(vfs, source_name(store.url), store.driver.name, store.health)
+        if place.descriptor is None:
+            stack.enter_context(mount_point.prepared(path, options.nonempty))
+        handlers = handlers_of(vfs, mount_point.source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
         operations, writable = _operations(vfs, options.xattr)
         real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
@@ -144,9 +149,25 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         handlers = {**handlers, "metrics": metrics_handler(telling)}
         vfs.control.documents |= documents_of(path, handlers, vfs.cache.damage, settings, lines, telling)
         if options.trace is not None:
-            stack.enter_context(_traced(options.trace, vfs, operations, source_name(store.url), path))
-        made = _Made(vfs, operations, writable, path, fuse_options(store, options), store.url, handlers)
+            name = mount_point.source_name(store.url)
+            stack.enter_context(_traced(options.trace, vfs, operations, name, path))
+        chosen = mount_point.fuse_options(store.url, options.rw, options.allow_other)
+        patience = config.SHUTDOWN_WAIT if options.shutdown_timeout is None else options.shutdown_timeout
+        line = partial(service.status_line, vfs, store.health, area)
+        made = _Made(vfs, operations, writable, place, chosen, store.url, handlers, patience, line)
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
+
+
+def _place(mountpoint: str, writable: bool) -> _Place:
+    """Where to mount, or what was handed over. MountError, MissingSystemError."""
+    descriptor = handed_over.descriptor_of(mountpoint)
+    if descriptor is None:
+        mount_point.check_system()
+        return _Place(daemon.resolved(mountpoint), None, True)
+    handed_over.check(descriptor)
+    handed_over.check_rights(descriptor, writable)
+    there = handed_over.mounted(descriptor)
+    return _Place(mountpoint if there is None else there.path, descriptor, there is not None)
 
 
 def _open_area(store: Store, options: MountOptions) -> StagingArea:
@@ -207,107 +228,23 @@ def _allow_descriptors() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-# --- before mounting --------------------------------------------------------------------------------------------------
-
-
-def check_system() -> None:
-    """MissingSystemError, saying what to do, where this process could not mount anything."""
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError as error:
-        raise MissingSystemError(
-            "/dev/fuse is missing: load the kernel module (modprobe fuse); "
-            "in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
-        ) from error
-    except OSError as error:
-        raise MissingSystemError(
-            f"/dev/fuse cannot be opened ({os.strerror(error.errno or errno.EIO)}): "
-            "let this user read and write it; in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
-        ) from error
-    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
-        raise MissingSystemError("mounting as a user needs fusermount3: install the package fuse3")
-
-
-def check_apart(path: str, store: Store) -> None:
-    """MountError if one of mount point and local store would lie in the other."""
-    for place in store.places:
-        _check_apart(path, os.path.realpath(place))
-
-
-def _check_apart(path: str, where: str) -> None:
-    if path == where or path.startswith(where.rstrip("/") + "/"):
-        raise MountError(f"mount point {path} lies inside the store {where}: mount elsewhere")
-    if where.startswith(path.rstrip("/") + "/"):
-        raise MountError(f"the store {where} lies inside the mount point {path} and would be hidden: mount elsewhere")
-
-
-@contextlib.contextmanager
-def prepared(path: str, nonempty: bool) -> Iterator[None]:
-    """A mount point fit for use; one that is made here is removed at the end if it is empty by then. MountError."""
-    if daemon.repair(path):
-        log.warning("detached what a daemon that died had left at %s", path)
-    mounted = daemon.mounted_at(path)
-    if mounted is not None and mounted.fstype == daemon.FSTYPE:
-        raise MountError(f"{path} is mounted already ({mounted.source}); unmount it: shardfs umount {path}")
-    made = False
-    try:
-        os.mkdir(path)
-        made = True
-    except FileExistsError:
-        _check_directory(path, nonempty)
-    except FileNotFoundError as error:
-        above = os.path.dirname(path)
-        reason = "no directory can be made there" if os.path.isdir(above) else f"{above} is not there"
-        raise MountError(f"cannot make {path}: {reason}") from error
-    except OSError as error:
-        raise MountError(f"cannot make mount point {path}: {os.strerror(error.errno or errno.EIO)}") from error
-    try:
-        yield
-    finally:
-        if made:
-            with contextlib.suppress(OSError):  # still mounted, or somebody put something in it
-                os.rmdir(path)
-
-
-def _check_directory(path: str, nonempty: bool) -> None:
-    try:
-        with os.scandir(path) as entries:
-            empty = next(entries, None) is None
-    except NotADirectoryError as error:
-        raise MountError(f"mount point {path} is not a directory") from error
-    except OSError as error:
-        raise MountError(f"cannot look into mount point {path}: {os.strerror(error.errno or errno.EIO)}") from error
-    if not empty and not nonempty:
-        raise MountError(f"mount point {path} is not empty: choose another, or hide what is there with -o nonempty")
-
-
-def fuse_options(store: Store, options: MountOptions) -> set[str]:
-    """What libfuse is given. Without max_read, which breaks the mount."""
-    chosen = {
-        f"fsname={source_name(store.url)}",
-        "subtype=shardfs",
-        "rw" if options.rw else "ro",  # ro also keeps reads from marking atime stale, which costs a GETATTR per stat
-        "nosuid",  # both are fusermount3's default and not the kernel's, when root mounts
-        "nodev",
-        "default_permissions",  # allow_other without it would let anybody in anywhere
-    }
-    return chosen | {"allow_other"} if options.allow_other else chosen
-
-
-def source_name(url: str) -> str:
-    """A store's URL as the mount table shows it: no credentials, and nothing that libfuse takes for its own."""
-    scheme, separator, rest = url.partition("://")
-    if separator:
-        authority, slash, path = rest.partition("?")[0].partition("/")
-        url = f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
-    return "".join(c if " " < c < "\x7f" and c not in ",\\" else _percent(c) for c in url)
-
-
-def _percent(character: str) -> str:
-    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
-
-
 # --- serving ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a mount is, or is to be."""
+
+    path: str
+    """Of its mount point; `/dev/fd/N` for one that this process cannot see."""
+    descriptor: int | None
+    """Of a mount that was handed over."""
+    seen: bool
+
+    @property
+    def device(self) -> str | None:
+        """Of what is mounted there, where it is ours to unmount."""
+        return None if self.descriptor is not None else daemon.device_at(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,11 +254,15 @@ class _Made:
     vfs: Vfs
     operations: Operations
     writable: WritableVfs | None
-    path: str
+    place: _Place
     options: set[str]
     """Those of libfuse."""
     url: str
     handlers: Handlers
+    patience: float
+    """Seconds that the end waits for what was written to be stored."""
+    line: Callable[[], str]
+    """How it is doing."""
 
 
 def is_writable(vfs: Vfs) -> TypeGuard[WritableVfs]:
@@ -354,53 +295,59 @@ def _traced(file: str, vfs: Vfs, operations: Operations, store: str, path: str) 
         yield
 
 
+def _notices(made: _Made) -> Notices:
+    """Who tells the kernel what has changed, and is told of it."""
+    vfs, writable = made.vfs, made.writable
+    notices = Notices(
+        lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
+        lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
+        made.operations.prefill,
+        lambda below: os.stat(os.path.join(made.place.path, below)),
+    )
+    vfs.superseded = notices.superseded
+    vfs.renamed = notices.renamed
+    if writable is not None:
+        # and no prefilling: what was read of a shard a moment ago may have been written over by now
+        writable.emptied = notices.emptied
+    elif prefills():
+        vfs.loaded = notices.loaded
+    return notices
+
+
+def _attach(made: _Made) -> int | None:
+    """Mount, or take over what was handed over. Returns the session's descriptor, if it can be told."""
+    path, descriptor = made.place.path, made.place.descriptor
+    if descriptor is None:
+        return mount_point.attach(partial(pyfuse3.init, made.operations, path, made.options), path)
+    mount_point.attach(partial(pyfuse3.init, made.operations, f"/dev/fd/{descriptor}", made.options), path)
+    return descriptor
+
+
 async def _serve(
     made: _Made, metrics: Callable[[], contextlib.AbstractAsyncContextManager[None]], ready: Callable[[], None]
 ) -> None:
     """Mount, serve, unmount. From the first line on signals wait their turn, so that none can leave a dead mount."""
-    vfs, operations, writable, path = made.vfs, made.operations, made.writable, made.path
-    options, url, handlers = made.options, made.url, made.handlers
+    vfs, writable, path = made.vfs, made.writable, made.place.path
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        descriptor = init(operations, path, options)
-        device = _device(path)
+        descriptor = _attach(made)
+        device = made.place.device
+        end = End(path, device, writable, made.patience)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor, vfs.cache.calm)
         log.debug("request loop: %s", "stock" if loop is None else "ours")
-        notices = Notices(
-            lambda parent, name: pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name)),
-            lambda inode: pyfuse3.invalidate_inode(pyfuse3.InodeT(inode)),
-            operations.prefill,
-            lambda below: os.stat(os.path.join(path, below)),
-        )
-        vfs.superseded = notices.superseded
-        vfs.renamed = notices.renamed
-        if writable is not None:
-            # and no prefilling: what was read of a shard a moment ago may have been written over by now
-            writable.emptied = notices.emptied
-        elif prefills():
-            vfs.loaded = notices.loaded
         unmount = True
         try:
-            with (
-                daemon.recorded(path, source_name(url), writable is not None),
-                _hanging_ends(path, device) as (ending, give_up),
-                notices.running(),
-            ):
-                async with vfs.running(), served(path, handlers), metrics(), trio.open_nursery() as nursery:
-                    stored = trio.Event()
+            with _recorded(made), end.bounded(), _notices(made).running():
+                async with vfs.running(), _asked(made), metrics(), trio.open_nursery() as nursery:
 
                     def terminate() -> None:
-                        ending()
+                        end.begin()
                         pyfuse3.terminate()
                         if loop is not None:
                             loop.end()  # pyfuse3 wakes only one of the tasks that wait
 
-                    async def finish() -> None:
-                        if writable is not None:
-                            await _stored(writable, path, stored, give_up)
-
-                    nursery.start_soon(_end_on_signal, signals, nursery.cancel_scope, finish, terminate)
-                    ready()
-                    threading.Thread(target=raise_limits, args=(path,), name="limits", daemon=True).start()
+                    nursery.start_soon(end.on_signal, signals, nursery.cancel_scope, terminate)
+                    nursery.start_soon(service.tell, made.line)
+                    _begin(made, ready)
                     try:
                         await pyfuse3.main(MIN_TASKS, config.MAX_TASKS)
                     except BaseException:
@@ -408,155 +355,38 @@ async def _serve(
                         # would make a mirroring rsync delete its copy. The next `shardfs mount` there repairs it.
                         unmount = nursery.cancel_scope.cancel_called
                         raise
-                    await finish()
-                    ending()
+                    await end.finish()
+                    end.begin()
                     nursery.cancel_scope.cancel()
         finally:
             # once it was detached, another may be mounted there, and libfuse would unmount that
-            pyfuse3.close(unmount=unmount and _device(path) == device)
-    if _device(path) == device is not None:
+            pyfuse3.close(unmount=unmount and made.place.device == device)
+    if made.place.device == device is not None:
         raise MountError(f"the kernel's connection of {path} was aborted; take the mount away: shardfs umount {path}")
-    log.info("unmounted %s", path)
+    log.info("unmounted %s" if made.place.descriptor is None else "ended serving %s", path)
+    end.check()
 
 
-def _device(path: str) -> str | None:
-    """The device of what is mounted at `path`: no two mounts have the same at a time."""
-    mounted = daemon.mounted_at(path)
-    return None if mounted is None else mounted.device
+def _recorded(made: _Made) -> contextlib.AbstractContextManager[None]:
+    if not made.place.seen:
+        return contextlib.nullcontext()  # nobody could name it
+    name = mount_point.source_name(made.url)
+    return daemon.recorded(made.place.path, name, made.writable is not None, made.patience)
 
 
-async def _stored(writable: WritableVfs, path: str, stored: trio.Event, give_up: Callable[[str], None]) -> None:
-    """Have what was written stored before the mount ends, once for whoever ends it; not for longer than SHUTDOWN_WAIT,
-    nor after a second signal, which cancels this. Staging is made for the death of the process: so where a seal hangs
-    it ends right here, as the thread in which that hangs cannot be ended."""
-    if writable.ending:
-        await stored.wait()
+def _asked(made: _Made) -> contextlib.AbstractAsyncContextManager[None]:
+    return served(made.place.path, made.handlers) if made.place.seen else contextlib.nullcontext()
+
+
+def _begin(made: _Made, ready: Callable[[], None]) -> None:
+    """Have `ready` called: now, or for a mount that nobody here could try, when the kernel has begun to ask."""
+    if not made.place.seen:
+        made.operations.begun = ready
         return
-    until, in_time = trio.current_time() + config.SHUTDOWN_WAIT, False
-    try:
-        with trio.move_on_at(until + DRAIN_SECONDS):  # the disk of the staging area may hang, too
-            _tell_left(path, *await writable.finish())
-            in_time = trio.current_time() < until
-    finally:
-        stored.set()
-        if not in_time and writable.sealer.at_work:
-            give_up("what was written is not all stored, and is kept for the next mount: the store takes too long")
-
-
-def _tell_left(path: str, failed: dict[str, str], kept: dict[str, str]) -> None:
-    """Say what was written and is not in the store."""
-    for key, reason in (*failed.items(), *kept.items()):
-        log.warning("%s is not stored, and stays staged: %s", key, reason)
-    daemon.leave_word(path, failed, kept)
-
-
-async def _end_on_signal(
-    signals: AsyncIterator[int],
-    serving: trio.CancelScope,
-    finish: Callable[[], Awaitable[None]],
-    terminate: Callable[[], None],
-) -> None:
-    number = await anext(signals)
-    log.info("ending on %s", signal.Signals(number).name)
-    daemon.notify("STOPPING=1")
-    async with trio.open_nursery() as nursery:
-
-        async def hurry() -> None:
-            await anext(signals)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(hurry)
-        await finish()
-        nursery.cancel_scope.cancel()
-    terminate()
-    with trio.move_on_after(DRAIN_SECONDS):
-        await anext(signals)  # a second one: at once
-    serving.cancel()
+    ready()
+    threading.Thread(target=raise_limits, args=(made.place.path,), name="limits", daemon=True).start()
 
 
 def prefills() -> bool:
     """SHARDFS_NO_PREFILL=1 in the environment turns prefilling off, for comparing."""
     return os.environ.get("SHARDFS_NO_PREFILL") != "1"
-
-
-@contextlib.contextmanager
-def _hanging_ends(path: str, device: str | None) -> Iterator[tuple[Callable[[], None], Callable[[str], None]]]:
-    """Bounds the end: from the call of the first function of what this gives, the block may take END_SECONDS before the
-    process is ended. The second one ends it at once, with exit status 1, and says why.
-
-    Threads cannot be cancelled, and one may hang in a dead network mount for ever.
-    """
-
-    def give_up(reason: str) -> None:
-        log.error("%s", reason)
-        with contextlib.suppress(MountError):
-            if _device(path) == device is not None:
-                daemon.unmount(path, lazy=True)
-        logging.shutdown()
-        for number in _fuse_descriptors():
-            os.close(number)  # a thread that hangs in the kernel keeps all others open: nobody is to wait for those
-        os._exit(1)
-
-    late = f"a request to the store still hangs {END_SECONDS:.0f} s after the end was asked for: giving it up"
-    timer = threading.Timer(END_SECONDS, give_up, [late])
-    timer.daemon = True
-
-    def begin() -> None:
-        if not timer.is_alive():
-            timer.start()
-
-    try:
-        yield begin, give_up
-    finally:
-        timer.cancel()
-
-
-def init(operations: Operations, path: str, options: set[str]) -> int | None:
-    """pyfuse3.init, with libfuse's own complaint on stderr made into one MountError.
-
-    Returns the session's descriptor, which pyfuse3 keeps to itself, if it can be told.
-    """
-    before = _fuse_descriptors()
-    said = os.memfd_create("libfuse")
-    saved = os.dup(2)
-    try:
-        os.dup2(said, 2)
-        try:
-            pyfuse3.init(operations, path, options)
-        finally:
-            os.dup2(saved, 2)
-            reason = _reason(os.pread(said, 4096, 0))
-    except RuntimeError as error:
-        raise _mount_error(path, reason or str(error)) from error
-    finally:
-        os.close(saved)
-        os.close(said)
-    if reason:
-        log.warning("%s", reason)
-    made = _fuse_descriptors() - before
-    return made.pop() if len(made) == 1 else None
-
-
-def _fuse_descriptors() -> set[int]:
-    found = set()
-    for number in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself
-            if os.readlink(f"/proc/self/fd/{number}") == "/dev/fuse":
-                found.add(int(number))
-    return found
-
-
-def _reason(said: bytes) -> str:
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines()]
-    return "; ".join(line.removeprefix("fuse: ").removeprefix("fusermount3: ") for line in lines if line)
-
-
-def _mount_error(path: str, reason: str) -> MountError:
-    if "user_allow_other" in reason:
-        return MissingSystemError("allow_other needs the line user_allow_other in /etc/fuse.conf, which root can add")
-    if "mountpoint" not in reason and any(words in reason for words in _NO_RIGHT):
-        return MissingSystemError(
-            f"mounting on {path} is not permitted here ({reason}); "
-            "in a container start it with --device /dev/fuse --cap-add SYS_ADMIN"
-        )
-    return MountError(f"cannot mount on {path}: {reason}")

@@ -63,7 +63,7 @@ def open_store(
     A file that ends in `.yaml` is a catalog of squirrel-core: its sources are shown below `<identifier>/v<version>`, to
     be read. Relative paths in it count from `directory`, by default where the program runs.
 
-    A path of a tar, or of several with braces (`train/shard-{000..099}.tar`), means just these, for reading.
+    A path or URL of a tar, or of several with braces (`train/shard-{000..099}.tar`), means just these, for reading.
     `driver` names the system (`squirrel`, `squirrel-jsonl`, `streaming`, `webdataset`, `mltraq`, `superduper`, or one
     that an installed package offers); without it the store's content decides, and an empty or unclear store needs it.
     `options` are the driver's own (squirrel, webdataset: compression, level; squirrel: format; streaming:
@@ -103,7 +103,7 @@ def detect_url(url_or_path: str | os.PathLike[str], **where: Any) -> str:
     url = os.fspath(url_or_path)
     if not is_far(url):
         return detect(local_path(url))
-    remote, named = _opened(url, None, {name: where[name] for name in REMOTE_OPTIONS if name in where})
+    remote, named, _ = _opened(url, None, {name: where[name] for name in REMOTE_OPTIONS if name in where})
     return named or detect_in(remote, without_secrets(url))
 
 
@@ -115,10 +115,21 @@ def _named_tars(path: Path) -> tuple[Path, list[str]] | None:
         return None
     found = [text] if one else expand(text)
     root = os.path.abspath(os.path.dirname(text if one else text.partition("{")[0]))
-    names = [os.path.relpath(os.path.abspath(name), root) for name in found]
+    return Path(root), _each_once(text, [os.path.relpath(os.path.abspath(name), root) for name in found])
+
+
+def _named_far_tars(url: str) -> tuple[str, list[str]] | None:
+    """The same for a store that lists."""
+    if not url.endswith(tuple(ENDINGS)):
+        return None
+    start = url.partition("{")[0].rfind("/") + 1
+    return url[:start], _each_once(url, [unquote(name[start:]) for name in expand(url)])
+
+
+def _each_once(text: str, names: list[str]) -> list[str]:
     if len(set(names)) != len(names):
-        raise BadSettingError(f"{text} names a tar twice")
-    return Path(root), names
+        raise BadSettingError(f"{without_secrets(text) if '://' in text else text} names a tar twice")
+    return names
 
 
 def _open_url(url: str, named: str, driver: str | None, options: dict[str, Any]) -> Store:
@@ -139,31 +150,39 @@ def _open_remote(url: str, driver: str | None, options: dict[str, Any]) -> Store
     kept = {name: options.pop(name) for name in CACHE_OPTIONS if name in options}
     beside = kept.get("cache_dir")
     settings["known_dir"] = default_directory() if beside is None else Path(beside) / "known"
-    remote, named = _opened(url, driver, settings)
+    remote, named, more = _opened(url, driver, settings)
+    options = {**options, **more}
     storage = cached(remote, far_identity(url, settings.get("endpoint")), **kept)
     chosen = driver or named or detect_in(storage, without_secrets(url))
     factory, preset = _factory(chosen)
     _check_options(chosen, factory, options, "storage")
     made: Driver = factory(storage, **{**preset, **options})
+    if more:
+        made.entries()  # what is missing is to be told at once
     identity = far_identity(url, settings.get("endpoint"))
     health = storage.health if isinstance(storage, DiskCache) else remote.health
     return Store(without_secrets(url), made, identity=identity, health=health, deadline=remote.deadline)
 
 
-def _opened(url: str, driver: str | None, settings: dict[str, Any]) -> tuple[RemoteStorage, str | None]:
-    """The storage at a URL, and the driver for it where the URL says that. BadSettingError."""
+def _opened(url: str, driver: str | None, settings: dict[str, Any]) -> tuple[RemoteStorage, str | None, dict[str, Any]]:
+    """The storage at a URL, the driver for it where the URL says that, and options of it. BadSettingError."""
     if urlsplit(url).scheme not in ("http", "https"):
-        return open_remote(url, **settings), None
+        tars = _named_far_tars(url)
+        if tars is None:
+            return open_remote(url, **settings), None, {}
+        if driver not in (None, "webdataset"):
+            raise BadSettingError(f"{without_secrets(url)} names tars, which the driver {driver} does not read")
+        return open_remote(tars[0], **settings), "webdataset", {"only": tars[1]}
     from shardfs.web_names import web_names
 
     directory, named, names = web_names(url)
     if driver is not None and driver.partition("-")[0] != named:
         if named != "streaming":
             raise BadSettingError(f"{url} names shards for {named}, which the driver {driver} does not read")
-        return open_remote(url, **settings), None  # a server that lists (WebDAV)
+        return open_remote(url, **settings), None, {}  # a server that lists (WebDAV)
     remote = open_remote(directory, **settings)
     remote.names = names
-    return remote, named
+    return remote, named, {}
 
 
 def _open_catalog(text: str, path: Path, directory: Path) -> Store:

@@ -37,7 +37,7 @@ class RawBytes:
         if expected >= config.MAPPED_RAW:
             # a hint that the system has no memory for was none
             with contextlib.suppress(OSError):
-                self._data = _mapping(expected + 2 * config.COPY_SLICE)
+                self._data = _mapping(expected + 2 * config.COPY_SLICE, expected // config.HUGE_PAGE * config.HUGE_PAGE)
 
     def add(self, piece: bytes | memoryview) -> None:
         """More bytes, at the end."""
@@ -82,11 +82,12 @@ class RawBytes:
         """What holds the bytes, where there is room for `size` of them in a mapping."""
         if isinstance(self._data, bytearray):
             if size >= config.MAPPED_RAW:
-                mapped = _mapping(_longer(size))
+                mapped = _mapping(_longer(size), _longer(size))
                 for at in range(0, self.size, config.COPY_SLICE):
                     mapped[at : min(at + config.COPY_SLICE, self.size)] = self._data[at : at + config.COPY_SLICE]
                 self._data = mapped
         elif size > len(self._data):
+            _advise(self._data, len(self._data))  # what is of two kinds cannot be made longer
             self._data.resize(_longer(size))
         return self._data
 
@@ -113,9 +114,14 @@ def _longer(size: int) -> int:
     return size + size // 8 + 4 * config.COPY_SLICE
 
 
-def _mapping(size: int) -> mmap.mmap:
+def _mapping(size: int, huge: int) -> mmap.mmap:
+    """A mapping of `size` bytes, with huge pages for the first `huge` of them."""
     mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _advise(mapped, huge)
+    return mapped
+
+
+def _advise(mapped: mmap.mmap, huge: int) -> None:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages has small ones
-            mapped.madvise(mmap.MADV_HUGEPAGE)
-    return mapped
+            mapped.madvise(mmap.MADV_HUGEPAGE, 0, huge)

@@ -16,7 +16,8 @@ from shardfs import config
 from shardfs.drivers.base import Driver, KeepsRaw, ShardReader
 from shardfs.errors import BadSettingError, ShardfsError, StaleShardError, StorageError
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.cache_files import About, CacheFiles
+from shardfs.storage.cache_files import CacheFiles
+from shardfs.storage.descriptions import About
 from shardfs.storage.local_reader import LocalReader
 from shardfs.values import Buffer
 

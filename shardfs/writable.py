@@ -14,6 +14,7 @@ from shardfs.sealer import Sealer
 from shardfs.shard_cache import ShardCache
 from shardfs.staging import StagingArea
 from shardfs.storage.base import Conditional
+from shardfs.storage.urls import only_read
 from shardfs.store import Store
 from shardfs.writing import Allowed, WritableVfs
 
@@ -41,8 +42,9 @@ def check_conditions(store: Store, single_writer: bool) -> None:
         if single_writer:
             raise BadSettingError(f"--single-writer is for object stores far away, and {store.url} is none")
         return
-    if urlsplit(store.url).scheme in ("http", "https"):
-        raise BadSettingError(f"{store.url} is a web server, which can only be read: mount it without --rw")
+    if only_read(store.url):
+        why = "is a web server, which" if urlsplit(store.url).scheme in ("http", "https") else "is of a kind that"
+        raise BadSettingError(f"{store.url} {why} can only be read: mount it without --rw")
     if single_writer:
         return
     try:

@@ -56,11 +56,11 @@ class WritableVfs(ChangingVfs):
         async with super().running(), self.sealer.running(self.show_all):
             yield
 
-    async def finish(self) -> tuple[dict[str, str], dict[str, str]]:
-        """Refuse changes from now on, and store all keys, within SHUTDOWN_WAIT. What could not be stored, by key, and
+    async def finish(self, seconds: float) -> tuple[dict[str, str], dict[str, str]]:
+        """Refuse changes from now on, and store all keys, within so many seconds. What could not be stored, by key, and
         what is not to be, each with the reason."""
         self.ending = True
-        failed = {key: str(error) for key, error in (await self.sealer.seal_all(config.SHUTDOWN_WAIT)).items()}
+        failed = {key: str(error) for key, error in (await self.sealer.seal_all(seconds)).items()}
         kept = {}
         for report in await self.calls.long(self.area.reports):
             if report.key not in failed and (report.files or report.kind == "plain"):

@@ -83,12 +83,22 @@ def emptied(server: Server) -> None:
 
 
 @contextlib.contextmanager
-def rclone_server(folder: Path) -> Iterator[Server]:
+def directory_server(folder: Path) -> Iterator[Server]:
+    """The same over a directory, which is its bucket `bucket`: see tests/moto_directory.py."""
+    port = free_port()
+    command = [sys.executable, "-m", "tests.moto_directory", str(port), str(folder)]
+    with running(command, port, PYTHONPATH=str(Path(__file__).parents[1])) as pid:
+        yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS)
+
+
+@contextlib.contextmanager
+def rclone_server(folder: Path, *more: str) -> Iterator[Server]:
     """S3 over a directory, whose directories are its buckets. It checks credentials, but ignores conditions and answers
-    ranges with status 200."""
+    ranges with status 200. `more` are words for its command line."""
     port = free_port()
     program = Path(sys.executable).with_name("rclone")
     command = [str(program), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", str(folder)]
+    command += more
     # no file of anybody's configuration, and none made
     with running(command, port, RCLONE_CONFIG="/dev/null") as pid:
         yield Server(f"http://127.0.0.1:{port}", pid, CREDENTIALS, compares=False)
@@ -110,3 +120,13 @@ def nginx_server(folder: Path, state: Path, more: str = "") -> Iterator[Server]:
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     with running([program, "-c", str(state / "nginx.conf"), "-p", str(state)], port) as pid:
         yield Server(f"http://127.0.0.1:{port}", pid)
+
+
+@contextlib.contextmanager
+def ftp_server(folder: Path) -> Iterator[Server]:
+    """FTP over a directory, for anybody."""
+    port = free_port()
+    program = Path(sys.executable).with_name("rclone")
+    command = [str(program), "serve", "ftp", "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "1ms", str(folder)]
+    with running(command, port, RCLONE_CONFIG="/dev/null") as pid:
+        yield Server(f"ftp://127.0.0.1:{port}", pid)

@@ -107,11 +107,12 @@ def _open_target(arguments: argparse.Namespace) -> Store:
         raise BadStoreError(f"{target} is a {found} store already, so no {driver} store can be made there")
     chosen = driver or found
     assert chosen is not None
-    store = open_store(target, chosen, **where, **_options(chosen, compression))
-    if driver is None and isinstance(store.driver, SquirrelDriver):
+    options = {**_options(chosen, compression), **_format(chosen, arguments.format)}
+    store = open_store(target, chosen, **where, **options)
+    if driver is None and arguments.format is None and isinstance(store.driver, SquirrelDriver):
         entries = store.driver.entries()
         if entries and store.driver.format_of(entries[0]) == "jsonl":  # as what is there
-            return open_store(target, "squirrel-jsonl", **where, **_options(chosen, compression))
+            return open_store(target, "squirrel-jsonl", **where, **options)
     return store
 
 
@@ -136,6 +137,18 @@ def _options(driver: str, compression: str | None) -> dict[str, Any]:
         return {"compression": codec.removesuffix("d"), "level": None if level is None else int(level)}
     codec = "zstd" if codec == "zst" else codec
     return {"compression": codec if level is None else f"{codec}:{level}"}
+
+
+def _format(driver: str, format: str | None) -> dict[str, Any]:
+    """What `--format` means to a driver. BadSettingError for a word that it has not."""
+    if format is None:
+        return {}
+    if driver == "streaming":
+        return {"format": format}  # the driver says which it has
+    if driver == "squirrel" and format in ("msgpack", "jsonl"):
+        return {"format": format}
+    known = {"streaming": "mds, json, csv, tsv and xsv", "squirrel": "msgpack and jsonl"}.get(driver)
+    raise BadSettingError(f"--format {format}: {driver} has {known or 'no formats to choose from'}")
 
 
 def _result(arguments: argparse.Namespace, target: Store, report: Report) -> int:

@@ -46,6 +46,7 @@ def _unsaid(arguments: argparse.Namespace) -> dict[str, Any]:
         "memory": config.default_budget(),
         "cache_raw": config.CACHE_RAW[0] if far else config.CACHE_RAW[-1],
         "refresh": config.REMOTE_REFRESH if far else config.REFRESH,
+        "shutdown_timeout": config.SHUTDOWN_WAIT,
     }
     mountpoint = getattr(arguments, "mountpoint", None)
     if mountpoint is not None and not getattr(arguments, "foreground", False):

@@ -17,14 +17,14 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from shardfs import background, config, daemon
+from shardfs import background, config, daemon, handed_over, sd_notify
 from shardfs.commands import OK, explain, tell, under_journal
 from shardfs.commands.effective import absolute_store, default_log, facts_of
 from shardfs.commands.options import cache_options, store_options, style
 from shardfs.commands.resolving import Settled
 from shardfs.errors import BadSettingError, MissingSystemError, MountError
 from shardfs.log_formats import LEVELS, formatter
-from shardfs.storage.urls import SCHEMES
+from shardfs.storage.urls import is_far
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _request(arguments: argparse.Namespace, settled: Settled) -> Request:
     cache = cache_options(arguments)
-    far = arguments.store.partition("://")[0] in SCHEMES
+    far = is_far(arguments.store)
     # of a store on this machine only raw bytes are kept, and only where that is asked for
     remote = store_options(arguments) | (cache if far or arguments.cache_raw in (None, "off") else {})
     return Request(
@@ -76,16 +76,17 @@ def _request(arguments: argparse.Namespace, settled: Settled) -> Request:
 
 
 def _foreground(request: Request, shown: str) -> int:
-    path = daemon.resolved(request.mountpoint)
+    proved = _proved(request.mountpoint)
 
     def announce() -> None:
         try:
-            daemon.prove(path)
+            if proved is not None:
+                daemon.prove(*proved)
         except MountError as error:
             logging.getLogger("shardfs").error("%s", error)
             return
         say(_ready_text(request, shown))
-        daemon.notify("READY=1")
+        sd_notify.tell("READY=1")
 
     _log_to(request)
     say = tell
@@ -115,12 +116,15 @@ def _background(request: Request, shown: str) -> int:
         _log_to(request, default_log(request.mountpoint), in_background=True)
         _serve(request, ready)
 
-    started = background.start(serve, lambda error: explain(error, request.verbosity), request.values["log"])
+    proved, descriptor = _proved(request.mountpoint), handed_over.descriptor_of(request.mountpoint)
+    keep = () if descriptor is None else (descriptor,)
+    started = background.start(serve, lambda error: explain(error, request.verbosity), request.values["log"], keep)
     if isinstance(started, background.Failure):
         tell(started.text, 3)
         return started.code
     try:
-        daemon.prove(daemon.resolved(request.mountpoint))
+        if proved is not None:
+            daemon.prove(*proved)
     except BaseException:
         background.end(started)
         raise
@@ -128,10 +132,23 @@ def _background(request: Request, shown: str) -> int:
     return OK
 
 
+def _proved(mountpoint: str) -> tuple[str, str] | None:
+    """Where the mount is asked whether it answers, and its type; None for one that was handed over and cannot be seen
+    from here."""
+    descriptor = handed_over.descriptor_of(mountpoint)
+    if descriptor is None:
+        return daemon.resolved(mountpoint), daemon.FSTYPE
+    handed_over.check(descriptor)
+    found = handed_over.mounted(descriptor)
+    return None if found is None else (found.path, found.fstype)
+
+
 def _ready_text(request: Request, shown: str) -> str:
     from shardfs.storage.urls import without_secrets
 
     store = without_secrets(request.store) if "://" in request.store else request.store
+    if handed_over.descriptor_of(request.mountpoint) is not None:
+        return f"serving {store} on {shown}; whoever mounted it takes it away"
     return f"mounted {store} on {shown}; unmount with: shardfs umount {shlex.quote(shown)}"
 
 
@@ -164,6 +181,7 @@ def _serve(request: Request, ready: Callable[[], None]) -> None:
         arrays=style(values["arrays"], values["text"]),
         cache=request.cache,
         metrics=values["metrics_addr"],
+        shutdown_timeout=values["shutdown_timeout"],
         xattr=values["xattr"],
         trace=values["trace"],
         view=values["view"] or "",

@@ -35,6 +35,13 @@ def parse_deadline(text: str) -> float:
     return _seconds(text, least, most, f"write seconds, {least:g} to {most:g}")
 
 
+def parse_shutdown_timeout(text: str) -> float:
+    """Seconds that the end of a mount waits for what was written to be stored."""
+    from shardfs import config
+
+    return _seconds(text, 0, config.SHUTDOWN_MOST, f"write seconds, 0 to {config.SHUTDOWN_MOST:.0f}")
+
+
 def _seconds(text: str, least: float, most: float, advice: str) -> float:
     try:
         seconds = float(text)

@@ -19,6 +19,7 @@ from shardfs.commands.options import (
     parse_path,
     parse_patterns,
     parse_refresh,
+    parse_shutdown_timeout,
     parse_size,
     parse_view,
     parse_write_back,
@@ -184,6 +185,15 @@ WRITING = (
         "with --rw, for data sets of MosaicML Streaming: split a larger new key into several (64mb)",
         "SIZE",
         unsaid="no limit",
+        needs="rw",
+    ),
+    Setting(
+        "shutdown_timeout",
+        "with --rw: the end of the mount waits so long for what was written to be stored (default: 30); the rest "
+        "stays staged",
+        "SECONDS",
+        parse_shutdown_timeout,
+        unsaid="30",
         needs="rw",
     ),
 )

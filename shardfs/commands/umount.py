@@ -38,7 +38,8 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
         raise MountError(f"{mountpoint} was mounted by user {mounted.owner}: only that user and root can unmount it")
     record = daemon.find(path, mounted.owner)
     told: set[str] = set()
-    status = _store(mountpoint, force, told) if record is not None and record.writable else OK
+    limit = None if record is None or not force else record.patience or config.CONTROL_ANSWER
+    status = _store(mountpoint, limit, told) if record is not None and record.writable else OK
     daemon.hear_word(path, mounted.owner)  # of an earlier mount
     daemon.unmount(path, lazy)
     if record is None:
@@ -68,15 +69,16 @@ def _gone(record: daemon.Record, lazy: bool, force: bool, mountpoint: str) -> bo
     if lazy or not record.writable:
         return False
     tell(f"{mountpoint} is unmounted; its process {record.pid} is storing what was written")
-    return daemon.wait_until_gone(record, config.SHUTDOWN_WAIT if force else config.STORING_GONE)
+    return daemon.wait_until_gone(record, record.patience if force else config.STORING_GONE)
 
 
-def _store(mountpoint: str, force: bool, told: set[str]) -> int:
+def _store(mountpoint: str, patience: float | None, told: set[str]) -> int:
     """Have a writable mount store all; the exit status, and in `told` the keys that were spoken of. MountError if it is
-    to stay mounted because of that."""
+    to stay mounted because of that, unless it is to end after so many seconds of `patience` in any case."""
+    force = patience is not None
     kept = "it stays on disk, for the next mount"
     try:
-        outcome = storing.commit(mountpoint, [], config.SHUTDOWN_WAIT if force else None)
+        outcome = storing.commit(mountpoint, [], patience)
     except UnknownCommandError:  # of a release that has nothing to store
         return OK
     except ShardfsError as error:

@@ -41,7 +41,8 @@ from shardfs.errors import (
 from shardfs.model import Entry, Key, Version
 from shardfs.pickle_spans import PickleRefusedError
 from shardfs.storage import together
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.storage.base import Listed, Storage
+from shardfs.storage.local import LocalStorage
 
 EXPERIMENT = "experiment"
 """The sample of an experiment's own fields."""
@@ -67,20 +68,25 @@ class _Scan:
 
 
 class MltraqDriver:
-    """An mltraq datastore and, if it was opened by a URL, the database that it belongs to. Thread-safe."""
+    """An mltraq datastore and, if it was opened by a URL, the database that it belongs to. Thread-safe.
+
+    A datastore far away can only be read, and all of it is listed whenever one of its directories is looked at.
+    """
 
     name = "mltraq"
-    writable = True
     appends = False
     reading = "mltraq"
 
-    def __init__(self, storage: LocalStorage) -> None:
+    def __init__(self, storage: Storage) -> None:
         self.problems: list[str] = []
+        self.writable = isinstance(storage, LocalStorage)
         self._storage = storage
         self._database: Database | None = None
         self.identity: str | None = None
         """What is the same text for the same database and datastore; None without a database."""
         self._scan: _Scan | None = None
+        self._told: str | None = None
+        """The state of the database that the last `entries` was of."""
         self._outside: OrderedDict[tuple[Key, str], tuple[str, ...]] = OrderedDict()
         self._open: weakref.WeakValueDictionary[tuple[Key, Version], MltraqShard] = weakref.WeakValueDictionary()
 
@@ -104,18 +110,24 @@ class MltraqDriver:
 
     def entries(self) -> list[Entry]:
         """Experiments by name, then directories by path."""
+        scan, files = self._rescan(aside=False)
+        self._told = scan.state
+        listed = ((key, place, files.get(place.directory, [])) for key, place in scan.places.items())
+        return [self._entry(key, place, found, scan.state) for key, place, found in listed]
+
+    def _rescan(self, aside: bool = True) -> tuple[_Scan, dict[str, list[Listed]]]:
+        """Look for all keys again; `aside`: not for a listing, so that `changed` still has something to tell."""
         files: dict[str, list[Listed]] = {}
-        for listed in self._storage.list(("",)):
+        for listed in self._storage.list(("",), aside=aside):
             files.setdefault(directory_of(listed.name), []).append(listed)
         state, experiments = self._experiments()
         places, problems = _places(experiments, files)
-        self._scan = _Scan(state, places)
+        self._scan = scan = _Scan(state, places)
         self.problems = problems
-        return [self._entry(key, place, files.get(place.directory, []), state) for key, place in places.items()]
+        return scan, files
 
     def changed(self) -> bool:
-        scan = self._scan
-        if scan is None or (self._database is not None and self._database.state() != scan.state):
+        if self._told is None or (self._database is not None and self._database.state() != self._told):
             return True
         return self._storage.changed()
 
@@ -123,7 +135,7 @@ class MltraqDriver:
         place = self._place(key)
         state = "" if self._database is None else self._database.state()
         if place is None or (place.experiment is not None and self._scan is not None and self._scan.state != state):
-            self.entries()
+            self._rescan()
             place = self._place(key)
         if place is None:
             raise MissingKeyError(f"no key {key!r} in {self._where()}")
@@ -157,7 +169,9 @@ class MltraqDriver:
         if not directory:
             return []
         try:
-            return self._storage.files_in(directory)
+            if isinstance(self._storage, LocalStorage):
+                return self._storage.files_in(directory)
+            return [listed for listed in self._storage.list(("",)) if directory_of(listed.name) == directory]
         except StorageError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL):
                 raise
@@ -193,7 +207,7 @@ class MltraqDriver:
     def load(self, entry: Entry, grow: Grow) -> MltraqShard:
         place = self._place(entry.key)
         if place is None:
-            self.entries()
+            self._rescan()
             place = self._place(entry.key)
         if place is None:
             raise StaleShardError(f"{entry.key} is gone since it was listed")
@@ -274,14 +288,14 @@ class MltraqDriver:
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         """Each sample is a file, serialised and called by its number; whatever else the directory held is gone."""
-        self._scan or self.entries()
+        self._scan or self._rescan()
         directory = self._directory_for(key)
         numbered = [(f"{at:0{config.SAMPLE_DIGITS}d}", sample) for at, sample in enumerate(samples)]
         there = {file.name.rpartition("/")[2] for file in self._files(directory)}
         name = together.token()
         put = ((number, datapak.serialise(sample)) for number, sample in numbered)
         gone = there - {number for number, _ in numbered}
-        together.change(self._storage, directory, name, put, gone, check=_nothing_to_do, ready=_nothing_to_do)
+        together.change(self._local(), directory, name, put, gone, check=_nothing_to_do, ready=_nothing_to_do)
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
@@ -291,7 +305,7 @@ class MltraqDriver:
     def write_files(
         self, key: Key, put: Iterable[tuple[str, bytes]], gone: Iterable[str], *, base: Entry | None, note: Note
     ) -> Entry:
-        self._scan or self.entries()
+        self._scan or self._rescan()
         directory = self._directory_for(key)
         noted = {"directory": directory, "name": together.token()}
         note(json.dumps(noted))
@@ -306,18 +320,24 @@ class MltraqDriver:
         def ready() -> None:
             note(json.dumps({**noted, "ready": True}))
 
-        together.change(self._storage, directory, noted["name"], put, gone, check=check, ready=ready)
+        together.change(self._local(), directory, noted["name"], put, gone, check=check, ready=ready)
         return self.entry(key)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         told = json.loads(noted)
-        made = together.settle(self._storage, told["directory"], told["name"], told.get("ready", False))
+        made = together.settle(self._local(), told["directory"], told["name"], told.get("ready", False))
         return self.entry(key) if made else None
 
     def remove(self, key: Key) -> None:
         """Remove the files of a directory, and it. Those below it stay."""
         self.entry(key)
-        self._storage.remove_directory(self._directory_for(key))
+        self._local().remove_directory(self._directory_for(key))
+
+    def _local(self) -> LocalStorage:
+        """NotWritableError for a datastore far away, where no directory can be locked."""
+        if not isinstance(self._storage, LocalStorage):
+            raise NotWritableError(f"{self._storage.root}: a datastore far away can only be read")
+        return self._storage
 
 
 def _nothing_to_do() -> None:

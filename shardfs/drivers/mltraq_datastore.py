@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 from shardfs.drivers.mltraq_datapak import UnresolvedError
 from shardfs.errors import BadSettingError, StorageError
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.storage.base import Listed, Storage
 
 URL = "file:///"
 _ID = re.compile("[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\\1[0-9a-fA-F]{4}\\1[0-9a-fA-F]{4}\\1[0-9a-fA-F]{12}")
 _ABSENT = frozenset((errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG))
 
 
-def find(storage: LocalStorage, url: str) -> Listed:
+def find(storage: Storage, url: str) -> Listed:
     """The file that a url means. UnresolvedError for what leads out of the datastore, and where there is none;
     StorageError."""
     if not url.startswith(URL):

@@ -16,8 +16,7 @@ from typing import cast
 
 from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
-from shardfs.storage.local import Listed, LocalStorage
-from shardfs.storage.local_reader import LocalReader
+from shardfs.storage.base import Listed, Reader, Storage
 from shardfs.values import Buffer
 
 
@@ -41,14 +40,14 @@ def in_file(file: Listed) -> Piece:
 class Pieces:
     """Answers what is asked of a memoryview of bytes (its length, one byte, a slice) without being one.
 
-    For any number of threads. Reading has the errors of LocalStorage.open, and StaleShardError for a file that is gone.
+    For any number of threads. Reading has the errors of Storage.open, and StaleShardError for a file that is gone.
     """
 
-    def __init__(self, storage: LocalStorage, pieces: list[Piece]) -> None:
+    def __init__(self, storage: Storage, pieces: list[Piece]) -> None:
         self._storage = storage
         self._pieces = pieces
         self._ends = list(accumulate(piece.length for piece in pieces))
-        self._readers: OrderedDict[str, LocalReader] = OrderedDict()
+        self._readers: OrderedDict[str, Reader] = OrderedDict()
         self._lock = threading.Lock()
         self.size = self._ends[-1] if self._ends else 0
         self.held = sum(piece.length for piece in pieces if piece.data is not None)
@@ -98,7 +97,7 @@ class Pieces:
     def whole(self) -> Buffer:
         return cast(Buffer, self)
 
-    def _reader(self, file: Listed) -> LocalReader:
+    def _reader(self, file: Listed) -> Reader:
         with self._lock:
             reader = self._readers.get(file.name)
             if reader is not None:

@@ -20,7 +20,7 @@ from shardfs.drivers.mltraq_pieces import Piece, Pieces, in_file, in_memory
 from shardfs.drivers.mltraq_records import Draft
 from shardfs.errors import OverfullShardError
 from shardfs.pickle_spans import PickleRefusedError
-from shardfs.storage.local import Listed, LocalStorage
+from shardfs.storage.base import Listed, Storage
 from shardfs.values import Buffer, Tree
 
 
@@ -96,7 +96,7 @@ class MltraqShard:
 class Assembly:
     """A shard being put together, sample by sample."""
 
-    def __init__(self, storage: LocalStorage, grow: Grow) -> None:
+    def __init__(self, storage: Storage, grow: Grow) -> None:
         self._storage = storage
         self._grow = grow
         self._pieces: list[Piece] = []

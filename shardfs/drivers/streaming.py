@@ -23,12 +23,11 @@ from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.numbered import Standing
 from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing, listing
 from shardfs.drivers.streaming_following import published, settle, withdraw
-from shardfs.drivers.streaming_index import FORMATS, BadIndexError, FileInfo, Place, by_key, key_of, parse_index
+from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
 from shardfs.drivers.streaming_names import INDEX, is_free, new_place, revisions, splits, successors
-from shardfs.drivers.streaming_settings import codec_of, shard_limit
+from shardfs.drivers.streaming_settings import codec_of, shard_format, shard_limit
 from shardfs.drivers.streaming_writing import Publication, basename_of, template_columns
 from shardfs.errors import (
-    BadSettingError,
     BadStoreError,
     DamagedShardError,
     KeyExistsError,
@@ -44,6 +43,8 @@ INDEX_MAX = 256 << 20
 """Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
 
 ChooseColumns = Callable[[mds.Columns | None], mds.Columns]
+RowColumns = Mapping[str, str]
+"""Of a shard of rows: encodings by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ class StreamingDriver:
     `validate_hash`: `auto` checks each file read against the fastest hash its index has, a name (`xxh64`, `sha1`...)
     demands that hash, `off` or None checks none. `size_limit` (bytes, or a text as `64mb`) splits a new key that is
     larger into several shards; without it a key is one shard, below 4 GiB. `compression` (`zstd`, `gz`, `bz2`, `br`,
-    `snappy`, a level behind a colon, or `none`) and `format` (`mds`, `json`, `csv`, `tsv`) are those of new keys;
-    without them these are like the shard before them, and uncompressed MDS in a new split. `problems` says after each
-    listing what is not shown and why.
+    `snappy`, a level behind a colon, or `none`) and `format` (`mds`, `json`, `csv`, `tsv`, `xsv`, the first time with
+    its separator as in `xsv:||`) are those of new keys; without them these are like the shard before them, and
+    uncompressed MDS in a new split. `problems` says after each listing what is not shown and why.
     BadSettingError for other words, MissingExtraError for a demanded hash whose package is not installed.
     """
 
@@ -88,9 +89,7 @@ class StreamingDriver:
         self._size_limit = shard_limit(size_limit)
         self._compression = compression
         codec_of(None if compression == "none" else compression)
-        if format not in (None, *FORMATS[:-1]):
-            raise BadSettingError(f"format {format!r}: use one of {', '.join(FORMATS[:-1])}")
-        self._format = format
+        self.format, self.separator = shard_format(format)
         self._scan: _Scan | None = None
         self._told: _Scan | None = None
         self._before: Mapping[str, Place] = {}
@@ -248,12 +247,17 @@ class StreamingDriver:
         published(publication, INDEX_MAX)
         return self._published(key, publication)
 
-    def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns) -> Entry:
-        """`write_records` for a new key, whose columns are what `columns` makes of those of the shard before it."""
+    def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns | RowColumns) -> Entry:
+        """`write_records` for a new key: in MDS with what `columns` makes of those of the shard before it, in the
+        driver's format of rows with `columns` as they are."""
         return self._append(key, records, None, columns)
 
     def _append(
-        self, key: Key, records: Iterable[NewRecord], note: Note | None, columns: ChooseColumns | None = None
+        self,
+        key: Key,
+        records: Iterable[NewRecord],
+        note: Note | None,
+        columns: ChooseColumns | RowColumns | None = None,
     ) -> Entry:
         inner, stem = new_place(self.storage, key)
         split, twins = streaming_order.outermost(self._all().splits, inner)
@@ -267,8 +271,8 @@ class StreamingDriver:
             return [*shards, *publication.made]
 
         edit(shards)
-        kind = self._format or (str(shards[-1].get("format")) if shards else "mds")
-        if columns is not None:
+        kind = self.format or (str(shards[-1].get("format")) if shards else "mds")
+        if callable(columns):
             kind = "mds"
         template = next((shard for shard in reversed(shards) if shard.get("format") == kind), None)
         if is_free(self.storage, split, stem, kind):
@@ -276,11 +280,13 @@ class StreamingDriver:
         else:  # what was written when somebody was interrupted before the index had it, or is about to be in it
             stems = revisions(self.storage, split, stem, kind)
         before = None if template is None or kind != "mds" else template_columns(template)
-        given = None if columns is None else columns(before)
+        given: Any = columns(before) if callable(columns) else columns
         if kind == "mds" and before is None and given is None and not isinstance(records, Iterator):
             given = mds_writing.columns_for(records)
         if self._compression is not None:
             template = {**(template or {}), "compression": None if self._compression == "none" else self._compression}
+        if self.separator is not None and kind == "xsv":
+            template = {**(template or {}), "separator": self.separator}
         self._write_shards(publication, kind, records, template, self._size_limit, stems, given)
         publication.publish(edit, INDEX_MAX)
         published(publication, INDEX_MAX)

@@ -21,6 +21,9 @@ LEVELS = {
 }
 """Compressions and the levels that they may name; each is the ending of its files, too."""
 
+FORMATS = ("mds", "json", "csv", "tsv", "xsv")
+"""Formats of shards, each the ending of its files."""
+
 _COMPRESSION = re.compile(rf"({'|'.join(LEVELS)})(?::([0-9]{{1,2}}))?")
 
 
@@ -46,6 +49,17 @@ def shard_limit(size: float | str | None) -> int | None:
     if not 0 <= made <= config.MDS_SHARD:
         raise BadSettingError(f"size {size!r}: a shard holds less than 4 GiB")
     return made or None
+
+
+def shard_format(text: str | None) -> tuple[str | None, str | None]:
+    """The format of new shards, and the separator of XSV's columns, which stands behind a colon: `xsv:||`; without it
+    that of the shard before. BadSettingError."""
+    if text is None or text in FORMATS:
+        return text, None
+    kind, _, separator = text.partition(":")
+    if kind != "xsv" or not separator or "\n" in separator:
+        raise BadSettingError(f"format {text!r}: use one of {', '.join(FORMATS)}, and xsv with a separator: xsv:||")
+    return kind, separator
 
 
 def codec_of(text: str | None) -> tuple[str | None, int | None, str]:

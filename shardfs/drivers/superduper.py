@@ -140,6 +140,8 @@ class SuperduperDriver:
     ) -> None:
         if encodable not in superduper_python.ENCODABLE:
             raise BadSettingError(f"encodable {encodable!r}: use {' or '.join(superduper_python.ENCODABLE)}")
+        if not isinstance(storage, LocalStorage):
+            raise BadSettingError("artifacts of Superduper are read from a directory of this machine only")
         self.storage = storage
         self.database: Tables = NoTables(storage.root) if tables is None else tables
         self._eager = encodable == "artifact"

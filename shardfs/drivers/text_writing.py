@@ -23,6 +23,7 @@ import numpy as np
 from shardfs import config
 from shardfs.drivers.base import Cell, NewRecord, Verbatim
 from shardfs.drivers.streaming_writing import TOO_ALIKE, Described, Publication
+from shardfs.drivers.text_columns import KINDS, encoding_of, is_a
 from shardfs.drivers.text_rows import Columns, columns, least_cost, row_cost, value_limit
 from shardfs.errors import BadSettingError, StorageError
 
@@ -38,17 +39,18 @@ def write_shards(
     template: Described | None,
     limit: int | None,
     stems: Iterator[str],
-    given: object = None,
+    given: Mapping[str, str] | None = None,
 ) -> None:
     """Write all records as shards of that format with the settings of `template` (None, or one without columns: those
-    of a new data set), a new one where the rows would exceed `limit` bytes, called by `stems` in turn. Columns are the
-    template's, else made for the first record. BadSettingError, StorageError: EFBIG for 4 GiB in one."""
+    of a new data set), a new one where the rows would exceed `limit` bytes, called by `stems` in turn. Columns are
+    those `given` (encodings by name), else the template's, else made for the first record. BadSettingError,
+    StorageError: EFBIG for 4 GiB in one."""
     publication.begin()
     records = iter(records)
     first = next(records, None)
     if first is None:
         raise BadSettingError("no samples: a shard without any is nothing that the library can read")
-    shard = _settings(kind, template, first)
+    shard = _settings(kind, template, first, given)
     made = _columns(shard)
     publication.storage.make_directory(publication.split)
     with ExitStack() as stack:
@@ -128,7 +130,7 @@ class _Rows:
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
-def _settings(kind: str, template: Described | None, first: NewRecord) -> Described:
+def _settings(kind: str, template: Described | None, first: NewRecord, given: Mapping[str, str] | None) -> Described:
     """What the index and the file of positions say of a new shard, besides its files."""
     old = template or {}
     shard: Described = {
@@ -140,12 +142,14 @@ def _settings(kind: str, template: Described | None, first: NewRecord) -> Descri
         "version": 2,
     }
     if kind == "json":
-        return {**shard, "columns": old["columns"] if "columns" in old else _inferred(first)}
+        return {**shard, "columns": dict(given or old.get("columns") or _inferred(first))}
     if kind == "xsv":
+        if "separator" not in old:
+            raise BadSettingError("a new data set of xsv needs a separator: say it with the format, as xsv:||")
         shard["separator"] = old["separator"]
-    if "column_names" in old:
+    if "column_names" in old and not given:
         return {**shard, **{part: old[part] for part in ("column_names", "column_encodings")}}
-    found = _inferred(first)
+    found = dict(given or _inferred(first))
     return {**shard, "column_names": list(found), "column_encodings": list(found.values())}
 
 
@@ -181,7 +185,7 @@ def _inferred(first: NewRecord) -> dict[str, str]:
         raise BadSettingError(f"sample {name} has no fields named by texts, which would be its data set's columns")
     made = {}
     for field in sorted(sample):
-        encoding = next((word for word, kinds in _KINDS.items() if _is_a(sample[field], kinds)), None)
+        encoding = encoding_of(sample[field])
         if encoding is None:
             kind = type(sample[field]).__name__
             raise BadSettingError(f"sample {name}: field {field} is a {kind}, and columns are text, int or float")
@@ -190,12 +194,6 @@ def _inferred(first: NewRecord) -> dict[str, str]:
 
 
 # --- rows ---------------------------------------------------------------------------------------------------------
-
-_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int, np.integer), "float": (float, np.floating)}
-
-
-def _is_a(value: Any, kinds: tuple[type, ...]) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def row(made: Columns, sample: Any, name: str) -> bytes:
@@ -227,10 +225,10 @@ def _value(made: Columns, encoding: str, value: Any) -> Any:
     """The value as JSON writes it, or its text in XSV. ValueError."""
     if isinstance(value, Cell):
         raise ValueError("a stored cell of another format")
-    if encoding not in _KINDS:
+    if encoding not in KINDS:
         raise ValueError("an encoding that is not known here")
-    kinds = (*_KINDS["float"], *_KINDS["int"]) if encoding == "float" else _KINDS[encoding]
-    if not _is_a(value, kinds):
+    kinds = (*KINDS["float"], *KINDS["int"]) if encoding == "float" else KINDS[encoding]
+    if not is_a(value, kinds):
         raise ValueError(f"the value is {type(value).__name__} {str(value)[:60]!r}")
     make: Callable[[Any], Any] = {"str": str, "int": int, "float": float}[encoding]
     plain = make(value)

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
-from shardfs.drivers.squirrel import check_key, random_key
+from shardfs.drivers.key_files import check_key
+from shardfs.drivers.squirrel import CODECS, random_key
 from shardfs.errors import BadSettingError, MissingKeyError, StorageError
 from shardfs.opening import local_path, open_store
 from shardfs.squirrel.serializers import JsonlSerializer, SquirrelSerializer, hooked_line
@@ -80,7 +81,7 @@ class SquirrelStore(AbstractStore):
             _refuse(kwargs)
             return self._own.set(samples, key)
         chosen = random_key() if key is None else key
-        check_key(chosen)
+        check_key(chosen, max(map(len, CODECS)))
         temporary = temporary_name()
         path = os.path.join(self._path, os.path.dirname(chosen), temporary)
 

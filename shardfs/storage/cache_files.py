@@ -24,9 +24,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import fnmatch
-import hashlib
-import json
 import logging
 import os
 import random
@@ -37,10 +34,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from shardfs import config
-from shardfs.errors import BadSettingError, StorageError
+from shardfs.errors import StorageError
+from shardfs.storage.descriptions import About, about_of, beside, content_hash, describe, told_of
+from shardfs.storage.pins import Pins, is_pinned
 
 log = logging.getLogger("shardfs")
 
@@ -50,22 +49,6 @@ _USED_AGAIN = stat.S_IXUSR
 
 _TEMPORARY = re.compile(r"[0-9a-f]{40}\.[0-9]+-[0-9]+")
 """A file that is being brought: as large as it will be, from the beginning."""
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What a cached file is."""
-
-    store: str
-    name: str
-    version: str
-    form: str
-    """`stored` bytes, or `raw`: decompressed."""
-
-    @property
-    def id(self) -> str:
-        text = "\0".join((self.store, self.name, self.version, self.form))
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +70,7 @@ class CacheFiles:
         self.root = root
         self.limit = limit
         self.min_free = min_free
+        self._pins = Pins(root / "pins")
         self.hits = self.misses = self.evicted = 0
         self._lock = threading.Lock()
         self._checked: set[str] = set()
@@ -107,7 +91,7 @@ class CacheFiles:
                 return None
             self._checked.add(about.id)
         with contextlib.suppress(OSError):  # evicted meanwhile, or a disk that is read-only now
-            about_path = path.with_suffix(".about")
+            about_path = beside(path)
             if time.time_ns() - status.st_mtime_ns > config.CACHE_AGAIN_NS:
                 os.utime(about_path)
                 os.chmod(about_path, 0o600 | _USED_AGAIN)
@@ -180,7 +164,7 @@ class CacheFiles:
                 file.flush()
                 if file.tell() != size:
                     raise StorageError(f"{about.name}: {file.tell()} bytes came where there should be {size}")
-                self._describe(path, about, size, _hash(file))
+                describe(path, about, size, content_hash(file))
             os.rename(temporary, path)
         except OSError as error:
             self._not_kept(temporary, size)
@@ -201,27 +185,18 @@ class CacheFiles:
             if told is not None:
                 self._tell_size(max(0, told - size))
 
-    def _describe(self, path: Path, about: About, size: int, content: str) -> None:
-        told = {
-            "store": about.store, "name": about.name, "version": about.version, "form": about.form,
-            "size": size, "hash": content, "boot": config.boot_id(),
-        }  # fmt: skip
-        made = path.with_suffix(f".about-{os.getpid()}-{threading.get_ident()}")
-        made.write_text(json.dumps(told))
-        os.rename(made, path.with_suffix(".about"))
-
     def _is_sound(self, about: About, path: Path, size: int) -> bool:
         """Whether a file is what its description says; its bytes are looked at if the machine has started since."""
-        told = _told(path)
-        if told is None or told["size"] != size or _about(told) != about:
+        told = told_of(path)
+        if told is None or told["size"] != size or about_of(told) != about:
             return False
         if told["boot"] == config.boot_id():
             return True
         try:
             with open(path, "rb") as file:
-                if _hash(file) != told["hash"]:
+                if content_hash(file) != told["hash"]:
                     return False
-            self._describe(path, about, size, told["hash"])
+            describe(path, about, size, told["hash"])
         except OSError:
             return False
         return True
@@ -235,7 +210,7 @@ class CacheFiles:
         return self.root / id[:2] / f"{id}.data"
 
     def _remove(self, path: Path) -> None:
-        for gone in (path, path.with_suffix(".about")):
+        for gone in (path, beside(path)):
             with contextlib.suppress(OSError):
                 os.unlink(gone)
 
@@ -251,18 +226,18 @@ class CacheFiles:
         pins = self.pins()
         found = []
         for path in self._data():
-            told = _told(path)
+            told = told_of(path)
             try:
                 status = os.stat(path)
-                use = status if told is None else os.stat(path.with_suffix(".about"))
+                use = status if told is None else os.stat(beside(path))
             except OSError:
                 continue
             if told is None:
                 if time.time_ns() - status.st_mtime_ns > config.CACHE_ORPHAN_NS:
                     self._remove(path)
                 continue
-            about = _about(told)
-            pinned = self.is_pinned(about.store, about.name, pins)
+            about = about_of(told)
+            pinned = is_pinned(pins, about.store, about.name)
             again = bool(use.st_mode & _USED_AGAIN)
             found.append(Cached(about, path, status.st_size, use.st_mtime_ns, again, pinned))
         return found
@@ -364,10 +339,10 @@ class CacheFiles:
         """Compare every file with its hash; those that differ are removed, and returned."""
         bad = []
         for entry in self.entries():
-            told = _told(entry.path)
+            told = told_of(entry.path)
             try:
                 with open(entry.path, "rb") as file:
-                    sound = told is not None and told["size"] == entry.size and _hash(file) == told["hash"]
+                    sound = told is not None and told["size"] == entry.size and content_hash(file) == told["hash"]
             except FileNotFoundError:
                 continue
             except OSError:
@@ -380,58 +355,21 @@ class CacheFiles:
     # --- what is to stay ----------------------------------------------------------------------------------------------
 
     def pin(self, store: str, glob: str) -> None:
-        """Let the files of a store whose names fit a pattern stay, those that come later too. OSError."""
-        folder = self.root / "pins"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        made = folder / f".{os.getpid()}"
-        made.write_text(json.dumps({"store": store, "glob": glob}))
-        os.rename(made, folder / _pin_name(store, glob))
+        """See `Pins.add`. OSError."""
+        self._pins.add(store, glob)
 
     def unpin(self, store: str, glob: str) -> None:
-        """Take a pin away. BadSettingError if there is none."""
-        try:
-            os.unlink(self.root / "pins" / _pin_name(store, glob))
-        except FileNotFoundError as error:
-            raise BadSettingError(f"{glob} of {store} is not pinned") from error
+        """See `Pins.remove`. BadSettingError."""
+        self._pins.remove(store, glob)
 
     @staticmethod
     def is_pinned(store: str, name: str, pins: list[tuple[str, str]]) -> bool:
         """Whether a file of a store is to stay, as `pins` has it."""
-        return any(store == pinned and fnmatch.fnmatchcase(name, glob) for pinned, glob in pins)
+        return is_pinned(pins, store, name)
 
     def pins(self) -> list[tuple[str, str]]:
         """Store and pattern of each pin."""
-        found = []
-        with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.root / "pins"):
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                    told = json.loads(Path(entry.path).read_text())
-                    found.append((str(told["store"]), str(told["glob"])))
-        return found
-
-
-def _pin_name(store: str, glob: str) -> str:
-    return hashlib.blake2b(f"{store}\0{glob}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _told(path: Path) -> dict[str, Any] | None:
-    try:
-        told = json.loads(path.with_suffix(".about").read_text())
-        return {**told, "size": int(told["size"]), "boot": str(told["boot"]), "hash": str(told["hash"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _about(told: dict[str, Any]) -> About:
-    return About(*(str(told.get(word)) for word in ("store", "name", "version", "form")))
-
-
-def _hash(file: BinaryIO) -> str:
-    made = hashlib.blake2b(digest_size=16)
-    file.seek(0)
-    while piece := file.read(config.READ_SLICE):
-        made.update(piece)
-    return made.hexdigest()
+        return self._pins.all()
 
 
 def _victims(entries: list[Cached], limit: int) -> list[Cached]:

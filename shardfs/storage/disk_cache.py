@@ -20,7 +20,8 @@ from shardfs import config
 from shardfs.errors import CameDamagedError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed, Reader, Storage
-from shardfs.storage.cache_files import About, CacheFiles
+from shardfs.storage.cache_files import CacheFiles
+from shardfs.storage.descriptions import About
 from shardfs.storage.local_reader import LocalReader
 
 log = logging.getLogger("shardfs")

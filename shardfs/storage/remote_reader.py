@@ -36,7 +36,7 @@ class Fetching(Protocol):
 
     def fetch(self, name: str, version: Version, start: int, end: int, until: float | None = None) -> bytes: ...
 
-    def fits(self, name: str, size: int, etag: str, digest: str, *, apart: bool = False) -> bool: ...
+    def fits(self, name: str, version: Version, digest: str, *, apart: bool = False) -> bool: ...
 
     def in_background(self, call: Callable[[], bytes]) -> Future[bytes]: ...
 
@@ -83,8 +83,7 @@ class RemoteReader:
         self._digest.update(data)
         if self._position == self.size:
             digest, self._digest = self._digest.hexdigest(), None
-            fits, etag = self._storage.fits, self._storage.etag_of(self._version)
-            if not fits(self._name, self.size, etag, digest, apart=True):
+            if not self._storage.fits(self._name, self._version, digest, apart=True):
                 raise CameDamagedError(f"{self._name} came damaged: its MD5 is not the one that the store says")
 
     def _at(self, position: int, count: int) -> memoryview:

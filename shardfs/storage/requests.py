@@ -31,6 +31,18 @@ class ShortBodyError(Exception):
     """A body that is not as long as was said, or of another object than was asked for: to be asked for again."""
 
 
+class RangesIgnoredError(Exception):
+    """A server answered a range with all of the object."""
+
+
+class PassingError(Exception):
+    """A request came to nothing, and may succeed a little later. `answered` says whether the store has said so."""
+
+    def __init__(self, text: str, answered: bool) -> None:
+        super().__init__(text)
+        self.answered = answered
+
+
 class LateError(Exception):
     """The deadline came before an answer."""
 
@@ -280,7 +292,8 @@ class Requests:
 _STATUS = re.compile(r"status(?:\s*code)?:?\s*(\d{3})|\b(\d{3})\s+[A-Z][a-z]+", re.IGNORECASE)
 _UNHEARD = re.compile(r"error sending request|operation timed out|\bdns\b|connect", re.IGNORECASE)
 """What is said of a connection that came to nothing."""
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+"""Status codes with which the same request may succeed later."""
 _REFUSED = (401, 403)
 
 
@@ -294,6 +307,8 @@ def answered(error: Exception) -> bool:
     """Whether an error is the store's own answer, and not the lack of one."""
     if isinstance(error, LateError):
         return False
+    if isinstance(error, PassingError):
+        return error.answered
     if type(error).__name__ != "GenericError" or status_of(error) is not None:
         return True
     return not _UNHEARD.search(str(error).split("Debug source:")[0])  # which tells how an answer ended, too
@@ -301,12 +316,17 @@ def answered(error: Exception) -> bool:
 
 def passes(error: Exception) -> bool:
     """Whether the same request may succeed a little later."""
-    if isinstance(error, ShortBodyError):
+    if isinstance(error, ShortBodyError | PassingError):
         return True
     if type(error).__name__ != "GenericError":
         return False
     status = status_of(error)
-    return status is None or status in _PASSING
+    return status is None or status in PASSING
+
+
+def is_condition(error: Exception) -> bool:
+    """Whether a store refused because it has something else than the condition of the request said."""
+    return type(error).__name__ in ("AlreadyExistsError", "PreconditionError")
 
 
 def understood(error: Exception, what: str) -> StorageError | StaleShardError | None:
@@ -314,6 +334,8 @@ def understood(error: Exception, what: str) -> StorageError | StaleShardError | 
     kind = type(error).__name__
     if isinstance(error, ShortBodyError):
         return StorageError(f"{what}: {error}", errno.EIO)
+    if isinstance(error, PassingError):
+        return StorageError(f"{what}: {_short(error)}", errno.EIO)
     if isinstance(error, LateError):
         return StorageError(f"{what}: {error}", errno.ETIMEDOUT)
     if kind in ("NotFoundError", "FileNotFoundError") or isinstance(error, FileNotFoundError):

@@ -1,8 +1,9 @@
 """Several files of one directory replaced, added and removed as one step, as far as a crash goes.
 
 No file system does that by itself. So all is written beside its name first, then a plan of what gets which name, and
-then the plan is carried out; whoever finds a plan carries it out to its end, which may be done any number of times. Who
-reads the directory meanwhile sees some files before others. Knows nothing of what the files mean.
+then the plan is carried out, which may be done any number of times. A plan counts from when it has a second name:
+whoever finds one of those, because its writer died or his disk failed, first carries it out to its end. Who reads the
+directory meanwhile sees some files before others. Knows nothing of what the files mean.
 """
 
 from __future__ import annotations
@@ -11,12 +12,17 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable
 
-from shardfs.errors import StorageError
+from shardfs.errors import ShardfsError, StorageError
 from shardfs.storage import renaming
 from shardfs.storage.local import TEMPORARY, LocalStorage
+
+_READY = "-ready"
+"""Ends the name of a plan that counts."""
+_LEFT = re.compile(re.escape(TEMPORARY) + r"([0-9a-f]{16})" + _READY)
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -48,31 +54,38 @@ def change(
             plan = _write_all(descriptor, name, put, list(gone))
             with renaming.locked(descriptor):
                 try:
+                    _end_others(descriptor)  # or they would be made later, over what is written now
                     check()
                 except BaseException:
                     _clean(descriptor, name)
                     raise
+                os.rename(TEMPORARY + name, _ready(name), src_dir_fd=descriptor, dst_dir_fd=descriptor)
+                os.fsync(descriptor)
                 ready()
                 _carry_out(descriptor, name, plan)
                 return
+        except ShardfsError:  # of what the three raised; some are OSErrors, too
+            raise
         except OSError as error:
-            if isinstance(error, StorageError):
-                raise
             text = f"writing into {storage.root / directory}: {error.strerror or error}"
             raise StorageError(text, error.errno or errno.EIO) from error
 
 
 def settle(storage: LocalStorage, directory: str, name: str, ready: bool) -> bool:
-    """Make the end of a step that was left: all of it if it was `ready`, nothing of it if not. Whether it was made, or
-    had been. StorageError."""
+    """Make the end of a step that was left: all of it if it was `ready`, as far as that was heard, or its plan counts;
+    nothing of it if not. Whether it was made, or had been, by whomever. StorageError."""
     try:
         with storage.directory(directory) as descriptor, renaming.locked(descriptor):
-            if not ready:
-                _clean(descriptor, name)
-            elif (plan := _plan(descriptor, name)) is not None:
+            plan = _plan(descriptor, _ready(name))
+            if plan is None and ready:
+                plan = _plan(descriptor, TEMPORARY + name)  # as it was called before plans had two names
+            if plan is not None:
                 _carry_out(descriptor, name, plan)
-            else:
+                return True
+            if ready:
                 os.fsync(descriptor)
+            else:
+                _clean(descriptor, name)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return False
@@ -102,6 +115,18 @@ def _write_all(descriptor: int, name: str, put: Iterable[tuple[str, bytes]], gon
     return plan
 
 
+def _ready(name: str) -> str:
+    return f"{TEMPORARY}{name}{_READY}"
+
+
+def _end_others(descriptor: int) -> None:
+    """Carry out whatever plans count. Their writers hold the lock for as long as they are at it themselves."""
+    for entry in sorted(os.listdir(descriptor)):
+        left = _LEFT.fullmatch(entry)
+        if left is not None and (plan := _plan(descriptor, entry)) is not None:
+            _carry_out(descriptor, left[1], plan)
+
+
 def _part(name: str, number: int) -> str:
     return f"{TEMPORARY}{name}-{number}"
 
@@ -113,13 +138,13 @@ def _write(descriptor: int, name: str, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _plan(descriptor: int, name: str) -> Plan | None:
+def _plan(descriptor: int, file: str) -> Plan | None:
     try:
-        opened = os.open(TEMPORARY + name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
     except FileNotFoundError:
         return None
-    with open(opened, "rb") as file:
-        plan: Plan = json.loads(file.read())
+    with open(opened, "rb") as held:
+        plan: Plan = json.loads(held.read())
     return plan
 
 
@@ -131,8 +156,9 @@ def _carry_out(descriptor: int, name: str, plan: Plan) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(target, dir_fd=descriptor)
     os.fsync(descriptor)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(TEMPORARY + name, dir_fd=descriptor)
+    for file in (_ready(name), TEMPORARY + name):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(file, dir_fd=descriptor)
 
 
 def _clean(descriptor: int, name: str) -> None:

@@ -21,14 +21,25 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "http", "https")
 """Schemes that obstore opens."""
 
+_HERE = ("", "file")
+
+_NO_FSSPEC = "stores other than s3://, gs://, az:// and http(s):// need fsspec: pip install 'shardfs[fsspec]'"
+
 _MISSING = "stores far away need obstore: pip install 'shardfs[remote]'"
 
 _DEADLINES = f"write seconds, {config.REMOTE_DEADLINE_LEAST:g} to {config.REMOTE_DEADLINE_MOST:g}"
 
 
 def is_far(text: str) -> bool:
-    """Whether this is the URL of an object store."""
-    return "://" in text and urlsplit(text).scheme in SCHEMES
+    """Whether this is the URL of a store on another machine: of an object store, or one that fsspec may know. Those
+    with a `+` are of drivers."""
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    return scheme not in _HERE and "+" not in scheme
+
+
+def only_read(url: str) -> bool:
+    """Whether nothing can be written to a store far away, whatever its server says."""
+    return is_far(url) and urlsplit(url).scheme not in SCHEMES[:-2]
 
 
 def without_secrets(url: str) -> str:
@@ -60,10 +71,21 @@ def open_remote(
     `offline` nothing is asked. What the store says is kept in `known_dir`, for a time when it cannot be asked.
     BadSettingError, BadStoreError, MissingSystemError.
     """
+    if urlsplit(url).scheme not in SCHEMES:
+        return _open_other(
+            url,
+            endpoint=endpoint,
+            anonymous=anonymous,
+            options=dict(storage_options or {}),
+            deadline=deadline,
+            offline=offline,
+            known_dir=known_dir,
+        )
     try:
         from obstore.store import HTTPStore, from_url
 
         from shardfs.storage.known import Known
+        from shardfs.storage.obstore_objects import ObstoreObjects
         from shardfs.storage.remote import RemoteStorage
         from shardfs.storage.requests import Requests, cleaned
     except ImportError as error:
@@ -71,8 +93,7 @@ def open_remote(
     parts = urlsplit(url)
     shown = without_secrets(url)
     settings: Any = dict(storage_options or {})
-    if not config.REMOTE_DEADLINE_LEAST <= deadline <= config.REMOTE_DEADLINE_MOST:
-        raise BadSettingError(f"a deadline of {deadline:g} s: {_DEADLINES}")
+    _check_deadline(deadline)
     known = None if known_dir is None else Known(known_dir, far_identity(url, endpoint))
     asking = Requests(shown, deadline=deadline, offline=offline)
     short = deadline / config.REMOTE_STALL_SHARE
@@ -88,7 +109,7 @@ def open_remote(
             raise BadSettingError(f"{shown}: --endpoint and --anonymous are for s3://, gs:// and az://")
         client["allow_http"] = parts.scheme == "http"
         made = HTTPStore.from_url(url.rstrip("/"), client_options=client, retry_config=retries)
-        return RemoteStorage(made, shown, asking, known)
+        return RemoteStorage(ObstoreObjects(made, asking), shown, asking, known)
     if anonymous:
         settings["skip_signature"] = True
     if endpoint is not None:
@@ -107,4 +128,35 @@ def open_remote(
     def patient() -> Any:
         return from_url(url, client_options=sending, retry_config=retries, **settings)
 
-    return RemoteStorage(store, shown, asking, known, tagged=True, patient=patient)
+    return RemoteStorage(ObstoreObjects(store, asking, tagged=True, patient=patient), shown, asking, known)
+
+
+def _open_other(
+    url: str,
+    *,
+    endpoint: str | None,
+    anonymous: bool,
+    options: dict[str, Any],
+    deadline: float,
+    offline: bool,
+    known_dir: Path | None,
+) -> RemoteStorage:
+    """The same through fsspec, for reading."""
+    try:
+        from shardfs.storage.fsspec_objects import open_fsspec
+        from shardfs.storage.known import Known
+        from shardfs.storage.remote import RemoteStorage
+        from shardfs.storage.requests import Requests
+    except ImportError as error:
+        raise MissingSystemError(f"{_NO_FSSPEC} ({error})") from error
+    _check_deadline(deadline)
+    shown = without_secrets(url)
+    asking = Requests(shown, deadline=deadline, offline=offline)
+    objects = open_fsspec(url, shown, asking, endpoint=endpoint, anonymous=anonymous, options=options)
+    known = None if known_dir is None else Known(known_dir, far_identity(url, endpoint))
+    return RemoteStorage(objects, shown, asking, known)
+
+
+def _check_deadline(deadline: float) -> None:
+    if not config.REMOTE_DEADLINE_LEAST <= deadline <= config.REMOTE_DEADLINE_MOST:
+        raise BadSettingError(f"a deadline of {deadline:g} s: {_DEADLINES}")

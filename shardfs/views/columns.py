@@ -178,31 +178,54 @@ class Rests:
 class KeyFiles:
     """Files that a view shows of one key, in their order: `<prefix><sample>.<rest>`."""
 
-    def __init__(self, key: KeyDirectory, table: ShardTable, prefix: bytes, chosen: Chosen, rests: Rests) -> None:
+    def __init__(
+        self,
+        key: KeyDirectory,
+        stems: Strings | None,
+        digits: int,
+        first: int,
+        samples: int,
+        prefix: bytes,
+        rests: Rests,
+    ) -> None:
+        """Of a key with so many samples, called by `stems` or by numbers of so many digits from `first` on. No files
+        yet: see `fill`."""
         self.slot = key.slot
         self.mtime_ns = key.entry.mtime_ns
         self.prefix = prefix
-        self.stems: Strings | None = table.stems
-        self._by_stem = None if table.stems is None else sorted_numbers(table.stems)
-        self._digits, self._first, self.all_samples = table.digits, table.first_sample, table.samples
-        self._form = b"%s%%0%dd.%%s" % (prefix.replace(b"%", b"%%"), table.digits)
-        longest = table.digits if table.stems is None else int(np.diff(table.stems.starts).max(initial=0))
-        room = config.NAME_MAX - len(prefix) - longest - 1
+        self.stems = stems
+        self.digits, self.first, self.all_samples = digits, first, samples
         self.rests = rests
-        numbers = np.zeros(len(chosen.rests) or 1, np.uint32)
-        used = np.flatnonzero(np.bincount(chosen.rest, minlength=len(numbers)))
-        numbers[used] = rests.numbers([_fitted(chosen.rests[number], room) for number in used.tolist()])
-        self.rest = _narrow(numbers[chosen.rest])
-        self.files = table.same_as(chosen.files)
+        self.files: Numbers = np.zeros(0, np.uint32)
         """Numbers of the files in the table; of what is made for a sample, the sample's."""
-        self.samples = _narrow(chosen.samples)
-        self._rising = bool(np.all(self.samples[1:] >= self.samples[:-1]))
-        lengths = table.columns["length"][chosen.files]
-        self.sizes = _narrow(lengths + table.prefix_sizes[table.columns["prefix"][chosen.files]])
+        self.samples = self.sizes = self.rest = self.files
         self.base: Inode | None = None
         """The number of what is made for the first sample, where anything is."""
         self.made: Numbers | None = None
         """True where a file is made for its sample, and is none of the table."""
+        self._by_stem: Numbers | None = None
+        self._rising = True
+        self._form = b"%s%%0%dd.%%s" % (prefix.replace(b"%", b"%%"), digits)
+
+    @staticmethod
+    def of_table(key: KeyDirectory, table: ShardTable, prefix: bytes, chosen: Chosen, rests: Rests) -> KeyFiles:
+        """The chosen files of a table."""
+        made = KeyFiles(key, table.stems, table.digits, table.first_sample, table.samples, prefix, rests)
+        longest = table.digits if table.stems is None else int(np.diff(table.stems.starts).max(initial=0))
+        room = config.NAME_MAX - len(prefix) - longest - 1
+        numbers = np.zeros(len(chosen.rests) or 1, np.uint32)
+        used = np.flatnonzero(np.bincount(chosen.rest, minlength=len(numbers)))
+        numbers[used] = rests.numbers([_fitted(chosen.rests[number], room) for number in used.tolist()])
+        lengths = table.columns["length"][chosen.files]
+        sizes = lengths + table.prefix_sizes[table.columns["prefix"][chosen.files]]
+        made.fill(table.same_as(chosen.files), chosen.samples, sizes, numbers[chosen.rest])
+        return made
+
+    def fill(self, files: Numbers, samples: Numbers, sizes: Numbers, rest: Numbers) -> None:
+        """These are the files: a number, the sample, the size and what follows the sample's name, for each."""
+        self.files, self.samples = files, _narrow(samples)
+        self.sizes, self.rest = _narrow(sizes), _narrow(rest)
+        self._rising = bool(np.all(self.samples[1:] >= self.samples[:-1]))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -231,7 +254,7 @@ class KeyFiles:
     def name(self, sample: int, rest: int) -> bytes:
         """The name of a file, by its sample and the number of what follows that."""
         if self.stems is None:
-            return self._form % (self._first + sample, self.rests.texts[rest])
+            return self._form % (self.first + sample, self.rests.texts[rest])
         return b"%s%s.%s" % (self.prefix, self.stems[sample], self.rests.texts[rest])
 
     def find(self, stem: bytes, rest: bytes) -> list[int]:
@@ -252,7 +275,9 @@ class KeyFiles:
         return found
 
     def _sample(self, stem: bytes) -> int | None:
-        if self.stems is not None and self._by_stem is not None:
+        if self.stems is not None:
+            if self._by_stem is None:
+                self._by_stem = sorted_numbers(self.stems)
             low, high = 0, len(self._by_stem)
             while low < high:
                 middle = (low + high) // 2
@@ -262,9 +287,9 @@ class KeyFiles:
                     high = middle
             right = low < len(self._by_stem) and self.stems[self._by_stem[low]] == stem
             return int(self._by_stem[low]) if right else None
-        if len(stem) != self._digits or not stem.isdigit():
+        if len(stem) != self.digits or not stem.isdigit():
             return None
-        sample = int(stem) - self._first
+        sample = int(stem) - self.first
         return sample if 0 <= sample < self.all_samples else None
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path as FilePath
 
 import numpy as np
 import trio
@@ -26,7 +28,7 @@ from shardfs.refresh import Refresh
 from shardfs.shard_cache import ShardCache
 from shardfs.tree import KeyDirectory, KeyTree
 from shardfs.views import columns as columns_of
-from shardfs.views import texts
+from shardfs.views import kept, texts
 from shardfs.views.columns import Chosen, Columns, KeyFiles, Numbers, Rests
 from shardfs.views.names import BY, KeyNames, View, directory_of
 
@@ -119,6 +121,7 @@ class Gathered:
         self._lock = trio.Lock()
         self._index: Index | None = None
         self._changes = -1
+        self._saved = float("-inf")
 
     def now(self) -> Index | None:
         """What is shown, if that is known and right."""
@@ -153,6 +156,9 @@ class Gathered:
         for key in keys:
             self._sources.names.name(key.entry.key)  # in their order, whichever is asked for first
         lacking = [key for key in keys if key.slot not in self._parts]
+        if lacking and not self._parts:
+            await self._take_kept(lacking)
+            lacking = [key for key in lacking if key.slot not in self._parts]
         building = self._sources.light.begin(f"the view {self._view.text}", len(lacking))
         try:
             waiting = iter(lacking)
@@ -168,7 +174,37 @@ class Gathered:
         if sum(len(part.files) for part in parts) > config.VIEW_FILES:
             raise StorageError(f"a view of more than {config.VIEW_FILES} files", errno.EFBIG)
         paths = self._paths
-        return await self._sources.cache.in_worker(lambda: Index(parts, paths), 1), changes
+        index = await self._sources.cache.in_worker(lambda: Index(parts, paths), 1)
+        if lacking and time.monotonic() - self._saved >= config.VIEW_KEEPING:
+            self._saved = time.monotonic()
+            await self._keep(keys)
+        return index, changes
+
+    def _kept_in(self) -> FilePath | None:
+        """The file that has this view's columns for the next mount; None where they are not kept: the texts of `yolo`
+        have numbers of this mount, and what a filter shows is not all."""
+        tables = self._sources.cache.tables
+        if tables.database is None or tables.narrowing is not None or self._view.kind == "yolo":
+            return None
+        return kept.path_beside(tables.database.path, self._view.text, self._heavy)
+
+    async def _take_kept(self, keys: list[KeyDirectory]) -> None:
+        path, entries = self._kept_in(), [key.entry for key in keys]
+        if path is None:
+            return
+        found = await self._sources.cache.in_worker(
+            lambda: kept.load(path, keys, self._prefix, self._rests, self._number)
+        )
+        for key, entry in zip(keys, entries, strict=True):
+            if key.slot in found and key.entry is entry:
+                self._parts[key.slot] = _Part(*found[key.slot])
+                key.settled = True
+
+    async def _keep(self, keys: list[KeyDirectory]) -> None:
+        path = self._kept_in()
+        parts = [(key, part.files, part.groups) for key in keys if (part := self._parts.get(key.slot)) is not None]
+        if path is not None:
+            await self._sources.cache.in_worker(lambda: kept.save(path, parts, list(self._paths)))
 
     async def _known(self, keys: list[KeyDirectory]) -> list[_Part | None]:
         """Parts of those keys whose tables are known; None for the others. In one go: to go to a worker for each costs
@@ -247,7 +283,10 @@ class Gathered:
         return [number for number in found if number is not None]
 
     def _files(self, key: KeyDirectory, table: ShardTable, chosen: Chosen) -> KeyFiles:
-        return KeyFiles(key, table, self._sources.names.name(key.entry.key) + b"-", chosen, self._rests)
+        return KeyFiles.of_table(key, table, self._prefix(key), chosen, self._rests)
+
+    def _prefix(self, key: KeyDirectory) -> bytes:
+        return self._sources.names.name(key.entry.key) + b"-"
 
     async def _yolo(self, key: KeyDirectory, table: ShardTable) -> _Part:
         """Pictures, and beside them texts: the samples' own `.txt` files, else made of light fields."""

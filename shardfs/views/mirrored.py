@@ -92,8 +92,8 @@ class Hf:
             values = await self._sources.values(key, table, lambda names: names)
 
             def work() -> HfKey:
-                files = KeyFiles(key, table, b"", chosen, Rests())
-                return HfKey(files, texts.metadata(files, values, texts.Room(self._sources.room)))
+                files = KeyFiles.of_table(key, table, b"", chosen, Rests())
+                return HfKey(files, texts.metadata(files, values, texts.Room(self._sources.room), heavy is not None))
 
             known = await self._sources.cache.in_worker(work, table.nbytes)
             self._held.put(key.slot, known)

@@ -42,7 +42,7 @@ def parse(text: str) -> View:
         return View(text)
     kind, colon, rest = text.partition(":")
     if kind != BY or not colon:
-        raise BadSettingError(f"no view {text!r}: there are by:FIELD[,FIELD], {', '.join(PLAIN)}")
+        raise BadSettingError(f"no such view; there are by:FIELD[,FIELD], {', '.join(PLAIN)}")
     try:
         fields = tuple(names.unescape(part) for part in rest.replace(":", ",").split(","))
     except ValueError as error:

@@ -119,11 +119,12 @@ class Room:
             )
 
 
-def metadata(key: KeyFiles, values: dict[str, list[Light]], room: Room) -> bytes:
+def metadata(key: KeyFiles, values: dict[str, list[Light]], room: Room, chosen: bool = False) -> bytes:
     """A line for each sample: the names of its files, then its light fields. Where all files of the key are of one
     field, that is called `file_name`.
 
-    A sample without any of these files has no line, where others have: the loader wants a picture for each. What has
+    A sample without any of these files has no line, where others have or the field is `chosen`: the loader wants a
+    picture for each. What has
     no JSON (no number, infinity) is null. A light field that is called as one of the files' is left out: it is
     in the sample's `.json`. EFBIG.
     """
@@ -132,7 +133,7 @@ def metadata(key: KeyFiles, values: dict[str, list[Light]], room: Room) -> bytes
     lines, pointers = [], _pointers(key, fields, single)
     for sample in range(key.all_samples):
         said = pointers[sample]
-        if not said and len(key):
+        if not said and (chosen or len(key)):
             continue
         members = [f"{json.dumps(name)}: {text}" for name, text in said.items()]
         for name, column in values.items():

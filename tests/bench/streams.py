@@ -1,10 +1,11 @@
 """What several threads gain in Python: `store.get` and `store.set` through iterstream, by 1 worker and by 2.
 
-    python -m tests.bench.streams [--rounds 5] [--shards 16] [--json FILE]
+    python -m tests.bench.streams [--rounds 7] [--shards 16] [--times 3] [--json FILE]
 
-Paired: in each round the four works follow one another, in turns forwards and backwards, each in a process of its own;
-what counts is the median of the rounds' ratios. The files are in the page cache. `set` compresses one shard by several
-threads as it is, so that is measured against one core (the process is bound to it), with one worker and with two.
+Paired: in each round the works follow one another, in turns forwards and backwards, each in a process of its own;
+what counts is the median of the rounds' ratios. Each goes `times` through the shards, so that it lasts a second and
+more. The files are in the page cache. `set` compresses one shard by several threads as it is, so that is measured
+against one core (the process is bound to it), with one worker and with two.
 """
 
 from __future__ import annotations
@@ -52,13 +53,14 @@ def texts(rng: np.random.Generator) -> list[dict[str, Any]]:
 DATA: dict[str, Callable[[np.random.Generator], list[dict[str, Any]]]] = {"arrays": arrays, "texts": texts}
 
 
-def get(folder: str, workers: int) -> float:
-    """Seconds for all shards of a store, read, decompressed and checked."""
+def get(folder: str, workers: int, times: int) -> float:
+    """Seconds for all shards of a store, read, decompressed and checked, so many times."""
     store = open_store(folder)
+    keys = store.keys() * times
     begun = time.perf_counter()
-    found = sum(len(samples) for samples in IterableSource(store.keys()).async_map(store.get, max_workers=workers))
+    found = sum(len(samples) for samples in IterableSource(keys).async_map(store.get, max_workers=workers))
     spent = time.perf_counter() - begun
-    if found != _SAMPLES * len(store.keys()):
+    if found != _SAMPLES * len(keys):
         raise RuntimeError(f"{found} samples were read")
     return spent
 
@@ -105,10 +107,11 @@ def held(folder: str) -> float:
     return min(walked) / (min(loaded) + min(walked))
 
 
-def rounds_of(kind: str, store: Path, scratch: Path, rounds: int, shards: int) -> dict[str, list[float]]:
+def rounds_of(kind: str, store: Path, scratch: Path, rounds: int, shards: int, times: int) -> dict[str, list[float]]:
+    shards *= times
     works: dict[str, tuple[Any, ...]] = {
-        "get, 1 worker": (2, get, str(store), 1),
-        "get, 2 workers": (2, get, str(store), 2),
+        "get, 1 worker": (2, get, str(store), 1, times),
+        "get, 2 workers": (2, get, str(store), 2, times),
         "set, 1 worker, 1 core": (1, set_, str(scratch), 1, kind, shards),
         "set, 1 worker, 2 cores": (2, set_, str(scratch), 1, kind, shards),
         "set, 2 workers, 2 cores": (2, set_, str(scratch), 2, kind, shards),
@@ -129,8 +132,9 @@ RATIOS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.streams", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shards", type=int, default=16)
+    parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--json", metavar="FILE")
     words = parser.parse_args()
     if len(os.sched_getaffinity(0)) < 2:
@@ -143,7 +147,7 @@ def main() -> int:
             store = open_store(Path(folder) / kind, "squirrel")
             for number in range(words.shards):
                 store.set(make(np.random.default_rng(number)), f"shard-{number:03d}")
-            found = rounds_of(kind, Path(folder) / kind, Path(folder), words.rounds, words.shards)
+            found = rounds_of(kind, Path(folder) / kind, Path(folder), words.rounds, words.shards, words.times)
             told[kind] = found
             part = measured(2, held, str(Path(folder) / kind))
             print(f"{kind:<8} get: with the GIL            {part:.0%} of its processor time")

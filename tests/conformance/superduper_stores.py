@@ -41,6 +41,8 @@ class Made:
                 'CREATE TABLE IF NOT EXISTS "Table" ("identifier" TEXT, "fields" TEXT, "primary_id" TEXT, "path" TEXT,'
                 ' "version" INTEGER, "uuid" TEXT)'
             )
+            if db.execute('SELECT 1 FROM "Table" WHERE identifier = ?', (name,)).fetchone() is not None:
+                return  # it was made before
             row = (name, json.dumps(fields), primary_id, None, 0, f"uuid-{name}")
             db.execute('INSERT INTO "Table" VALUES (?, ?, ?, ?, ?, ?)', row)
             columns = ", ".join(f'"{column}"' for column in fields)
@@ -60,6 +62,16 @@ class Made:
         with self.writing() as db:
             places = ", ".join("?" for _ in values)
             db.execute(f'INSERT INTO "{self.name}" ({named}) VALUES ({places})', list(values.values()))
+
+    def rows(self, rows: list[dict[str, Any]], replace: bool = False) -> None:
+        """Add rows that have all columns, in one commit; `replace`: in the place of those that are there."""
+        with self.writing() as db:
+            if replace:
+                db.execute(f'DELETE FROM "{self.name}"')
+            places = ", ".join("?" for _ in self.fields)
+            db.executemany(
+                f'INSERT INTO "{self.name}" VALUES ({places})', [[row[name] for name in self.fields] for row in rows]
+            )
 
     def blob(self, name: str, data: bytes) -> str:
         (self.artifacts / name).write_bytes(data)

@@ -1,4 +1,5 @@
-"""Runs in squirrel-core's own environment: `write DIR FORMAT` or `dump DIR FORMAT` (descriptions on stdout)."""
+"""Runs in squirrel-core's own environment: `write DIR FORMAT`, `dump DIR FORMAT` or, of .zst shards, `zst DIR FORMAT`
+(descriptions on stdout)."""
 
 import json
 import pathlib
@@ -6,15 +7,29 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+import fsspec
 from describe import describe
 from samples import JSONL, MSGPACK
 from squirrel.serialization import JsonSerializer, MessagepackSerializer
 from squirrel.store import SquirrelStore
 
 
+class Zstd:
+    """Files of the one compression that the library does not ask for: it knows .gz alone."""
+
+    def open(self, path, **how):
+        return fsspec.open(path, **{**how, "compression": "zstd"})
+
+
 def main():
     command, folder, form = sys.argv[1:]
-    store = SquirrelStore(folder, JsonSerializer() if form == "jsonl" else MessagepackSerializer())
+    serializer = JsonSerializer() if form == "jsonl" else MessagepackSerializer()
+    if command == "zst":
+        shards = sorted(pathlib.Path(folder).glob("*.zst"))
+        found = {path.stem: serializer.deserialize_shard_from_file(str(path), fs=Zstd()) for path in shards}
+        json.dump({key: list(map(describe, samples)) for key, samples in found.items()}, sys.stdout)
+        return
+    store = SquirrelStore(folder, serializer)
     if command == "write":
         store.set(JSONL if form == "jsonl" else MSGPACK, key="theirs")
     keys = sorted(store.keys())

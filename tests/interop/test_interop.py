@@ -76,6 +76,21 @@ def test_squirrel_core_and_we_read_each_other(tmp_path: Path, form: str) -> None
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("form", ["msgpack", "jsonl"])
+def test_squirrel_cores_serializers_read_our_zstd_shards(tmp_path: Path, form: str) -> None:
+    """Its store looks for .gz alone: they are given a file system that undoes zstd. One shard has several frames."""
+    samples = JSONL if form == "jsonl" else MSGPACK
+    large = large_samples() if form == "msgpack" else [{"n": at, "t": str(at) * 500} for at in range(5_000)]
+    store = open_store(tmp_path, driver=f"squirrel-{form}", compression="zst")
+    store.set(samples, "ours")
+    store.set(large, "large")
+    open_store(tmp_path, driver=f"squirrel-{form}").set(samples, "gz")
+    expected = library("squirrel", tmp_path, "dump", str(tmp_path), form)["gz"]
+    theirs = library("squirrel", tmp_path, "zst", str(tmp_path), form)
+    assert theirs == {"ours": expected, "large": [through_json(describe(sample)) for sample in large]}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("form", ["msgpack", "jsonl"])
 def test_squirrel_core_finds_its_keys_beside_our_zstd_shards(tmp_path: Path, form: str) -> None:
     open_store(tmp_path, driver=f"squirrel-{form}", compression="zst").set([{"i": 1}], "z")
     open_store(tmp_path, driver=f"squirrel-{form}").set([{"i": 2}], "g")
@@ -242,7 +257,9 @@ def test_mosaicml_streaming_and_we_read_each_others_rows(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("form", "compression"), [("json", "none"), ("csv", "zstd:3"), ("tsv", "snappy")])
+@pytest.mark.parametrize(
+    ("form", "compression"), [("json", "none"), ("csv", "zstd:3"), ("tsv", "snappy"), ("xsv:||", "br")]
+)
 def test_mosaicml_streaming_reads_rows_of_a_data_set_that_we_made(tmp_path: Path, form: str, compression: str) -> None:
     samples = [{"a": at, "b": f"täxt {at}", "c": at / 3} for at in range(50)]
     store = open_store(tmp_path / "set", driver="streaming", format=form, compression=compression, size_limit="1kb")
@@ -250,6 +267,20 @@ def test_mosaicml_streaming_reads_rows_of_a_data_set_that_we_made(tmp_path: Path
     assert len(store) > 1
     theirs = library("streaming", tmp_path, "dump", str(tmp_path / "set"), "none")
     assert theirs == {"train": [described_row(sample) for sample in samples]}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("form", ["json", "csv", "tsv", "xsv: | "])
+def test_mosaicml_streaming_reads_rows_that_were_converted(tmp_path: Path, form: str) -> None:
+    source = open_store(tmp_path / "s", driver="squirrel-jsonl")
+    samples = [{"a": 10**20 + at, "b": f'täxt "{at}"', "c": at / 3 if at % 2 else at} for at in range(50)]
+    source.set(samples[:30], "train/a")
+    source.set(samples[30:], "train/b")
+    target = open_store(tmp_path / "t", driver="streaming", format=form, compression="gz")
+    assert convert_all(source.driver, target.driver, jobs=2).failed == {}
+    theirs = library("streaming", tmp_path, "dump", str(tmp_path / "t"), "none")
+    expected = [{**sample, "c": float(sample["c"])} for sample in samples]  # a column of floats, as is told
+    assert theirs == {"train": [described_row(sample) for sample in expected]}
 
 
 def described_row(sample: dict[str, Any]) -> Any:

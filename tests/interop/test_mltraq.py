@@ -33,6 +33,17 @@ def test_the_library_reads_what_we_write(tmp_path: Path, monkeypatch: pytest.Mon
     assert theirs == {url: through_json(describe_more(value)) for url, value in expected.items()}
 
 
+def test_the_library_reads_a_directory_that_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `convert` and mounts write it: a serialised file for each sample."""
+    monkeypatch.chdir(tmp_path)
+    samples = [{"value": value, "name": name} for name, value in VALUES.items()]
+    open_store(tmp_path / "mltraq.datastore", driver="mltraq").set(samples, "deep/prefix")
+    urls = [f"file:///deep/prefix/{at:06d}" for at in range(len(samples))]
+    theirs = library("mltraq", tmp_path, "read", str(tmp_path), *urls)
+    expected = dict(zip(urls, samples, strict=True))
+    assert theirs == {url: through_json(describe_more(value)) for url, value in expected.items()}
+
+
 def test_we_read_what_the_library_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     said = library("mltraq", tmp_path, "experiment", str(tmp_path))

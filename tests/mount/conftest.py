@@ -20,6 +20,7 @@ import pytest
 
 from shardfs import daemon
 from tests.conformance.trees import wait_for
+from tests.far_plugin import FAR
 
 if TYPE_CHECKING:
     from tests.mount.semantics import World
@@ -50,7 +51,7 @@ def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 def shardfs(*words: str | Path) -> list[str]:
     """The command line of the real program."""
-    return [sys.executable, "-m", "shardfs", *map(str, words)]
+    return [sys.executable, "-m", "shardfs", *map(str, FAR.words(words))]
 
 
 def run(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

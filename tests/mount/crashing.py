@@ -84,10 +84,11 @@ class Victim:
     def said(self) -> str:
         return self.log.read_text()
 
-    def start(self, *words: str, under: Iterable[str | Path] = ()) -> None:
+    def start(self, *words: str, under: Iterable[str | Path] = (), rw: bool = True) -> None:
         """Mount, also over what a killed one has left; returns when it serves. `under` is a command that starts it, and
         may end it: then this returns, too."""
-        command = shardfs("mount", "-f", "-v", "--rw", self.store, self.path, *(words or self.words))
+        writing = ["--rw"] if rw else []
+        command = shardfs("mount", "-f", "-v", *writing, self.store, self.path, *(words or self.words))
         if self.script:
             command[1:3] = ["-c", self.script + MAIN]
         command = [*map(str, under), *command]

@@ -374,12 +374,14 @@ config.SHUTDOWN_WAIT = 600.0
 
 
 @contextlib.contextmanager
-def hanging_seal(slow_store: SlowStore, folder: Path, script: str, end: Callable[[Victim], object]) -> Iterator[Victim]:
+def hanging_seal(
+    slow_store: SlowStore, folder: Path, script: str, end: Callable[[Victim], object], *words: str
+) -> Iterator[Victim]:
     """A mount with a key whose seal waits for the store's disk, once `end` has had the mount ended. Behind the block it
     must have gone, and the next mount has all."""
     open_store(slow_store.source, driver="squirrel").set([{"label": 1}], "a")
     with victim(slow_store.path, folder, *OFF, script=script) as mount:
-        mount.start("--driver", "squirrel", *OFF)
+        mount.start("--driver", "squirrel", *OFF, *words)
         (mount.path / "new").mkdir()
         (mount.path / "new/000000.json").write_text('{"label": 7}')
         slow_store.hold("fsync")

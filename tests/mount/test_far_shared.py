@@ -21,7 +21,7 @@ from shardfs.storage.cache_files import CacheFiles
 from tests.conformance.trees import wait_for
 from tests.link import Link, link
 from tests.mount.conftest import mount_point, run, wipe
-from tests.servers import Server, nginx_server
+from tests.servers import Server, ftp_server, nginx_server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
 
@@ -134,6 +134,27 @@ def test_shards_on_a_web_server_by_braces(mounted: Mounted, tmp_path: Path) -> N
         assert done.returncode != 0
         assert done.stderr.count("\n") == 1
         assert "k4.gz, k5.gz (2 of 3)" in done.stderr
+
+
+def test_a_store_that_fsspec_reaches(mounted: Mounted, tmp_path: Path) -> None:
+    """Of an FTP server: read, with the cache on disk and out of it, changed by another, and never written."""
+    store = open_store(tmp_path / "files/store", "squirrel")
+    for number in range(3):
+        store.set([{"x": b"bytes" * 1000, "key": number}], f"deep/k{number}")
+    with ftp_server(tmp_path / "files") as server:
+        url = f"{server.endpoint}/store"
+        words = ["--cache-dir", str(tmp_path / "cache"), "--min-free", "0", "--refresh", "0.3"]
+        with mounted(url, *words) as path:
+            assert sorted(os.listdir(path / "deep")) == ["k0", "k1", "k2"]
+            assert (path / "deep/k2/000000.x.bin").read_bytes() == b"bytes" * 1000
+            store.set([{"key": 3}], "deep/k3")
+            wait_for(lambda: (path / "deep/k3").exists())
+            assert (path / "deep/k3/000000.json").read_bytes() == b'{"key": 3}\n'
+        done = run("mount", "--rw", url, tmp_path / "mnt", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "can only be read" in done.stderr
+    with mounted(url, *words, "--offline") as path:
+        assert (path / "deep/k2/000000.json").read_bytes() == b'{"key": 2}\n'
 
 
 def test_a_local_store_is_read_out_of_raw_bytes_where_that_is_asked_for(mounted: Mounted, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
 
 LONG = os.environ.get("SHARDFS_LONG_FAULTS") == "1"
 """The store is away for a minute, with the deadline that mounts have by default."""
+ALL = os.environ.get("SHARDFS_ALL_FEATURES") == "1"
 DEADLINE = 2.0
 SLACK = 4.0
 """Seconds beyond the deadline: what a mount adds to it (config.REMOTE_PATIENCE), and a busy machine."""
@@ -142,6 +143,49 @@ def test_documents_answer_while_readers_a_seal_and_a_rename_wait_for_the_store(
             thread.join(20)
             assert not thread.is_alive()
         assert sorted(os.listdir(path)) == ["k", "new", "y"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("system", ["squirrel", *(["streaming"] if ALL else [])])
+def test_a_seal_in_every_fault_is_stored_in_the_end_and_whole(
+    system: str, proxy: FaultProxy, moto: Server, mounted: Mounted, tmp_path: Path
+) -> None:
+    """By the deadline there is success or an error; what is staged stays, and is stored once the store is back."""
+    url = f"s3://bucket/sealed-{system}"
+    more = ["--rw", "--write-back", "off", "--driver", system]
+    home = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_CACHE_HOME": str(tmp_path / "home")}
+    kinds = [kind for kind in FAULTS if ALL or kind in ("black-hole", "page")]
+    with mounted(url, *words(proxy, tmp_path, True), *more, **home) as path:
+        for number, kind in enumerate(kinds):
+            key = path / f"k{number:02}"
+            key.mkdir()
+            (key / "000000.a.bin").write_bytes(content(number))
+            proxy.fail(kind, seconds={"latency": 0.1, "drip": 0.05}.get(kind, 0))
+            begun = time.monotonic()
+            code = sealed(key)
+            # the key is looked for, its shard is put, and then looked at or, of a data set, its index is put
+            assert time.monotonic() - begun < 4 * DEADLINE + SLACK
+            assert code is None or code in ALLOWED, (kind, code)
+            assert kind != "latency" or code is None
+            (name,) = os.listdir(key)  # of a data set another one, once it is stored
+            assert (key / name).read_bytes() == content(number)
+            proxy.heal()
+            wait_for(lambda key=key: sealed(key) is None, 40)  # type: ignore[misc]
+    store = open_store(url, system, endpoint=moto.endpoint, cache_size=0)
+    assert [list(store.get(key)) for key in sorted(store)] == [[{"a": content(at)}] for at in range(len(kinds))]
+    clean(tmp_path)
+
+
+def sealed(key: Path) -> int | None:
+    """The errno of storing a key; None where it is stored."""
+    descriptor = os.open(key, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        return error.errno
+    finally:
+        os.close(descriptor)
+    return None
 
 
 @pytest.mark.timeout(400 if LONG else 120)

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -402,7 +401,7 @@ def test_umount_of_a_killed_daemons_mount_point(tiny_store: Path) -> None:
 
 SERVE = """
 import sys, time
-from shardfs import mount
+from shardfs import config, mount
 from shardfs.opening import open_store
 store, path = open_store(sys.argv[1]), sys.argv[2]
 """
@@ -411,7 +410,7 @@ def load(entry, grow):
     open(path + ".loading", "w").close()
     time.sleep(3600)
 store.driver.load = load
-mount.END_SECONDS = mount.DRAIN_SECONDS = 0.5
+config.END_SECONDS = config.DRAIN_SECONDS = 0.5
 """
 FAULTY = """
 async def read(self, fh, off, size):
@@ -476,20 +475,6 @@ def test_a_fault_of_ours_leaves_no_empty_directory(tiny_store: Path) -> None:
 
 
 # --- service managers -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_notify_socket(tiny_store: Path, tmp_path: Path, abstract: bool) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end, mount_point() as path:
-        address = f"@shardfs-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
-        end.bind(address.replace("@", "\0") if abstract else address)
-        end.settimeout(END)
-        with foreground(tiny_store, path, NOTIFY_SOCKET=address) as process:
-            assert end.recv(100) == b"READY=1"
-            assert len(os.listdir(path)) == 3
-            os.kill(process.pid, signal.SIGTERM)
-            assert end.recv(100) == b"STOPPING=1"
-            assert process.wait(END) == 0
 
 
 def test_the_form_that_mount8_uses(tiny_store: Path) -> None:

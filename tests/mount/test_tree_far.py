@@ -60,9 +60,8 @@ class TestTreeFar(TreeSuite):
     test_shard_overwritten_in_place_is_noticed = None  # type: ignore[assignment]
     test_store_is_never_written_to = None  # type: ignore[assignment]
 
-    # mltraq's stores are a database and a directory of this machine.
+    # mltraq's database is one of this machine; its directory need not be.
     test_mltraq_fixture_is_right_file_by_file = None  # type: ignore[assignment]
-    test_mltraq_datastore_without_its_database_is_right_file_by_file = None  # type: ignore[assignment]
 
     def test_time_and_mode(self, tmp_path: Path) -> None:
         url, where = self.far("times")

@@ -51,7 +51,7 @@ def test_the_name_of_a_file_of_many_keys_means_one_file(found: list[str], data: 
             sample["__key__"] = name
         table, _ = table_of(samples)
         prefix = known.name(key) + b"-"
-        part = KeyFiles(directory(key, slot), table, prefix, columns.all_files(table), rests)
+        part = KeyFiles.of_table(directory(key, slot), table, prefix, columns.all_files(table), rests)
         parts.append(part)
     rows = Rows(Columns(parts), np.arange(sum(map(len, parts))), 1.0)
     for at in range(len(rows)):

@@ -17,7 +17,8 @@ import pytest
 
 from shardfs import config
 from shardfs.errors import BadSettingError, StorageError
-from shardfs.storage.cache_files import About, CacheFiles
+from shardfs.storage.cache_files import CacheFiles
+from shardfs.storage.descriptions import About
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -241,7 +242,8 @@ def test_threads_bring_one_after_the_other(files: CacheFiles) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from shardfs.storage.cache_files import About, CacheFiles
+from shardfs.storage.cache_files import CacheFiles
+from shardfs.storage.descriptions import About
 with CacheFiles(Path(sys.argv[1]), 1000).bringing(About("store", "a", "1", "stored"), 10):
     print("held", flush=True)
     sys.stdin.read()

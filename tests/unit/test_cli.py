@@ -17,7 +17,7 @@ import msgpack
 import pytest
 
 from shardfs import cli, commands, config, daemon
-from shardfs.commands import explain, options, said
+from shardfs.commands import explain, mount8, options, said
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -345,7 +345,9 @@ def test_other_words_are_errors_that_name_them(word: str) -> None:
 
 
 def test_two_arguments_and_o_mean_mount() -> None:
-    assert cli.from_mount8(["store", "mnt", "-o", "ro"]) == ["mount", "store", "mnt", "-o", "ro"]
+    words = ["store", "mnt", "-o", "ro"]
+    assert mount8.is_its_form(words, cli.COMMANDS)
+    assert mount8.words_of(words) == ["mount", "store", "mnt", "-o", "ro"]
     for words in (
         ["store"],
         ["store", "mnt"],
@@ -354,13 +356,41 @@ def test_two_arguments_and_o_mean_mount() -> None:
         ["ls", "-o"],
         [],
     ):
-        assert cli.from_mount8(words) is None
+        assert not mount8.is_its_form(words, cli.COMMANDS)
 
 
 def test_as_mount_shardfs() -> None:
+    assert [mount8.is_helper(name) for name in ("/sbin/mount.shardfs", "mount.fuse.shardfs", "/bin/shardfs")] == [
+        *(True, True, False)
+    ]
     words = ["store", "mnt", "-n", "-s", "-v", "-o", "rw", "-t", "shardfs"]
-    assert cli.from_mount8(words, "/sbin/mount.shardfs") == ["mount", "store", "mnt", "-v", "-o", "rw"]
-    assert cli.from_mount8(["mount", "mnt"], "mount.shardfs") == ["mount", "mount", "mnt"]
+    assert mount8.words_of(words) == ["mount", "store", "mnt", "-v", "-o", "rw"]
+    assert mount8.words_of(["-sv", "-orw", "store", "mnt", "-o", ""]) == [
+        *("mount", "store", "mnt", "-v", "-o", "rw", "-o", "")
+    ]
+    assert mount8.words_of(["mount", "mnt"]) == ["mount", "mount", "mnt"]
+    assert mount8.words_of(["store", "mnt", "-sf"]) is None
+    for words in ([], ["store"], ["store", "mnt", "x"], ["store", "mnt", "-q"], ["store", "mnt", "-o"]):
+        with pytest.raises(BadSettingError, match=r"usage: mount\.shardfs STORE MNT"):
+            mount8.words_of(words)
+
+
+def test_exit_statuses_of_mount8(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/sbin/mount.shardfs"])
+    assert [mount8.status_of(status) for status in (0, 2, 130, 3, 4, 5)] == [0, 1, 8, 32, 32, 32]
+    nowhere = str(tmp_path / "nowhere")
+    for given, status, told in (
+        ([], 1, "a store and a mount point are wanted"),
+        ([nowhere, nowhere, "-o", "alow_other"], 1, "did you mean allow_other"),
+        ([nowhere, nowhere, "-o", "_netdev,nofail,noauto,user,user=me,x-systemd.automount,rw"], 32, "no store at"),
+        ([nowhere, nowhere, "-f"], 0, None),
+        (["--help"], 0, None),
+    ):
+        code, _, err = run(capsys, *given)
+        assert code == status, given
+        assert told is None or told in err
 
 
 def test_mount8s_fake_mounts_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -479,6 +479,10 @@ def test_a_failure_is_told_and_the_exit_status_says_so(tmp_path: Path, capsys: p
         (["{s}", "{t}", "--driver", "nothing"], 2, "no driver 'nothing'"),
         (["{s}", "{t}", "--driver", "squirrel", "--compression", "none"], 2, "gz or zst"),
         (["{s}", "{t}", "--driver", "squirrel", "--compression", "lz4"], 2, "lz4"),
+        (["{s}", "{t}", "--driver", "streaming", "--format", "parquet"], 2, "mds, json, csv, tsv, xsv"),
+        (["{s}", "{t}", "--driver", "streaming", "--format", "xsv:"], 2, "xsv with a separator: xsv:||"),
+        (["{s}", "{t}", "--driver", "squirrel", "--format", "csv"], 2, "squirrel has msgpack and jsonl"),
+        (["{s}", "{t}", "--driver", "webdataset", "--format", "tar"], 2, "webdataset has no formats to choose from"),
         (["{s}", "{t}", "--driver", "squirrel", "--jobs", "0"], 2, "--jobs 0"),
         (["{s}", "{t}", "--driver", "squirrel", "--keys", "x*"], 2, "x*"),
         (["{s}", "{m}", "--driver", "squirrel"], 3, "is a streaming store already"),
@@ -501,6 +505,78 @@ def test_a_store_of_json_lines_gets_more_of_them(tmp_path: Path, capsys: pytest.
     open_store(tmp_path / "t", "squirrel-jsonl").set([{"a": 0}], "old")
     assert command(capsys, tmp_path / "s", tmp_path / "t")[0] == 0
     assert open_store(tmp_path / "t", "squirrel-jsonl").get("new")[0] == {"a": 1}
+
+
+def test_squirrels_formats_are_chosen_by_that_option_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_store(tmp_path / "s", "squirrel").set([{"a": 1}], "k")
+    words = (tmp_path / "s", tmp_path / "t", "--driver", "squirrel", "--format", "jsonl")
+    assert command(capsys, *words)[0] == 0
+    assert open_store(tmp_path / "t", "squirrel-jsonl").get("k")[0] == {"a": 1}
+
+
+# --- rows of Streaming --------------------------------------------------------------------------------------------
+
+FITTING = [{"n": at, "x": at / 3 if at % 2 else at, "t": f"té {at} {chr(34)}", "big": 10**20 + at} for at in range(6)]
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "tsv", "xsv:||"])
+def test_what_fits_becomes_rows_and_comes_back_equal(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = open_store(tmp_path / "s", "squirrel-jsonl")
+    source.set(FITTING[:2], "train/a")
+    open_store(tmp_path / "t", "streaming", format=form, compression="gz").set([{"n": 1}], "train/before")
+    source.set(FITTING, "train/b")
+    how = ("--driver", "streaming", "--format", form, "--compression", "zst:3")
+    status, _, err = command(capsys, tmp_path / "s", tmp_path / "t", *how)
+    assert (status, err.count("\n")) == (0, 3), err
+    assert "x      int  float  4" in err
+    target = open_store(tmp_path / "t")
+    assert list(target.get("train/a")) == FITTING[:2]
+    assert list(target.get("train/b")) == FITTING
+    shards = json.loads((tmp_path / "t/train/index.json").read_bytes())["shards"]
+    assert [(shard["format"], shard["compression"]) for shard in shards] == [
+        *((form.partition(":")[0], codec) for codec in ("gz", "zstd:3", "zstd:3"))
+    ]
+    if form == "csv":  # a format of its own for each run, in one data set
+        open_store(tmp_path / "s2", "squirrel-jsonl").set(FITTING, "train/c")
+        assert command(capsys, tmp_path / "s2", tmp_path / "t", "--format", "json")[0] == 0
+        assert list(open_store(tmp_path / "t").get("train/c")) == FITTING
+
+
+def test_all_that_rows_cannot_hold_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = open_store(tmp_path / "s", "squirrel")
+    odd = {"image": JPEG, "tags": ["a"], "yes": True, "none": None, "t": "a,b", "line": "a\nb", "n,m": 1, "kind": "x"}
+    source.set([{**odd, "n": 1, "lost": 1}, {**odd, "n": 2, "kind": 1}], "a")
+    source.set([{"n": 1}], "b")
+    how = ("--driver", "streaming", "--format", "csv", "--keep-going")
+    status, _, err = command(capsys, tmp_path / "s", tmp_path / "t", *how)
+    assert status == 1
+    (line,) = err.splitlines()
+    for text in (
+        "shardfs: a: sample 000000: field 'image' is a bytes, and columns of csv are text, int or float; ",
+        "field 'tags' is a list,",
+        "field 'yes' is a bool,",
+        "field 'none' is a NoneType,",
+        "field 't' has a separator or a newline in 'a,b', for which csv has no escape",
+        "field 'line' has a separator",
+        "field 'n,m' has a separator or a newline in its name",
+        "field 'kind' is int and str, which no column holds",
+        "field 'lost' is missing in 1 samples",
+    ):
+        assert text in line
+    assert open_store(tmp_path / "t").keys() == ["b"]
+
+
+def test_a_first_shard_of_xsv_needs_a_separator(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    open_store(tmp_path / "s", "squirrel").set([{"n": 1}], "a")
+    how = ("--driver", "streaming", "--format")
+    status, _, err = command(capsys, tmp_path / "s", tmp_path / "t", *how, "xsv")
+    assert (status, "needs a separator" in err) == (1, True)
+    assert command(capsys, tmp_path / "s", tmp_path / "t", *how, "xsv: : ")[0] == 0
+    open_store(tmp_path / "s", "squirrel").set([{"n": 2}], "b")
+    assert command(capsys, tmp_path / "s", tmp_path / "t", *how, "xsv")[0] == 0  # as the one before
+    assert [sample["n"] for key in ("a", "b") for sample in open_store(tmp_path / "t").get(key)] == [1, 2]
 
 
 # --- data sets of Streaming, by Store.set -------------------------------------------------------------------------

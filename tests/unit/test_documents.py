@@ -172,3 +172,49 @@ def test_the_manual_page_is_what_the_parsers_make() -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30)
         assert done.stderr == ""
         assert "Shows what the mount at" in " ".join(done.stdout.split())
+
+
+# --- containers -------------------------------------------------------------------------------------------------------
+
+EXAMPLES = REPOSITORY / "docs/examples/containers"
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(EXAMPLES.glob("*.yaml"))])
+def test_pods_of_the_examples(name: str) -> None:
+    """They parse; what is mounted is a volume of theirs; commands are such as our parser and the scripts take."""
+    yaml = pytest.importorskip("yaml")
+    (pod,) = yaml.safe_load_all((EXAMPLES / name).read_text(encoding="utf-8"))
+    assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
+    volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
+    used, spread = set(), set()
+    for container in (*pod["spec"]["initContainers"], *pod["spec"]["containers"]):
+        for mount in container["volumeMounts"]:
+            used.add(mount["name"])
+            spread.add(mount.get("mountPropagation", "None"))
+            privileged = container["securityContext"].get("privileged", False)
+            assert privileged is (mount.get("mountPropagation") == "Bidirectional") or mount["name"] != "volume"
+        command, probe = container["command"], container.get("startupProbe", {}).get("exec", {}).get("command", [])
+        for script in (word for word in command if word.startswith("/scripts/")):
+            assert (EXAMPLES / script.rpartition("/")[2]).exists()
+        for words in (command, probe):
+            if "shardfs" in words:
+                given = words[words.index("shardfs") + 1 :]
+                build_parser().parse_args([*given, "/dev/fd/9"] if "take_over" in str(words) else given)
+    assert used == volumes
+    assert spread == {"Bidirectional", "HostToContainer", "None"} - ({"None"} if name == "sidecar.yaml" else set())
+
+
+def test_containers_names_what_there_is() -> None:
+    text = (REPOSITORY / "docs/CONTAINERS.md").read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (REPOSITORY / "docs" / link).exists(), link
+    for path in EXAMPLES.iterdir():
+        assert path.is_dir() or f"examples/containers/{path.name}" in text, path
+    for path in re.findall(r"`(tests/[a-z_/]+\.py)`", text):
+        assert (REPOSITORY / path).exists(), path
+
+
+def test_operations_names_every_unit() -> None:
+    told = section("As a service of systemd")
+    for path in (REPOSITORY / "systemd").rglob("*"):
+        assert path.is_dir() or f"`{path.relative_to(REPOSITORY / 'systemd')}`" in told, path

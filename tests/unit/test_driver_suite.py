@@ -58,7 +58,7 @@ class TestWebDataset(DriverSuite):
         rng = np.random.default_rng(seed)
         return [{"__key__": f"s{at}", "bin": rng.bytes(size), "cls": str(at).encode()} for at in range(count)]
 
-    def stems(self, samples: list[dict[str, Any]]) -> list[str]:
+    def stems(self, samples: list[dict[str, Any]], first: int = 0) -> list[str]:
         return [sample["__key__"] for sample in samples]
 
     def read_back(self, stem: str, files: dict[str, bytes]) -> Any:

@@ -9,7 +9,6 @@ import io
 import json
 import multiprocessing
 import os
-import pickle
 import resource
 import shutil
 import sqlite3
@@ -27,88 +26,17 @@ from shardfs.errors import (
     BadSettingError,
     BadStoreError,
     DamagedShardError,
+    KeyExistsError,
     NotWritableError,
     StaleShardError,
     StorageError,
 )
 from shardfs.mltraq import DataStoreIO
 from shardfs.store import Store
+from tests.conformance.mltraq_stores import ID, RUN, Experiments, dumps, npy, packed
 
 DATA = Path(__file__).parent.parent / "data/mltraq"
-ID = "93c2937971d948a284ecf2852f494fb2"
 OWN = "93c29379-71d9-48a2-84ec-f2852f494fb2"
-RUN = "f3e5c0d43823449e96c4d4b904171683"
-
-
-def dumps(value: Any) -> bytes:
-    return pickle.dumps(value, protocol=5)
-
-
-def packed(kind: str, value: Any) -> dict[str, Any]:
-    return {"DATAPAK-0": kind, "value": value}
-
-
-def meta(table: str, serialised: tuple[str, ...] = (), **types: str) -> bytes:
-    columns = packed("mltraq.Bunch-0", {"types": types, "serialized": list(serialised), "non_serialized": []})
-    runs = packed("mltraq.Bunch-0", {"count": 1, "table_name": table, "columns": columns})
-    return dumps(packed("mltraq.Bunch-0", {"runs": runs}))
-
-
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-class Experiments:
-    """A database and its datastore, as mltraq lays them out."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "exp.db"
-        self.datastore = folder / "mltraq.datastore"
-        self.datastore.mkdir(exist_ok=True)
-        with self.connect() as database:
-            database.execute(
-                "CREATE TABLE experiments (id_experiment CHAR(32) PRIMARY KEY, name VARCHAR UNIQUE, meta BLOB,"
-                " fields BLOB, unsafe_pickle BLOB)"
-            )
-
-    def connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path)
-
-    def add(
-        self,
-        name: str = "e",
-        cells: dict[str, Any] | None = None,
-        *,
-        id_experiment: str = ID,
-        table: str = "experiment_e",
-        fields: bytes | None = None,
-        serialised: tuple[str, ...] | None = None,
-        run: str | None = RUN,
-        **types: str,
-    ) -> None:
-        """One experiment with one run; cells that are bytes are blobs unless `serialised` says which are."""
-        cells = cells or {}
-        blobs = tuple(cell for cell, value in cells.items() if isinstance(value, bytes))
-        said = meta(table, blobs if serialised is None else serialised, **types)
-        with self.connect() as database:
-            row = (id_experiment, name, said, dumps({}) if fields is None else fields, b"not to be touched")
-            database.execute("INSERT INTO experiments VALUES (?, ?, ?, ?, ?)", row)
-            columns = "".join(f', "{cell}"' for cell in cells)
-            database.execute(f'CREATE TABLE IF NOT EXISTS "{table}" (id_experiment CHAR(32), id_run CHAR(32){columns})')
-            marks = ", ?" * len(cells)
-            database.execute(f'INSERT INTO "{table}" VALUES (?, ?{marks})', (id_experiment, run, *cells.values()))
-        database.close()
-
-    def open(self) -> Store:
-        return open_store(f"mltraq+sqlite:///{self.path}")
-
-    def file(self, name: str, data: bytes) -> str:
-        path = self.datastore / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return f"file:///{name}"
 
 
 @pytest.fixture
@@ -440,7 +368,7 @@ def test_a_zlib_bomb_is_shown_as_it_lies(experiments: Experiments) -> None:
 
 
 def test_what_the_library_compressed_and_cannot_read_is_read(experiments: Experiments) -> None:
-    value = {"x": 1, "a": packed("numpy.ndarray-0", _npy(np.arange(1000)))}
+    value = {"x": 1, "a": packed("numpy.ndarray-0", npy(np.arange(1000)))}
     url = experiments.file(f"{OWN}/x", b"C01" + zlib.compress(dumps(value)))
     cells = {"ds": dumps(packed("mltraq.DataStore-0", url)), "cell": b"C01" + zlib.compress(dumps([1, 2]))}
     experiments.add("e", cells, fields=b"C01" + zlib.compress(dumps({"note": "n"})))
@@ -576,7 +504,7 @@ def test_a_users_own_dict_that_looks_packed_is_a_dict(experiments: Experiments, 
 
 @pytest.mark.parametrize(
     "npy",
-    [b"", b"\x93NUMPY", _npy(np.arange(5))[:-1], _npy(np.arange(5)) + b"x", b"\x93NUMPY\1\0\xff\xff" + b"(" * 65_535],
+    [b"", b"\x93NUMPY", npy(np.arange(5))[:-1], npy(np.arange(5)) + b"x", b"\x93NUMPY\1\0\xff\xff" + b"(" * 65_535],
     ids=["empty", "a magic", "cut off", "too long", "brackets"],
 )
 def test_an_array_that_is_none_is_shown_as_bytes(experiments: Experiments, npy: bytes) -> None:
@@ -595,7 +523,7 @@ def test_an_array_that_is_none_is_shown_as_bytes(experiments: Experiments, npy: 
 
 def test_files_stay_where_they_are(experiments: Experiments) -> None:
     """A datastore of 300 MB is opened, and one of its files read, without holding it."""
-    value = {"a": packed("numpy.ndarray-0", _npy(np.arange(5_000_000))), "n": 1}
+    value = {"a": packed("numpy.ndarray-0", npy(np.arange(5_000_000))), "n": 1}
     data = dumps(value)
     urls = [experiments.file(f"{OWN}/{at}", data) for at in range(8)]
     del value, data
@@ -711,6 +639,28 @@ def test_a_write_over_what_has_changed_is_stale(experiments: Experiments) -> Non
     with pytest.raises(StaleShardError):
         driver.write_files("p", iter([("new", b"new")]), [], base=base, note=lambda _: None)
     assert sorted(path.name for path in (experiments.datastore / "p").iterdir()) == ["old", "theirs"]
+
+
+def test_a_new_directory_that_another_has_made_meanwhile_is_told_as_that(experiments: Experiments) -> None:
+    """It was told as a store that cannot be written to."""
+    store = open_store(experiments.datastore, driver="mltraq")
+    driver: Any = store.driver
+    experiments.file("p/theirs", b"theirs")
+    with pytest.raises(KeyExistsError):
+        driver.write_files("p", iter([("new", b"new")]), [], base=None, note=lambda _: None)
+    assert [path.name for path in (experiments.datastore / "p").iterdir()] == ["theirs"]
+
+
+def test_a_new_experiment_is_told_of_though_another_was_looked_at_first(experiments: Experiments) -> None:
+    """To look at one took the new state for known: a mount that was in use did not list what had come."""
+    experiments.add("e")
+    store = experiments.open()
+    assert store.keys() == ["e"]
+    experiments.add("f", id_experiment="0" * 32, table="experiment_f")
+    assert store.entry("e").key == "e"
+    assert store.driver.changed()
+    assert store.keys() == ["e", "f"]
+    assert not store.driver.changed()
 
 
 def test_files_of_a_directory_are_shown_under_their_own_names(experiments: Experiments) -> None:

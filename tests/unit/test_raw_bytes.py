@@ -100,6 +100,20 @@ def test_an_error_while_it_is_filled_leaves_it_as_it_was() -> None:
 
 def test_a_kernel_without_huge_pages_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345)
-    assert len(raw_bytes._mapping(MIB)) == MIB
+    assert len(raw_bytes._mapping(MIB, MIB)) == MIB
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
-    assert len(raw_bytes._mapping(MIB)) == MIB
+    assert len(raw_bytes._mapping(MIB, MIB)) == MIB
+
+
+def test_a_mapping_whose_size_is_known_takes_no_more_than_that() -> None:
+    """Not another huge page for what is left behind the last whole one."""
+    size = 2 * config.HUGE_PAGE + 100_000
+    gc.collect()
+    before = resident()
+    made = []
+    for _ in range(8):
+        raw = RawBytes(size)
+        while raw.size < size:
+            raw.add(bytes(min(MIB, size - raw.size)))
+        made.append(raw.whole())
+    assert 8 * size - MIB < resident() - before < 8 * size + 2 * MIB

@@ -11,12 +11,13 @@ import obstore
 import pytest
 
 from shardfs import config
-from shardfs.errors import BadStoreError, KeyExistsError, StaleShardError, StorageError
+from shardfs.errors import BadSettingError, BadStoreError, KeyExistsError, StaleShardError, StorageError
 from shardfs.model import Key
 from shardfs.opening import open_store
 from shardfs.storage.etags import Etags
-from shardfs.storage.remote import RemoteStorage, parse_version
+from shardfs.storage.remote import RemoteStorage
 from shardfs.storage.urls import open_remote, without_secrets
+from shardfs.storage.versions import parse_version
 from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(60)
@@ -189,6 +190,7 @@ def test_a_server_that_answers_ranges_with_everything_is_asked_for_everything(
     with storage.open("big") as reader:
         assert reader.read_at(20_000_000, 10) == BIG[20_000_000:20_000_010]
     assert whole(storage, "big") == BIG
+    assert not storage.gives_ranges  # it was noticed, and not that each part was all of it
 
 
 def test_an_object_has_one_version_whether_it_is_listed_or_asked_for(
@@ -380,3 +382,31 @@ def test_a_put_on_a_condition_has_no_parts_that_could_be_left(
     parts = storage.put("k", writing(BIG))  # type: ignore[arg-type]
     tags = [parse_version(listed.version)[2] for listed in (whole, again, parts)]
     assert ["-" in tag for tag in tags] == [False, False, True]  # S3's for what was put in parts
+
+
+def test_tars_that_a_url_names_are_just_these(moto: Server, storage: RemoteStorage, tmp_path: Path) -> None:
+    """As on a web server, and on this machine; of any store that lists."""
+    url, where = storage.root, {"endpoint": moto.endpoint, "cache_size": 0}
+    writer = open_store(f"{url}/t", "webdataset", **where)  # type: ignore[arg-type]
+    for number in range(4):
+        writer.set([{"__key__": "a", "txt": str(number)}], f"s-{number}")
+    store = open_store(f"{url}/t/s-{{1..3}}.tar", **where)  # type: ignore[arg-type]
+    assert store.keys() == ["s-1", "s-2", "s-3"]
+    assert not store.driver.writable
+    assert open_store(f"{url}/t/s-0.tar", **where).keys() == ["s-0"]  # type: ignore[arg-type]
+    with pytest.raises(BadStoreError, match=r"s-4\.tar: there is no such tar"):
+        open_store(f"{url}/t/s-{{3..4}}.tar", **where)  # type: ignore[arg-type]
+    for other, driver in ((f"{url}/t/s-{{1,1}}.tar", None), (f"{url}/t/s-0.tar", "squirrel")):
+        with pytest.raises(BadSettingError):
+            open_store(other, driver, **where)  # type: ignore[arg-type]
+
+
+def test_names_that_no_object_can_have(storage: RemoteStorage) -> None:
+    """Regression: obstore's ValueError passed through."""
+    for name in ("../k", "a//b", "."):
+        with pytest.raises(StorageError) as raised:
+            storage.stat(name)
+        assert raised.value.errno == errno.ENOENT
+        with pytest.raises(StorageError) as raised:
+            storage.put(name, writing(b"x"))  # type: ignore[arg-type]
+        assert raised.value.errno == errno.EINVAL

@@ -27,9 +27,11 @@ SAMPLES = {
     "refresh": ("1", "2", "3", "4", "5"),
     "write_back": ("1", "2", "3", "4", "off"),
     "metrics_addr": ("1", "2", "3", "4", "5"),
-    **dict.fromkeys(("keys", "where"), ("a", "b", "c d", "d", "e")),
-    **dict.fromkeys(("cache_dir", "snapshot", "log"), ("/a", "/b", "/c", "/d", "/e")),
+    "view": ("by:a", "by:b", "flat", "tree", "hf"),
+    **dict.fromkeys(("keys", "where", "field"), ("a", "b", "c d", "d", "e")),
+    **dict.fromkeys(("cache_dir", "snapshot", "log", "trace"), ("/a", "/b", "/c", "/d", "/e")),
     **dict.fromkeys(("cache_size", "min_free", "memory", "size_limit"), ("1G", "2G", "3G", "4G", "5G")),
+    "shutdown_timeout": ("1", "2", "3", "0", "5"),
 }
 """Five texts for each setting that has no choices: flag, -o, environment, section, for all."""
 
@@ -205,6 +207,8 @@ HERE = "{file}, line 2, [mount.m]"
         ("rw = true", "--snapshot x", "", f"--snapshot x cannot be together with rw = true ({HERE})"),
         ("", "--write-back 5", "", "--write-back 5 is for writable mounts: give --rw, too"),
         ("", "-o size_limit=1g", "", "-o size_limit=1g is for writable mounts: give -o rw, too"),
+        ("", "--shutdown-timeout 5", "", "--shutdown-timeout 5 is for writable mounts: give --rw, too"),
+        ("", "--rw --shutdown-timeout soon", "", "--shutdown-timeout soon: write seconds, 0 to 86400"),
         ("", "", "SHARDFS_ALLOW_DELETE=1", "SHARDFS_ALLOW_DELETE=1 is for writable mounts: give SHARDFS_RW=1, too"),
         (
             "",

@@ -723,7 +723,8 @@ def test_regression_an_opened_shard_holds_no_more_frames_than_it_may(frames: Pat
     """The limit of values had the name of the limit of frames, and took its place."""
     driver = driver_of(frames, compression="zst")
     driver.write(Key("key"), framed_samples("squirrel"))
-    with driver._open(driver.entry(Key("key"))) as reader:
+    ((name, version),) = driver.objects(driver.entry(Key("key")))
+    with driver.storage.open(name, version) as reader:
         table = compression.zstd_frames.read_table(reader)
         assert table is not None
         opened = squirrel_shards.FramedSquirrel(reader, table, limit=4_000)

@@ -92,7 +92,7 @@ def test_an_answer_that_was_lost_on_the_way_is_no_conflict(
             raise obstore.exceptions.GenericError("connection reset")
         return result
 
-    monkeypatch.setattr("shardfs.storage.remote.obstore.put", lost)
+    monkeypatch.setattr("shardfs.storage.obstore_objects.obstore.put", lost)
     driver.write_records(K, some(2), base=driver.entry(K))
     driver.write_records(L, some(3), base=None)
     monkeypatch.undo()

@@ -45,7 +45,7 @@ WORDS = {
     " pt shape str torch x pymongo sqlite3 value",
     "WebDataset": "__key__ __url__ a a.b a.b.jpg class cls cls2 count gz id index inx none npy tar tar.gz tar.zst tgz"
     " txt zst json jpg seg.png sync wids",
-    "Converting": "gz zst squirrel streaming webdataset __key__ pil json",
+    "Converting": "gz zst squirrel streaming webdataset __key__ pil json csv tsv",
 }
 """What stands in code beside names: formats, columns, file names, words of other programs. Nothing else may."""
 
@@ -151,6 +151,37 @@ def test_each_example_is_a_test() -> None:
     for path, test in named:
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         assert test in {one.name for one in tree.body if isinstance(one, ast.FunctionDef)}, (path, test)
+
+
+TERMS = {
+    "Squirrel": (
+        "squirrel.store squirrel.serialization squirrel.driver squirrel.iterstream Store.set Store.get Store.keys shard"
+        " SquirrelStore SquirrelSerializer StoreDriver MessagepackSerializer MessagepackDriver .store key url serializer"
+        " IterableSource async_map flatten collect join buffer driver"
+    ),
+    "mltraq": (
+        "DataStore DataStoreIO attribute url datastore.url experiment run.fields persist() deleted wiped folder"
+        " third-party a b c url_a url_b serialize_write write read read_deserialize delete relative_path_prefix undefined"
+        " self_managed numpy.ndarray Series int bytes mltraq.datastore"
+    ),
+    "Superduper": (
+        "encodable artifact lazy_artifact DataType Document superduper( Table Schema mongomock://test filesystem://"
+        " artifact_store encoder decoder pickle.dumps pickle.loads identifier db.apply insert_one .execute() find_one"
+        " db.databackend.conn.test &:blob: _fold _id _schema _builds _files _blobs iconv unpack LazyArtifact uuid datatype"
+        " plugins upstream info shape directory bytes_encoding intermediate_type media_type uri <EMPTY> test_copy cp"
+    ),
+    "Streaming": (
+        "Reader dirname split compression hashes samples size_limit 100kb decode_sample evict get_item get_max_size"
+        " get_persistent_size keep_zip get_raw_size get_sample_data get_zip_size set_up_local listing safe_keep_zip size"
+    ),
+}
+"""Terms of the systems' documents, by the section that says what stands for them."""
+
+
+@pytest.mark.parametrize("section", TERMS)
+def test_each_term_of_the_documents_is_on_the_page(section: str) -> None:
+    text = sections()[section] + sections()["Examples of the systems' documents"]
+    assert [term for term in TERMS[section].split() if term not in text] == []
 
 
 # --- examples that have no other place ------------------------------------------------------------------------------

@@ -6,9 +6,7 @@ samples, each of which has an image of (32, 32, 3) and a number. Knows nothing o
 
 from __future__ import annotations
 
-import errno
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -18,22 +16,13 @@ import numpy as np
 
 from shardfs import compression, values
 from shardfs.drivers.base import Grow, InMemory, NewRecord, Note, Record, ShardReader, Value, Verbatim
-from shardfs.drivers.squirrel import check_key
-from shardfs.errors import (
-    BadSettingError,
-    DamagedShardError,
-    KeyExistsError,
-    MissingKeyError,
-    StaleShardError,
-    StorageError,
-)
+from shardfs.drivers.key_files import KeyFiles
+from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.model import Entry, Key, Version
-from shardfs.storage.base import Listed, Storage
-from shardfs.storage.temporaries import temporary_name
+from shardfs.storage.base import Storage
 from shardfs.values import Buffer, Tree
 
 ENDING = ".npz"
-_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 _DAMAGE = (ValueError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What zipfile and numpy raise for files that are none of theirs."""
 
@@ -95,29 +84,25 @@ class NpzDriver:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self.files = KeyFiles(storage, {ENDING: "zip"})
         self.problems: list[str] = []
 
     # --- which keys there are -------------------------------------------------------------------------------------
 
     def entries(self) -> list[Entry]:
-        return [_entry(listed) for listed in self.storage.list((ENDING,))]
+        return [self.files.entry_of(listed) for listed in self.storage.list((ENDING,))]
 
     def changed(self) -> bool:
         return self.storage.changed()
 
     def entry(self, key: Key) -> Entry:
-        try:
-            return _entry(self.storage.stat(key + ENDING))
-        except StorageError as error:
-            if error.errno not in _ABSENT:
-                raise
-            raise MissingKeyError(f"no key {key!r} in {self.storage.root}") from error
+        return self.files.entry(key)
 
     def objects(self, entry: Entry) -> list[tuple[str, Version]]:
-        return [(entry.key + ENDING, entry.version)]
+        return self.files.objects(entry)
 
     def mark(self, entry: Entry) -> str:
-        return self.storage.mark(entry.key + ENDING, entry.version)
+        return self.files.mark(entry)
 
     def estimate(self, entry: Entry) -> int:
         return entry.stored_bytes
@@ -125,13 +110,8 @@ class NpzDriver:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def load(self, entry: Entry, grow: Grow) -> NpzShard:
-        try:
-            with self.storage.open(entry.key + ENDING, entry.version) as reader:
-                stored = reader.read_at(0, reader.size)
-        except StorageError as error:
-            if error.errno not in _ABSENT:
-                raise
-            raise StaleShardError(f"{entry.key} is gone since it was listed") from error
+        with self.files.open(entry) as reader:
+            stored = reader.read_at(0, reader.size)
         return NpzShard(_read(stored, grow))
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
@@ -140,52 +120,22 @@ class NpzDriver:
     # --- writing --------------------------------------------------------------------------------------------------
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
-        check_key(key)
-        records: list[NewRecord] = [Value(sample, str(number)) for number, sample in enumerate(samples)]
-        self.storage.put(key + ENDING, _writer(records, None))
+        self.files.check_key(key)
+        records = (Value(sample, str(number)) for number, sample in enumerate(samples))
+        self.files.put(key, ENDING, _writer(records, None))
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
     ) -> Entry:
-        check_key(key)
+        self.files.check_key(key)
         before = None if base is None else self.load(base, lambda _: None)
-        noted = {"temporary": temporary_name()}
-        if note is not None:
-            note(json.dumps(noted))
-        try:
-            listed = self.storage.put(
-                key + ENDING,
-                _writer(list(records), before),
-                replace=base is not None,
-                expected=None if base is None else base.version,
-                temporary=noted["temporary"],
-                marked=None if note is None else lambda mark: note(json.dumps({**noted, "mark": mark})),
-            )
-        except StorageError as error:
-            if base is None and error.errno == errno.EEXIST:
-                raise KeyExistsError(f"{key} is in {self.storage.root} already") from error
-            raise
-        return _entry(listed)
+        return self.files.put_new(key, ENDING, _writer(records, before), base=base, note=note)
 
     def settle(self, key: Key, noted: str) -> Entry | None:
-        told = json.loads(noted)
-        self.storage.remove_temporary(key + ENDING, told["temporary"])
-        try:
-            entry = self.entry(key)
-        except MissingKeyError:
-            return None
-        if self.mark(entry) != told.get("mark"):
-            return None
-        self.storage.sync(key + ENDING)
-        return entry
+        return self.files.settle(key, noted)
 
     def remove(self, key: Key) -> None:
-        self.entry(key)
-        self.storage.remove(key + ENDING)
-
-
-def _entry(listed: Listed) -> Entry:
-    return Entry(Key(listed.name.removesuffix(ENDING)), listed.version, listed.size, listed.mtime_ns)
+        self.files.remove(key)
 
 
 def _row(columns: Columns) -> np.dtype[Any]:
@@ -213,17 +163,20 @@ def _read(stored: bytes, grow: Grow) -> Columns:
     return columns
 
 
-def _writer(records: list[NewRecord], before: NpzShard | None) -> Callable[[BinaryIO], None]:
+def _writer(records: Iterable[NewRecord], before: NpzShard | None) -> Callable[[BinaryIO], None]:
     """What puts the records into a file. BadSettingError for what no arrays can hold."""
-    samples = []
-    for record in records:
-        if isinstance(record, Verbatim):
-            assert before is not None
-            samples.append(("", before.fields(record.data)))
-        else:
-            samples.append((record.name, record.sample))
-    columns = _columns(samples)
-    return lambda file: np.savez(file, allow_pickle=False, **columns)
+
+    def write(file: BinaryIO) -> None:
+        samples = []
+        for record in records:
+            if isinstance(record, Verbatim):
+                assert before is not None
+                samples.append(("", before.fields(record.data)))
+            else:
+                samples.append((record.name, record.sample))
+        np.savez(file, allow_pickle=False, **_columns(samples))
+
+    return write
 
 
 def _columns(samples: list[tuple[str, Any]]) -> Columns:

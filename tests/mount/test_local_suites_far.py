@@ -1,0 +1,54 @@
+"""The suites of stores on this machine, run once more over stores on S3 servers.
+
+    suite                                             moto     rclone
+    ------------------------------------------------  -------  -------
+    test_tree_far (the tree suite, cache on disk)      always   -
+    test_systems_far (golden trees of Streaming, tars)  always   -
+    test_writing_far (tools make, edit, replace keys)  always   always
+    test_semantics_far (conflicts, conditions)         always   always
+    all that is in SUITES below                        here     here, with --single-writer
+
+What runs always is in each run of the tests; what runs here, with SHARDFS_ALL_FEATURES=1 only, as it takes most of an
+hour. `tests/far_exclusions.txt` has each test that is left out, with the reason. Whole suites are left out where their
+store cannot be on an object server (mltraq, Superduper: a database, and a directory that is changed in place), which
+are about the disks of this machine (crashes, faults, temporary files), or which know nothing of stores.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.mount.conftest import REPOSITORY
+
+SUITES = {
+    "mount/test_writing.py": 35,
+    "mount/test_writing_mds.py": 60,
+    "mount/test_webdataset_mounted.py": 10,
+}
+"""Suites, and how many of their tests must pass at least."""
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.environ.get("SHARDFS_ALL_FEATURES") != "1", reason="SHARDFS_ALL_FEATURES=1 runs it"),
+]
+
+
+@pytest.mark.parametrize("server", ["moto", "rclone"])
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_passes_far_away(server: str, suite: str, tmp_path: Path) -> None:
+    words = ["-q", "-p", "tests.far_plugin", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "far")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, str(REPOSITORY / "tests" / suite)], cwd=REPOSITORY, text=True,
+        capture_output=True, timeout=1700, env={**os.environ, "SHARDFS_TESTS_FAR": server},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= SUITES[suite], done.stdout[-2000:]
