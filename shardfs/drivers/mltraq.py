@@ -118,7 +118,9 @@ class MltraqDriver:
     def _rescan(self, aside: bool = True) -> tuple[_Scan, dict[str, list[Listed]]]:
         """Look for all keys again; `aside`: not for a listing, so that `changed` still has something to tell."""
         files: dict[str, list[Listed]] = {}
-        for listed in self._storage.list(("",), aside=aside):
+        storage = self._storage
+        found = storage.list(("",), aside=aside) if isinstance(storage, LocalStorage) else storage.list(("",))
+        for listed in found:
             files.setdefault(directory_of(listed.name), []).append(listed)
         state, experiments = self._experiments()
         places, problems = _places(experiments, files)

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from shardfs import config
 from shardfs.errors import StaleShardError, StorageError
 from shardfs.model import Version
+from shardfs.storage.alone import Alone
 from shardfs.storage.base import Listed, Reader
 from shardfs.storage.etags import Etags, md5
 from shardfs.storage.known import Known
@@ -53,6 +54,7 @@ class RemoteStorage:
         """What gives the listing of a server that has none."""
         self.etags = Etags()
         self._written = Written()
+        self._alone = Alone()
         self._ranges = objects.ranges
         self.requests.probe = objects.probe
         self._pool = Threads(config.REMOTE_REQUESTS, "fetch")
@@ -228,7 +230,6 @@ class RemoteStorage:
             mark, size = _mark(file), file.tell()
             if marked is not None:
                 marked(mark)
-            check()
             mode = "overwrite" if replace else "create"
             condition: Any = mode if expected is None else {"e_tag": parse_version(expected)[2]}
             if condition != "overwrite" and size > config.REMOTE_CONDITIONAL:
@@ -236,10 +237,13 @@ class RemoteStorage:
                 raise StorageError(f"{name} has {size} bytes, and {self.root} is given at most {most}", errno.EFBIG)
             # not the content's alone: another may write the same
             own = f"{mark}-{secrets.token_hex(8)}"
-            # nobody in the kernel waits for it as for a read, and a large one takes its time
-            until = self.requests.until() + size / config.REMOTE_SLOWEST
-            etag = self._put(name, file, condition, own, until)
-            listed = self.stat(name)
+            # a server that ignores conditions still has this process keep to them
+            with self._alone.with_name(name):
+                check()
+                # nobody in the kernel waits for it as for a read, and a large one takes its time
+                until = self.requests.until() + size / config.REMOTE_SLOWEST
+                etag = self._put(name, file, condition, own, until)
+                listed = self.stat(name)
             if etag and parse_version(listed.version)[2] != etag and self.objects.told_mark(name)[0] != own:
                 listed = Listed(name, size, listed.mtime_ns, version_of(size, listed.mtime_ns, etag))
             if listed.size != size:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import obstore
@@ -167,3 +170,35 @@ def test_what_was_written_is_told_although_it_was_replaced_in_the_moment_after(
     shard = driver.load(entry, lambda held: None)
     assert [shard.sample(record.tree)["n"] for record in shard.records()] == [2]
     assert numbers(opened(), K) == [3]
+
+
+def test_threads_that_write_to_one_data_set_lose_none_where_conditions_are_ignored(
+    rclone: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Regression: a mount seals two keys at a time; of two that replaced index.json at once one was lost."""
+    for name, value in rclone.environment.items():
+        monkeypatch.setenv(name, value)
+    driver = StreamingDriver(open_remote("s3://bucket/threads", endpoint=rclone.endpoint))
+    keys = [Key(f"k{number}") for number in range(4)]
+    for key in keys:
+        driver.write_records(key, some(0), base=None)
+
+    storage, meeting = storage_of(driver), threading.Barrier(2, timeout=0.5)
+    put = storage._put
+
+    def met(name: str, *what: Any) -> str | None:
+        if name == "index.json":
+            with contextlib.suppress(threading.BrokenBarrierError):  # two at once: what must not be
+                meeting.wait()
+        return put(name, *what)
+
+    monkeypatch.setattr(storage, "_put", met)
+
+    def rewrite(key: Key) -> None:
+        driver.write_records(key, some(2), base=driver.entry(key))
+
+    with ThreadPoolExecutor(len(keys)) as pool:
+        for done in [pool.submit(rewrite, key) for key in keys]:
+            done.result()
+    fresh = StreamingDriver(open_remote("s3://bucket/threads", endpoint=rclone.endpoint))
+    assert [numbers(fresh, key) for key in keys] == [[2]] * len(keys)
