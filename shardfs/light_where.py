@@ -73,7 +73,7 @@ class Where:
             samples.fill(zip(range(columns.samples), *found, strict=True))
             try:
                 return np.array(samples.true(self.text), bool)
-            except sqlite3.OperationalError as error:
+            except sqlite3.Error as error:
                 log.debug("--where %s: %s: it is evaluated for each sample by itself", self.text, error)
             return np.array([samples.true_at(self.text, number) for number in range(columns.samples)], bool)
 
@@ -186,7 +186,7 @@ class _Samples:
         """The same for one sample; False where it cannot be evaluated. StorageError."""
         try:
             rows = self._asked(f'SELECT (\n{text}\n) IS TRUE FROM samples WHERE "\u0001" = {number:d}')
-        except sqlite3.OperationalError:
+        except sqlite3.Error:
             return False
         return bool(rows and rows[0][0])
 
@@ -194,7 +194,7 @@ class _Samples:
         self._selects = 0
         try:
             return self._connection.execute(query).fetchall()
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             if time.monotonic() > self._deadline:
                 text = f"--where takes longer than {config.WHERE_SECONDS:.0f} s for the samples of one key"
                 raise StorageError(text, errno.ETIMEDOUT) from error

@@ -528,8 +528,6 @@ class ShardCache:
             self.counts.decode_seconds += time.perf_counter() - begun
         self.counts.loaded_bytes += entry.stored_bytes
         self.counts.decoded_bytes += loaded.table.raw_bytes
-        if built:
-            self.tables.publish(entry, loaded.table)
         if built is not None:
             self.tables.publish(entry, built)
         return loaded

@@ -19,11 +19,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 from shardfs import config, inodes
+from shardfs.attributes import Attributes
 from shardfs.errors import BadSettingError
 from shardfs.tree import KeyTree
 from shardfs.vfs import Vfs
@@ -33,6 +35,8 @@ log = logging.getLogger("shardfs")
 FORMAT = 1
 
 _Handler = Callable[..., Awaitable[Any]]
+_Listed = tuple[bytes, Attributes, int]
+_Readdir = Callable[[int, int], Awaitable[Iterator[_Listed]]]
 
 
 class Request(NamedTuple):
@@ -154,7 +158,7 @@ def path_in(tree: KeyTree, inode: int) -> bytes | None:
 
 
 class Tracer:
-    """Puts itself before the handlers of one mount, and takes itself away again."""
+    """Puts itself before the handlers of one mount, and finds out which paths they are asked for."""
 
     def __init__(self, vfs: Vfs, recorder: Recorder) -> None:
         self._vfs = vfs
@@ -164,11 +168,42 @@ class Tracer:
         """Inode number -> path, of what was looked up, made or worked out."""
         self._handles: dict[tuple[bool, int], bytes] = {}
         """(Whether of a directory, handle) -> path, where the handle is no inode number."""
+        self._seen: set[int] = set()
+        """Handles of directories of views all of whose names are known."""
 
     def attach(self, operations: object) -> None:
         """From now on what is asked of `operations` is recorded."""
         for name, describe in _DESCRIBED.items():
             setattr(operations, name, self._traced(name, getattr(operations, name), describe))
+        vfs: Any = self._vfs
+        vfs.readdir, vfs.view_listing = self._listing(vfs.readdir), self._view_listing(vfs.view_listing)
+
+    def _listing(self, work: _Readdir) -> _Readdir:
+        """The kernel takes attributes with names of a listing, and asks for these by their numbers then."""
+
+        async def readdir(handle: int, start: int) -> Iterator[_Listed]:
+            above, entries = self.handle(handle, directory=True), await work(handle, start)
+            return entries if above is None or self._recorder.full else self._listed(above, entries)
+
+        return readdir
+
+    def _view_listing(self, work: Callable[[int], Any]) -> Callable[[int], Any]:
+        """The same for a directory of a view, all of whose names are handed out at once, in another way."""
+
+        def view_listing(handle: int) -> Any:
+            found, above = work(handle), self._handles.get((True, handle))
+            if found is not None and above is not None and handle not in self._seen and not self._recorder.full:
+                self._seen.add(handle)
+                for _ in islice(self._listed(above, found[0].entries(0)), config.TRACE_PATHS):
+                    pass
+            return found
+
+        return view_listing
+
+    def _listed(self, above: bytes, entries: Iterator[_Listed]) -> Iterator[_Listed]:
+        for name, attributes, after in entries:
+            self._know(attributes.inode, above + b"/" + name if above else name)
+            yield name, attributes, after
 
     def _traced(self, name: str, work: _Handler, describe: _Describe) -> _Handler:
         recorder = self._recorder
@@ -208,6 +243,8 @@ class Tracer:
         table = None if key is None else self._vfs.cache.tables.known(key.entry)
         if key is None or table is None or file >= table.files or (key.moved and file in key.moved):
             return None
+        if self._vfs.views.root is not None:  # it is shown elsewhere there
+            return None
         above = path_in(self._tree, key.inode)
         return None if above is None else above + b"/" + table.name(file)
 
@@ -238,6 +275,7 @@ class Tracer:
             self._hold(name == "opendir", result.fh if name == "open" else result, path)
         elif name in ("release", "releasedir"):
             handle = (name == "releasedir", arguments[0])
+            self._seen.discard(arguments[0])
             if handle[0] or not inodes.slot_of(handle[1]):
                 self._handles.pop(handle, None)
         return 0

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import webdataset
 import zstandard
+from webdataset import tariterators
 
 from tests.conformance.manifests import key_files
 from tests.conformance.trees import Tree, fails, wait_for
@@ -41,6 +42,18 @@ def members(path: Path) -> dict[str, bytes]:
     """What tarfile makes of a tar."""
     with tarfile.open(path) as tar:
         return {info.name: tar.extractfile(info).read() for info in tar if info.isreg()}  # type: ignore[union-attr]
+
+
+def library(path: Path) -> list[dict[str, Any]]:
+    """The samples of a tar as the real library gives them, not decoded."""
+    data = path.read_bytes()
+    if path.name.endswith(".zst"):
+        data = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
+    elif path.name.endswith("gz"):
+        data = gzip.decompress(data)
+    source = [{"url": str(path), "stream": io.BytesIO(data)}]
+    found = tariterators.group_by_keys(tariterators.tar_file_expander(source))
+    return [{name: value for name, value in one.items() if name != "__url__"} for one in found]
 
 
 SAMPLES = [

@@ -114,6 +114,20 @@ def test_a_session_is_recorded_and_played_again(tmp_path: Path) -> None:
     assert looked >= {name for name in counted(first) if name[0] == "lookup"}
 
 
+def test_paths_are_those_of_a_view_where_the_root_is_one(tmp_path: Path) -> None:
+    """Files of a view have the numbers of stored files, and names come with listings of several kinds."""
+    trace = tmp_path / "trace"
+    with mounting(store_of(tmp_path / "store", 2), "--view", "by:label", "--trace", str(trace), **PLAIN) as path:
+        names = {f"{folder}/{name}" for folder in os.listdir(path) for name in os.listdir(path / folder)}
+        assert len(names) == 8
+        for name in names:
+            (path / name).stat()
+            (path / name).read_bytes()
+    _, *lines, _ = lines_of(trace)
+    assert {one["path"] for one in lines if one["op"] == "open"} == names
+    assert all(one["path"] is not None for one in lines)
+
+
 def test_what_is_shown_of_a_mount_at_work(slow_store: SlowStore, tmp_path: Path) -> None:
     store_of(tmp_path / "made", 2)
     for path in (tmp_path / "made").iterdir():

@@ -26,7 +26,7 @@ from shardfs.superduper import Artifact, FileArtifact
 from tests.conformance import superduper_stores
 from tests.conformance.superduper_stores import Made
 from tests.conformance.tree_suite import MLTRAQ, SQUIRREL, STREAMING, case_paths
-from tests.conformance.webdataset_suite import SAMPLES, written
+from tests.conformance.webdataset_suite import SAMPLES, library, written
 
 SOURCES = [
     *(f"squirrel/{case}" for case in SQUIRREL),
@@ -129,6 +129,28 @@ def test_files_are_equal_or_it_is_told(source: str, target: str, tmp_path: Path)
             r"|no samples)",
             reason,
         )
+
+
+@pytest.mark.parametrize("compression", ["none", "gz"])
+@pytest.mark.parametrize("source", ["squirrel/msgpack_basic", "streaming/mds_zstd_hash_splits", "mltraq/types"])
+def test_webdataset_itself_reads_the_tars(source: str, compression: str, tmp_path: Path) -> None:
+    store = source_store(source, tmp_path)
+    made = open_store(tmp_path / "target", "webdataset", compression=compression)
+    assert convert_all(store.driver, made.driver, jobs=2).failed == {}
+    for key in made:
+        url = str(tmp_path / "target" / made.driver.objects(made.entry(key))[0][0])  # type: ignore[attr-defined]
+        theirs = library(Path(url))
+        mine = files(open_store(tmp_path / "target"), key, set())
+        assert len(theirs) == len(mine) > 0
+        for sample, ours in zip(theirs, mine.values(), strict=True):
+            light = {name: json.loads(data) for name, data in sample.items() if name == "json"}.get("json", {})
+            heavy = {name.lower(): data for name, data in ours.items() if not name.startswith("json:")}
+            assert {name: data for name, data in sample.items() if not name.startswith("__") and name != "json"} == {
+                name.replace("$value", "%24value"): data for name, data in heavy.items()
+            }
+            assert {f"json:{name}": value for name, value in light.items() if name != "$fields"} == {
+                name: value for name, value in ours.items() if name.startswith("json:")
+            }
 
 
 # --- Superduper's artifacts ---------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ def columns() -> LightColumns:
         ("CASE WHEN n = 1 THEN 1 ELSE 0 END", [0]),
         ("iif(n = 3, ok IS NULL, 0)", [2]),
         ("1", [0, 1, 2, 3, 4]),
+        # a text of more than WHERE_VALUE bytes for one sample, which was an error for all
+        ("CASE n WHEN 1 THEN length(" + "hex(" * 20 + "label" + ")" * 20 + ") > 0 ELSE n = 2 END", [1]),
     ],
 )
 def test_what_is_true_is_shown(columns: LightColumns, text: str, shown: list[int]) -> None:

@@ -27,8 +27,9 @@ SAMPLES = {
     "refresh": ("1", "2", "3", "4", "5"),
     "write_back": ("1", "2", "3", "4", "off"),
     "metrics_addr": ("1", "2", "3", "4", "5"),
-    **dict.fromkeys(("keys", "where"), ("a", "b", "c d", "d", "e")),
-    **dict.fromkeys(("cache_dir", "snapshot", "log"), ("/a", "/b", "/c", "/d", "/e")),
+    "view": ("by:a", "by:b", "flat", "tree", "hf"),
+    **dict.fromkeys(("keys", "where", "field"), ("a", "b", "c d", "d", "e")),
+    **dict.fromkeys(("cache_dir", "snapshot", "log", "trace"), ("/a", "/b", "/c", "/d", "/e")),
     **dict.fromkeys(("cache_size", "min_free", "memory", "size_limit"), ("1G", "2G", "3G", "4G", "5G")),
     "shutdown_timeout": ("1", "2", "3", "0", "5"),
 }

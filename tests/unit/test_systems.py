@@ -156,23 +156,25 @@ def test_each_example_is_a_test() -> None:
 TERMS = {
     "Squirrel": (
         "squirrel.store squirrel.serialization squirrel.driver squirrel.iterstream Store.set Store.get Store.keys shard"
-        " SquirrelStore SquirrelSerializer StoreDriver MessagepackSerializer MessagepackDriver .store key url serializer"
-        " IterableSource async_map flatten collect join buffer driver"
+        " SquirrelStore SquirrelSerializer StoreDriver MessagepackSerializer MessagepackDriver"
+        " .store key url serializer IterableSource async_map flatten collect join buffer driver"
     ),
     "mltraq": (
         "DataStore DataStoreIO attribute url datastore.url experiment run.fields persist() deleted wiped folder"
-        " third-party a b c url_a url_b serialize_write write read read_deserialize delete relative_path_prefix undefined"
-        " self_managed numpy.ndarray Series int bytes mltraq.datastore"
+        " third-party a b c url_a url_b serialize_write write read read_deserialize delete"
+        " relative_path_prefix undefined self_managed numpy.ndarray Series int bytes mltraq.datastore"
     ),
     "Superduper": (
         "encodable artifact lazy_artifact DataType Document superduper( Table Schema mongomock://test filesystem://"
         " artifact_store encoder decoder pickle.dumps pickle.loads identifier db.apply insert_one .execute() find_one"
-        " db.databackend.conn.test &:blob: _fold _id _schema _builds _files _blobs iconv unpack LazyArtifact uuid datatype"
-        " plugins upstream info shape directory bytes_encoding intermediate_type media_type uri <EMPTY> test_copy cp"
+        " db.databackend.conn.test &:blob: _fold _id _schema _builds _files _blobs iconv unpack LazyArtifact"
+        " uuid datatype plugins upstream info shape directory bytes_encoding intermediate_type media_type uri <EMPTY>"
+        " test_copy cp"
     ),
     "Streaming": (
         "Reader dirname split compression hashes samples size_limit 100kb decode_sample evict get_item get_max_size"
-        " get_persistent_size keep_zip get_raw_size get_sample_data get_zip_size set_up_local listing safe_keep_zip size"
+        " get_persistent_size keep_zip get_raw_size get_sample_data get_zip_size set_up_local"
+        " listing safe_keep_zip size"
     ),
 }
 """Terms of the systems' documents, by the section that says what stands for them."""
@@ -182,6 +184,18 @@ TERMS = {
 def test_each_term_of_the_documents_is_on_the_page(section: str) -> None:
     text = sections()[section] + sections()["Examples of the systems' documents"]
     assert [term for term in TERMS[section].split() if term not in text] == []
+
+
+def test_the_libraries_that_were_tested_with_are_those_on_the_page() -> None:
+    page = sections()["What was tested with which libraries"]
+    known = ("squirrel-core", "mosaicml-streaming", "mltraq", "superduper-framework", "superduper_sql", "webdataset")
+    pins = [f"interop-{name}" for name in ("squirrel", "streaming", "mltraq", "superduper", "superduper3")]
+    texts = [(ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8") for name in (*pins, "constraints")]
+    found = {tuple(line.split("==")) for text in texts for line in text.split() if "==" in line}
+    tested = {(name, version) for name, version in found if name in known}
+    assert {name for name, _ in tested} == set(known)
+    for name, version in tested:
+        assert re.search(rf"{name}[^|]* {re.escape(version)}\b", page), (name, version)
 
 
 # --- examples that have no other place ------------------------------------------------------------------------------

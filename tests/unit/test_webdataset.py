@@ -42,6 +42,7 @@ from shardfs.opening import detect, open_store
 from shardfs.sealing import Base, Changed, Source, Stored, seal
 from shardfs.storage.local import LocalStorage, temporary_name
 from shardfs.store import Store
+from tests.conformance.webdataset_suite import library
 
 JPEG = b"\xff\xd8\xff\xe0"
 _array = io.BytesIO()
@@ -86,18 +87,6 @@ def opened_tar(path: Path) -> tarfile.TarFile:
 def untar(path: Path) -> dict[str, bytes]:
     with opened_tar(path) as tar:
         return {info.name: tar.extractfile(info).read() for info in tar if info.isreg()}  # type: ignore[union-attr]
-
-
-def library(path: Path) -> list[dict[str, Any]]:
-    """The samples of a tar as the real library gives them, not decoded."""
-    data = path.read_bytes()
-    if path.name.endswith(".zst"):
-        data = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True).read()
-    elif path.name.endswith("gz"):
-        data = gzip.decompress(data)
-    source = [{"url": str(path), "stream": io.BytesIO(data)}]
-    found = tariterators.group_by_keys(tariterators.tar_file_expander(source))
-    return [{name: value for name, value in one.items() if name != "__url__"} for one in found]
 
 
 def shown(store: Store, key: str) -> dict[str, bytes]:
