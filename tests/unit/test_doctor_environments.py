@@ -83,7 +83,8 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="root only makes such a
     ids=["no device", "another device", "no right to mount", "a device for root only"],
 )
 def test_fuse(shell: str, user: str, told: str, fix: str) -> None:
-    status, found = doctor(shell=shell, user=user, HOME="/nonexistent", PYTHONDONTWRITEBYTECODE="1")
+    home = {"HOME": "/nonexistent", "XDG_CONFIG_HOME": ""}  # the tests' own are closed to other users
+    status, found = doctor(shell=shell, user=user, PYTHONDONTWRITEBYTECODE="1", **home)
     assert (status, found["fuse"]["level"]) == (5, FAILURE)
     assert told in found["fuse"]["text"]
     assert fix in found["fuse"]["fix"]
