@@ -301,15 +301,18 @@ class ChangingVfs(SettledVfs):
 
     def keeping(self, overlay: Overlay, found: object) -> Callable[[], None]:
         """What to call, in a worker, right before an entry is removed, if it is one: who opened the stored file before
-        that was changed has nothing but its number, and goes on reading."""
+        that was changed has nothing but its number, and who opened one that has its bytes in the store still, nothing
+        but the entry; both go on reading."""
         ref = overlay.refs.get(found.id) if isinstance(found, StagedEntry) else None
-        if ref is None or not self._gifts.is_open(ref.inode):
+        if ref is None:
             return lambda: None
-        kept, staged = ref, overlay.staged
+        kept, staged, key, is_open = ref, overlay.staged, overlay.directory, self._gifts.is_open(ref.inode)
 
         def keep() -> None:
             entry = staged.entry(kept.entry)
-            if entry.base is None:
+            if entry.base is not None:
+                kept.gone = entry, key
+            elif is_open:
                 kept.kept = staged.open(kept.entry, False)
 
         return keep

@@ -211,6 +211,8 @@ class OverlaidVfs(Vfs):
         """What stat says of an entry now. ESTALE for one that is gone."""
         if ref.last is not None:
             return ref.last
+        if ref.removed and ref.gone is not None:
+            return attributes_of(ref.inode, ref.gone[0])
         staged = ref.overlay.staged
         return attributes_of(ref.inode, await self.calls.quick(staged, lambda: staged.entry(ref.entry), steady=False))
 
@@ -421,12 +423,13 @@ class OverlaidVfs(Vfs):
         """Part of a staged file, wherever its bytes are."""
         if ref.last is not None:
             raise StaleShardError("a file that was changed, and stored since")
-        staged, key, kept = ref.overlay.staged, ref.overlay.directory, ref.kept
+        staged, kept, gone = ref.overlay.staged, ref.kept, ref.gone if ref.removed else None
+        key = ref.overlay.directory if gone is None else gone[1]
         if kept is not None:
             return await self.calls.long(lambda: kept.pread(size, offset))
 
         def read() -> bytes | int:
-            entry = staged.entry(ref.entry)
+            entry = staged.entry(ref.entry) if gone is None else gone[0]
             if entry.base is not None:
                 return entry.base
             with staged.open(ref.entry, False) as file:

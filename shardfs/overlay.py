@@ -47,6 +47,8 @@ class Ref:
     """True once it is in no directory any more: it lives on for who has it open."""
     kept: StagedFile | None = None
     """Its bytes once it was removed, for who had the stored file open before it was changed."""
+    gone: tuple[StagedEntry, KeyDirectory | NewDirectory] | None = None
+    """What it was like when it was removed, and the key whose shard has its bytes, where that has them still."""
     direct: int = 0
     """How many have it open that write past the page cache."""
     last: Attributes | None = None

@@ -90,7 +90,7 @@ class SettledVfs(OverlaidVfs):
             if number in left:
                 continue
             file, stored = opened.get(ref), done.numbers.get(number)
-            if ref.removed and (file is not None or ref.kept is not None):
+            if ref.removed and (file is not None or ref.kept is not None or ref.gone is not None):
                 del overlay.refs[number]
                 overlay.origins.pop(number, None)
                 continue  # it was not stored, and may be written to still

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import trio
 
-from shardfs import control, daemon
+from shardfs import config, control, daemon
 from shardfs.moving import rename
 from shardfs.shard_cache import ShardCache
 from shardfs.writing import Change
@@ -113,7 +113,7 @@ class InProcess(System):
         self._handles: dict[int, int] = {}
 
     def stop(self) -> None:
-        self._mount.ask(self._vfs.finish)
+        self._mount.ask(self._vfs.finish, config.SHUTDOWN_WAIT)
         self._mount.close()
 
     def kill(self) -> None:

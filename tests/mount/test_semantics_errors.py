@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shardfs import open_store
+from shardfs import config, open_store
 from tests.conformance.trees import wait_for
 from tests.mount.conftest import mounting
 from tests.mount.conftest import run as shardfs
@@ -72,7 +72,7 @@ class TestErrors:
         open_store(tmp_path / "store", driver="squirrel").set([{"label": 1}], "a")
         ending = Mount(tmp_path / "store", tmp_path / "state")
         try:
-            ending.ask(ending.vfs.finish)
+            ending.ask(ending.vfs.finish, config.SHUTDOWN_WAIT)
             with refused(errno.EROFS):
                 ending.ask(ending.vfs.mkdir, 1, b"new", 0o755, 0, 0)
         finally:
