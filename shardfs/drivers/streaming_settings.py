@@ -58,7 +58,7 @@ def shard_format(text: str | None) -> tuple[str | None, str | None]:
         return text, None
     kind, _, separator = text.partition(":")
     if kind != "xsv" or not separator or "\n" in separator:
-        raise BadSettingError(f"format {text!r}: use one of {', '.join(FORMATS)}, and xsv with a separator: xsv:||")
+        raise BadSettingError(f"format {text!r}: use {', '.join(FORMATS[:-1])}, or xsv with its separator: xsv:||")
     return kind, separator
 
 

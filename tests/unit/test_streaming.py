@@ -719,7 +719,7 @@ def test_options(tmp_path: Path) -> None:
             opened(tmp_path, compression=compression)
     for compression in (None, "none", "zstd:22", "gz:0", "bz2:9", "br:0", "br:11", "snappy"):
         opened(tmp_path, compression=compression)
-    for format in ("xsv", "parquet", ""):
+    for format in ("xsv:", "xsv:a\nb", "csv:;", "parquet", ""):
         with pytest.raises(BadSettingError, match="format"):
             opened(tmp_path, format=format)
     driver = opened(tmp_path)
