@@ -47,7 +47,7 @@ class Directory:
         path = self.root / name
         try:
             state = _state(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # also for names that no file can have
             state = None
         if state is None:
             self._known.pop(name, None)
