@@ -69,6 +69,7 @@ class Far:
         assert self.server is not None
         if words[0] == "staging":  # where only one store of that URL is staged for, its endpoint need not be said
             more = ["--endpoint", self.server.endpoint] if words[1] == "recover" and "--to" not in words else []
+            more += ["--single-writer"] if more and not self.server.compares else []
             return [*words[:at], self.url(words[at]), *words[at + 1 :], *more]
         more = ["--endpoint", self.server.endpoint, "--min-free", "0"]
         if "--refresh" not in words:

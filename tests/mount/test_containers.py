@@ -93,7 +93,7 @@ def test_a_container_without_rights_serves_what_another_mounts(world: World) -> 
         serve &
         until [ -e "$volume/.shardfs/status.json" ]; do sleep 0.05; done
         other cat "$volume/a/000000.x.bin"; echo
-        pid=$(pgrep -f "shardfs mount -f $store /dev/fd/")
+        pid=$(serving)
         grep CapEff "/proc/$pid/status"
         grep -c "$volume" "/proc/$pid/mountinfo"
         kill -9 "$pid"

@@ -27,9 +27,35 @@ import pytest
 from tests.mount.conftest import REPOSITORY
 
 SUITES = {
-    "mount/test_writing.py": 35,
+    # reading
+    "unit/test_tree_in_process.py": 50,
+    "unit/test_webdataset_in_process.py": 8,
+    "unit/test_driver_suite.py": 35,
+    "unit/test_store.py": 40,
+    "unit/test_squirrel.py": 180,
+    "unit/test_streaming.py": 190,
+    "unit/test_text_rows.py": 250,
+    "unit/test_webdataset.py": 60,
+    "mount/test_tools.py": 10,
+    "mount/test_listing.py": 7,
+    "mount/test_streaming.py": 6,
+    # writing
+    "unit/test_mds_writing.py": 120,
+    "unit/test_sealer.py": 55,
+    "unit/test_sealer_mds.py": 7,
+    "unit/test_model.py": 4,
+    "unit/test_writing_model.py": 12,
+    "unit/test_writing_mds_model.py": 2,
+    "unit/test_webdataset_model.py": 0,
+    "mount/test_writing.py": 37,
     "mount/test_writing_mds.py": 60,
     "mount/test_webdataset_mounted.py": 10,
+    "mount/test_semantics.py": 25,
+    "mount/test_semantics_rules.py": 24,
+    "mount/test_semantics_errors.py": 17,
+    "mount/test_semantics_mds.py": 18,
+    "mount/test_copying_between.py": 6,
+    "mount/test_model_mounted.py": 0,
 }
 """Suites, and how many of their tests must pass at least."""
 
@@ -50,5 +76,4 @@ def test_a_suite_passes_far_away(server: str, suite: str, tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None
-    assert int(passed[1]) >= SUITES[suite], done.stdout[-2000:]
+    assert (int(passed[1]) if passed else 0) >= SUITES[suite], done.stdout[-2000:]

@@ -209,6 +209,7 @@ def test_a_descriptor_of_a_mount_that_somebody_else_made(world: World) -> None:
     ]
 
 
+@ALL
 def test_a_descriptor_of_a_mount_that_cannot_be_seen(world: World) -> None:
     """In a mount namespace without it: as in a container beside the one that mounts."""
     assert handed_over(world, "unseen") == [
@@ -267,7 +268,7 @@ def test_mount_fuse3_that_drops_its_rights(world: World) -> None:
         echo "mounted $status"
         [ "$status" = 0 ] || exit 1
         cat "$mnt/a/000000.x.bin"; echo
-        pid=$(pgrep -f "shardfs $store /dev/fd/")
+        pid=$(serving)
         grep -E "^(Uid|CapEff|NoNewPrivs)" "/proc/$pid/status" | tr -s '\\t\\n' '  '; echo
         umount "$mnt"
         while [ -d "/proc/$pid" ]; do sleep 0.05; done

@@ -134,7 +134,8 @@ def test_info(capsys: pytest.CaptureFixture[str], store: Path) -> None:
         (["cat", "{store}", "none"], 1, "none"),
         (["ls", "{store}/nowhere"], 3, "no store at"),
         (["ls", "{store}/deep/.."], 0, ""),
-        (["ls", "sftp://bucket/x"], 3, "sftp://bucket/x"),
+        (["ls", "sftp://bucket/x"], 5, "sftp://bucket/x"),  # fsspec knows it, and lacks a package for it
+        (["ls", "nosuch://bucket/x"], 3, "nosuch://bucket/x"),
         (["ls", "{store}", "--driver", "none"], 2, "none"),
         (["ls"], 2, "STORE"),
         (["ls", "{store}", "--frob"], 2, "--frob"),

@@ -479,11 +479,7 @@ def test_a_failure_is_told_and_the_exit_status_says_so(tmp_path: Path, capsys: p
         (["{s}", "{t}", "--driver", "nothing"], 2, "no driver 'nothing'"),
         (["{s}", "{t}", "--driver", "squirrel", "--compression", "none"], 2, "gz or zst"),
         (["{s}", "{t}", "--driver", "squirrel", "--compression", "lz4"], 2, "lz4"),
-        (
-            ["{s}", "{t}", "--driver", "streaming", "--format", "parquet"],
-            2,
-            "use mds, json, csv, tsv, or xsv",
-        ),
+        (["{s}", "{t}", "--driver", "streaming", "--format", "parquet"], 2, "use mds, json, csv, tsv, or xsv with"),
         (["{s}", "{t}", "--driver", "streaming", "--format", "xsv:"], 2, "xsv with its separator: xsv:||"),
         (["{s}", "{t}", "--driver", "squirrel", "--format", "csv"], 2, "squirrel has msgpack and jsonl"),
         (["{s}", "{t}", "--driver", "webdataset", "--format", "tar"], 2, "webdataset has no formats to choose from"),
