@@ -87,8 +87,7 @@ class RawBytes:
                     mapped[at : min(at + config.COPY_SLICE, self.size)] = self._data[at : at + config.COPY_SLICE]
                 self._data = mapped
         elif size > len(self._data):
-            _advise(self._data, len(self._data))  # what is of two kinds cannot be made longer
-            self._data.resize(_longer(size))
+            self._data = _resized(self._data, _longer(size))
         return self._data
 
     def piece(self, start: int, end: int) -> bytes:
@@ -102,7 +101,7 @@ class RawBytes:
         if isinstance(data, bytearray):
             del data[size:]
         elif size:
-            data.resize(size)
+            data = _resized(data, size)
         else:
             data = bytearray()
         return data
@@ -118,6 +117,22 @@ def _mapping(size: int, huge: int) -> mmap.mmap:
     """A mapping of `size` bytes, with huge pages for the first `huge` of them."""
     mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _advise(mapped, huge)
+    return mapped
+
+
+def _resized(mapped: mmap.mmap, size: int) -> mmap.mmap:
+    """A mapping made longer or shorter: by the kernel, without a copy, or else anew. The kernel makes none longer that
+    is of two kinds of pages, and does not always take advice to make them one kind."""
+    if size > len(mapped):
+        _advise(mapped, len(mapped))
+    try:
+        mapped.resize(size)
+    except OSError:
+        made, kept = _mapping(size, size), min(size, len(mapped))
+        for at in range(0, kept, config.COPY_SLICE):
+            end = min(at + config.COPY_SLICE, kept)
+            made[at:end] = mapped[at:end]
+        return made
     return mapped
 
 

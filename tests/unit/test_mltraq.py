@@ -654,6 +654,7 @@ def test_a_new_directory_that_another_has_made_meanwhile_is_told_as_that(experim
 def test_a_new_experiment_is_told_of_though_another_was_looked_at_first(experiments: Experiments) -> None:
     """To look at one took the new state for known: a mount that was in use did not list what had come."""
     experiments.add("e")
+    os.utime(experiments.datastore, ns=(1, 1_600_000_000 * 10**9))  # a directory of this moment counts as changed
     store = experiments.open()
     assert store.keys() == ["e"]
     experiments.add("f", id_experiment="0" * 32, table="experiment_f")

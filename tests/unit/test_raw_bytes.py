@@ -105,6 +105,22 @@ def test_a_kernel_without_huge_pages_is_no_error(monkeypatch: pytest.MonkeyPatch
     assert len(raw_bytes._mapping(MIB, MIB)) == MIB
 
 
+@pytest.mark.parametrize("size", [3 * MIB + 5, 11 * MIB])
+def test_a_mapping_that_the_kernel_does_not_resize_is_made_anew(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two kinds of pages, that is; whether it takes advice to make them one kind it is not bound to say. One that
+    was to grow ended in "Bad address"."""
+    monkeypatch.setattr(raw_bytes, "_advise", _last_pages_are_other_ones)
+    data = random.Random(1).randbytes(size)
+    raw = RawBytes(5 * MIB)
+    for at in range(0, size, MIB):
+        raw.add(data[at : at + MIB])
+    assert memoryview(raw.whole()) == data
+
+
+def _last_pages_are_other_ones(mapped: mmap.mmap, huge: int) -> None:
+    mapped.madvise(mmap.MADV_DONTDUMP, 0, 2 * MIB)
+
+
 def test_a_mapping_whose_size_is_known_takes_no_more_than_that() -> None:
     """Not another huge page for what is left behind the last whole one."""
     size = 2 * config.HUGE_PAGE + 100_000
