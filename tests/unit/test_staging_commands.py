@@ -511,7 +511,7 @@ def test_doubtful_and_damaged_ones_say_what_to_do() -> None:
 
 def test_umount_stores_first(capsys: Capsys) -> None:
     with serving(answering({"stored": [{"key": "a", "stored_bytes": 1, "left": False}]})):
-        assert umount._store("/m", False, set()) == 0
+        assert umount._store("/m", None, set()) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -522,18 +522,18 @@ def test_umount_keeps_a_mount_that_cannot_store_unless_it_is_told_not_to(capsys:
     }
     with serving(answering(said, said)):
         with pytest.raises(MountError, match=r"stays mounted, as 1 key could not be stored; .*--force"):
-            umount._store("/m", False, set())
+            umount._store("/m", None, set())
         assert capsys.readouterr().err.splitlines() == [
             "shardfs: not stored: k/000001.json: no JSON: line 1; mend or remove that file and commit again",
             "shardfs: stays staged: d.tmp (2 files, 2.0 KiB): no key until it is renamed to one",
             "shardfs: stays staged: p (2 files, 2.0 KiB): another one",
         ]
-        assert umount._store("/m", True, set()) == 1
+        assert umount._store("/m", 1.0, set()) == 1
 
 
 def test_what_is_never_sealed_by_itself_does_not_keep_a_mount(capsys: Capsys) -> None:
     with serving(answering({"staged": [report(f"{number}.tmp") for number in range(30)]})):
-        assert umount._store("/m", False, set()) == 0
+        assert umount._store("/m", None, set()) == 0
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == config.STAYING_TOLD + 1
     assert lines[-1] == "shardfs: 10 more stay staged: shardfs staging list"
@@ -541,12 +541,12 @@ def test_what_is_never_sealed_by_itself_does_not_keep_a_mount(capsys: Capsys) ->
 
 def test_umount_of_a_mount_that_takes_no_commands(capsys: Capsys) -> None:
     with pytest.raises(MountError, match=r"cannot be stored: --force"):
-        umount._store("/m", False, set())
-    assert umount._store("/m", True, set()) == 1
+        umount._store("/m", None, set())
+    assert umount._store("/m", 1.0, set()) == 1
     with serving({"ping": answering()["ping"]}):
-        assert umount._store("/m", False, set()) == 0
+        assert umount._store("/m", None, set()) == 0
     with serving(answering(UnknownCommandError("what?"))):
-        assert umount._store("/m", False, set()) == 0
+        assert umount._store("/m", None, set()) == 0
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
