@@ -169,6 +169,18 @@ class _Directories:
             if overlay is not None:
                 refuse(f"{target.entry.key} has changes that are not stored yet", errno.EBUSY)
 
+    async def _emptied(self, target: NewDirectory) -> Directory | None:
+        """An empty directory that has the new name, with nothing staged in it: it goes when the rename has come to its
+        end, and stays where that fails. None for one that can hold nothing without being staged: it goes now."""
+        if not target.is_key:
+            await self._make_way(target)
+            return None
+        overlay = overlay_of(target)
+        assert overlay is not None
+        staged = overlay.staged
+        await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
+        return self._tree.empty(target)
+
     async def _make_way(self, target: AnyDirectory | None) -> None:
         """Take away an empty directory that has the new name."""
         if isinstance(target, NewDirectory):
@@ -190,8 +202,7 @@ class _Directories:
             await vfs.numbering.check_key(key)
         before, before_kind = staged.key, staged.kind
         if isinstance(target, NewDirectory):
-            await self._make_way(target)
-            target = None
+            target = await self._emptied(target)
         again = kind == "key" and self._is_open(overlay, key)
         if again:
             before, before_kind = "/".join((*self._above.path, os.fsdecode(self._name))), "plain"

@@ -171,6 +171,20 @@ def test_with_allow_overwrite_a_rename_replaces_a_stored_key(free: Path, store: 
     assert len(stored(store, "a")) == 10
 
 
+def test_a_rename_that_fails_leaves_the_empty_directory_it_was_to_replace(mnt: Path) -> None:
+    (mnt / "new").mkdir()
+    (mnt / "new/000000.json").write_text("{}")
+    (mnt / "new/000000.json").unlink()
+    (mnt / "x.tmp/inside").mkdir(parents=True)
+    with refused(errno.EINVAL):
+        os.rename(mnt / "x.tmp", mnt / "new")
+    assert (mnt / "new").is_dir()
+    (mnt / "new/000000.json").write_text("{}")
+    (mnt / "x.tmp/inside").rmdir()
+    shutil.rmtree(mnt / "new")
+    os.rename(mnt / "x.tmp", mnt / "new")
+
+
 def test_a_rename_that_cannot_be_stored_changes_nothing_and_can_be_repeated(mnt: Path, store: Path) -> None:
     (mnt / "x.tmp").mkdir()
     (mnt / "x.tmp/000000.json").write_text("{")
