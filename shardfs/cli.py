@@ -6,6 +6,7 @@ Imports no command before it runs, and nothing heavy at all: `shardfs --help` is
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -420,7 +421,12 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+_ROOMS = {"warm": "cache", "pin": "cache", "unpin": "cache", "ls": "look", "cat": "look", "info": "look"}
+"""Commands that share a room; every other one has the room that is called like it."""
+
+
 def _run(parsed: argparse.Namespace) -> int:
+    """Do what a command says. Its code is imported only now: a command costs what it needs itself."""
     if hasattr(parsed, "settings"):
         from shardfs.commands.resolving import settle
 
@@ -430,78 +436,14 @@ def _run(parsed: argparse.Namespace) -> int:
 
         given = parsed.mountpoint
         parsed.mountpoint = mount_point_of(given) if isinstance(given, str) else [*map(mount_point_of, given)]
-    if parsed.command == "mount":
-        from shardfs.commands import mount
-
-        return mount.run(parsed)
-    if parsed.command == "umount":
-        from shardfs.commands import umount
-
-        return umount.run(parsed)
-    if parsed.command == "commit":
-        from shardfs.commands import commit
-
-        return commit.run(parsed)
-    if parsed.command == "status":
-        from shardfs.commands import status
-
-        return status.run(parsed)
-    if parsed.command == "refresh":
-        from shardfs.commands import refresh
-
-        return refresh.run(parsed)
-    if parsed.command == "staging":
-        from shardfs.commands import staging
-
-        return staging.run(parsed)
-    if parsed.command == "table":
-        from shardfs.commands import table
-
-        return table.run(parsed)
-    if parsed.command == "index":
-        from shardfs.commands import index
-
-        return index.run(parsed)
-    if parsed.command == "gc":
-        from shardfs.commands import gc
-
-        return gc.run(parsed)
-    if parsed.command == "convert":
-        from shardfs.commands import convert
-
-        return convert.run(parsed)
-    if parsed.command == "verify":
-        from shardfs.commands import verify
-
-        return verify.run(parsed)
-    if parsed.command == "doctor":
-        from shardfs.commands import doctor
-
-        return doctor.run(parsed)
     if parsed.command == "completion":
         from shardfs.commands import completion
 
         return completion.run(parsed, build_parser())
-    if parsed.command == "top":
-        from shardfs.commands import top
-
-        return top.run(parsed)
-    if parsed.command == "find":
-        from shardfs.commands import find
-
-        return find.run(parsed)
     if parsed.command == "bench":
         from shardfs.commands import bench
 
         return bench.run(parsed, main)
-    if parsed.command == "config":
-        from shardfs.commands import config
-
-        return config.run(parsed)
-    if parsed.command in ("cache", "warm", "pin", "unpin"):
-        from shardfs.commands import cache
-
-        return cache.run(parsed)
-    from shardfs.commands import look
-
-    return look.run(parsed)
+    room = importlib.import_module(f"shardfs.commands.{_ROOMS.get(parsed.command, parsed.command)}")
+    status: int = room.run(parsed)
+    return status

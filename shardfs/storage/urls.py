@@ -96,13 +96,7 @@ def open_remote(
     _check_deadline(deadline)
     known = None if known_dir is None else Known(known_dir, far_identity(url, endpoint))
     asking = Requests(shown, deadline=deadline, offline=offline)
-    short = deadline / config.REMOTE_STALL_SHARE
-    client: Any = {
-        "connect_timeout": timedelta(seconds=min(config.REMOTE_CONNECT, short)),
-        "read_timeout": timedelta(seconds=min(config.REMOTE_STALL, short)),
-        "timeout": timedelta(seconds=deadline),
-        **settings.pop("client_options", {}),
-    }
+    client = _client(deadline, settings.pop("client_options", {}))
     retries: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=deadline)}
     if parts.scheme in ("http", "https"):
         if endpoint or anonymous:
@@ -129,6 +123,17 @@ def open_remote(
         return from_url(url, client_options=sending, retry_config=retries, **settings)
 
     return RemoteStorage(ObstoreObjects(store, asking, tagged=True, patient=patient), shown, asking, known)
+
+
+def _client(deadline: float, given: dict[str, Any]) -> Any:
+    """obstore's settings of one connection, of which those that were given win."""
+    short = deadline / config.REMOTE_STALL_SHARE
+    return {
+        "connect_timeout": timedelta(seconds=min(config.REMOTE_CONNECT, short)),
+        "read_timeout": timedelta(seconds=min(config.REMOTE_STALL, short)),
+        "timeout": timedelta(seconds=deadline),
+        **given,
+    }
 
 
 def _open_other(
