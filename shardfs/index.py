@@ -7,7 +7,7 @@ shard again. Knows nothing of inodes, caches or mounts.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -196,16 +196,7 @@ class ShardTable:
     def find_sample(self, stem: bytes) -> int | None:
         """The sample of that name."""
         if self.stems is not None and self._by_stem is not None:
-            low, high = 0, len(self._by_stem)
-            while low < high:
-                middle = (low + high) // 2
-                if self.stems[self._by_stem[middle]] < stem:
-                    low = middle + 1
-                else:
-                    high = middle
-            if low < len(self._by_stem) and self.stems[self._by_stem[low]] == stem:
-                return self._by_stem[low]
-            return None
+            return number_of(self.stems, self._by_stem, stem)
         if len(stem) != self.digits or not stem.isdigit():
             return None
         sample = int(stem) - self.first_sample
@@ -363,6 +354,12 @@ def _number(digits: int) -> bytes:
 
 def sorted_numbers(strings: Strings) -> np.ndarray[Any, np.dtype[np.uint32]]:
     return np.array(sorted(range(len(strings)), key=strings.__getitem__), dtype=np.uint32)
+
+
+def number_of(strings: Strings, order: memoryview, text: bytes) -> int | None:
+    """The number of a text among others, by the numbers of all in the order of the texts (`sorted_numbers`)."""
+    at = bisect_left(order, text, key=strings.__getitem__)
+    return order[at] if at < len(order) and strings[order[at]] == text else None
 
 
 class _Builder:

@@ -175,19 +175,20 @@ class _Directories:
         if not target.is_key:
             await self._make_way(target)
             return None
-        overlay = overlay_of(target)
+        await self._discard(target)
+        return self._tree.empty(target)
+
+    async def _discard(self, directory: NewDirectory) -> None:
+        """What is staged for an empty directory goes."""
+        overlay = overlay_of(directory)
         assert overlay is not None
         staged = overlay.staged
         await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
-        return self._tree.empty(target)
 
     async def _make_way(self, target: AnyDirectory | None) -> None:
         """Take away an empty directory that has the new name."""
         if isinstance(target, NewDirectory):
-            overlay = overlay_of(target)
-            assert overlay is not None
-            staged = overlay.staged
-            await self._vfs.calls.long(lambda: self._vfs.area.discard(staged))
+            await self._discard(target)
         if isinstance(target, NewDirectory | Directory):
             self._tree.drop(target)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from shardfs import config, names
 from shardfs.attributes import Attributes
-from shardfs.index import RENDER, ShardTable, Strings, sorted_numbers
+from shardfs.index import RENDER, ShardTable, Strings, number_of, sorted_numbers
 from shardfs.model import Inode
 from shardfs.tree import KeyDirectory
 
@@ -203,7 +203,7 @@ class KeyFiles:
         """The number of what is made for the first sample, where anything is."""
         self.made: Numbers | None = None
         """True where a file is made for its sample, and is none of the table."""
-        self._by_stem: Numbers | None = None
+        self._by_stem: memoryview | None = None
         self._rising = True
         self._form = b"%s%%0%dd.%%s" % (prefix.replace(b"%", b"%%"), digits)
 
@@ -277,16 +277,8 @@ class KeyFiles:
     def _sample(self, stem: bytes) -> int | None:
         if self.stems is not None:
             if self._by_stem is None:
-                self._by_stem = sorted_numbers(self.stems)
-            low, high = 0, len(self._by_stem)
-            while low < high:
-                middle = (low + high) // 2
-                if self.stems[self._by_stem[middle]] < stem:
-                    low = middle + 1
-                else:
-                    high = middle
-            right = low < len(self._by_stem) and self.stems[self._by_stem[low]] == stem
-            return int(self._by_stem[low]) if right else None
+                self._by_stem = sorted_numbers(self.stems).data
+            return number_of(self.stems, self._by_stem, stem)
         if len(stem) != self.digits or not stem.isdigit():
             return None
         sample = int(stem) - self.first
