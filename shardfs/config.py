@@ -571,6 +571,13 @@ JOURNALS_OPEN = 256
 MOUNT_ANSWER = 30.0
 """A new mount that has not answered statvfs within so many seconds is taken for broken. It needs a millisecond."""
 
+UNMOUNT_BUSY = 2.0
+"""`shardfs umount` tries for so many seconds before it says that a mount is in use: whoever looks through all mounts of
+the machine (df, a desktop, another `shardfs status`) holds each of them for a moment."""
+
+UNMOUNT_AGAIN = 0.02
+"""Seconds between those attempts."""
+
 MOUNT_GONE = 10.0
 """`shardfs umount` waits so many seconds for the daemon to end."""
 

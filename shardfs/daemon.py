@@ -98,17 +98,32 @@ def resolved(path: str | os.PathLike[str]) -> str:
 def unmount(path: str, lazy: bool = False) -> None:
     """Unmount what is at `path` (as `resolved` gives it). MountError says why it cannot be done.
 
-    Root asks the kernel; others, and root without CAP_SYS_ADMIN, ask fusermount3.
+    One that is in use may be so for a moment only: it is tried again for config.UNMOUNT_BUSY seconds.
     """
+    until = time.monotonic() + config.UNMOUNT_BUSY
+    while (reason := _refused(path, lazy)) is not None:
+        if "busy" not in reason:
+            raise MountError(f"cannot unmount {path}: {reason}")
+        if time.monotonic() >= until:
+            raise MountError(
+                f"{path} is in use (a program has a file open or its working directory there) and stays mounted; "
+                "end that program, or detach the mount with --lazy"
+            )
+        time.sleep(config.UNMOUNT_AGAIN)
+
+
+def _refused(path: str, lazy: bool) -> str | None:
+    """Unmount it, or why that cannot be done. Root asks the kernel; others, and root without CAP_SYS_ADMIN, ask
+    fusermount3."""
     if os.geteuid() == 0:
         import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(os.fsencode(path), _NOFOLLOW | (_DETACH if lazy else 0)) == 0:
-            return
+            return None
         code = ctypes.get_errno()
         if code != errno.EPERM:
-            raise _not_unmounted(path, os.strerror(code), code == errno.EBUSY)
+            return "busy" if code == errno.EBUSY else os.strerror(code)
     import subprocess
 
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
@@ -118,18 +133,10 @@ def unmount(path: str, lazy: bool = False) -> None:
         )
     except FileNotFoundError as error:
         raise MissingSystemError("fusermount3 is not installed; install the package fuse3") from error
-    if done.returncode:
-        said = " ".join(done.stderr.decode("utf-8", "replace").split()).removeprefix("fusermount3: ")
-        raise _not_unmounted(path, said, "busy" in said)
-
-
-def _not_unmounted(path: str, reason: str, busy: bool) -> MountError:
-    if not busy:
-        return MountError(f"cannot unmount {path}: {reason}")
-    return MountError(
-        f"{path} is in use (a program has a file open or its working directory there) and stays mounted; "
-        "end that program, or detach the mount with --lazy"
-    )
+    if not done.returncode:
+        return None
+    said = " ".join(done.stderr.decode("utf-8", "replace").split()).removeprefix("fusermount3: ")
+    return said or "fusermount3 failed"
 
 
 def repair(path: str) -> bool:

@@ -272,13 +272,17 @@ class Injection:
         return found
 
     def injected(self) -> list[str]:
-        """The calls it was done to."""
+        """The calls it was done to. A call that another thread's comes between is two lines of the log."""
         lines = self._log.read_text(errors="replace").splitlines()
         found = []
+        begun: dict[str, str] = {}
         for line in lines:
-            called = re.match(r"\d+ +(\w+)\((.*)", line)
-            if called is not None and "(INJECTED)" in line:
-                found.append(f"{called[1]} {_site(called[2])}")
+            task, _, rest = line.partition(" ")
+            called = re.match(r" *(\w+)\((.*)", rest)
+            if called is not None:
+                begun[task] = f"{called[1]} {_site(called[2])}"
+            if "(INJECTED)" in line:
+                found.append(begun[task])
         return found
 
 

@@ -376,6 +376,18 @@ def test_busy_stays_and_lazy_detaches(tiny_store: Path) -> None:
         assert_ended(record, path)
 
 
+def test_a_mount_that_is_in_use_for_a_moment_is_unmounted(tiny_store: Path) -> None:
+    with mount_point() as path:
+        record = background(tiny_store, path)
+        held = open(path / "a/000001.json", "rb")  # noqa: SIM115 - closed by the timer
+        timer = threading.Timer(0.7, held.close)
+        timer.start()
+        done = run("umount", path)
+        timer.join()
+        assert (done.returncode, done.stderr) == (0, "")
+        assert_ended(record, path)
+
+
 def test_a_killed_daemons_mount_point_is_repaired(tiny_store: Path) -> None:
     with mount_point(made=True) as path:
         record = background(tiny_store, path)
