@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from shardfs.commands import EXIT_STATUS
 
 _ENVIRONMENT = {
+    "SHARDFS_NAME": "the setting NAME of a mount, as in SHARDFS_MEMORY=2G or SHARDFS_RW=1",
+    "XDG_CONFIG_HOME": "where shardfs/config.toml lies (default: ~/.config)",
     "XDG_CACHE_HOME": "where the index, and what is kept of stores far away, lies (default: ~/.cache)",
     "XDG_STATE_HOME": "where what is not stored yet, and the log, lies (default: ~/.local/state)",
     "XDG_RUNTIME_DIR": "where the sockets of mounts lie",
@@ -19,6 +21,8 @@ _ENVIRONMENT = {
 }
 
 _FILES = {
+    "$XDG_CONFIG_HOME/shardfs/config.toml": "settings for all mounts, and in sections [mount.NAME] for each: "
+    "shardfs config shows what comes of them",
     "MNT/.shardfs/status.json": "how a mount is doing; metrics, errors.jsonl, config.json and log are beside it",
     "/etc/fuse.conf": "user_allow_other lets users give --allow-other",
 }
