@@ -657,6 +657,10 @@ FUSE_DEVICE = (10, 229)
 PYFUSE3 = "3.5.0"
 """The release whose request loop is replaced (docs/DESIGN.md says why); pyproject.toml pins it."""
 
+DEBIAN_PACKAGES = "fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev"
+"""What pyfuse3 needs in order to be compiled and to mount; tools/bootstrap.sh installs these, and venv. libc6-dev is
+named because images for containers install nothing that is only recommended."""
+
 MEMORY_LOW = 512 * MIB
 """Below it a quarter holds a shard of 100 MiB and little else."""
 
