@@ -507,7 +507,7 @@ class Vfs:
         part = loaded.shard.part(start, end)
         if part is None:
             return None
-        if loaded.partial:
+        if loaded.partial and not loaded.raw:
             self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 
@@ -542,7 +542,7 @@ class Vfs:
             return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
         prefix, start, end = run
         part = await self.cache.fetched(key.entry, loaded, start, end)
-        if loaded.partial:
+        if loaded.partial and not loaded.raw:
             self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 
