@@ -389,7 +389,7 @@ class ShardCache:
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
         table = loaded.table
-        if loaded.partial and not loaded.raw:
+        if loaded.partial and not loaded.raw and ((entry.key, entry.version), file) not in self._rendered:
             self._took_record(table, file)
         return await self.made(
             entry, loaded, file, table.size(file), lambda: table.render(file, loaded.shard, self.arrays)

@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import socket
+import struct
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -236,7 +237,9 @@ def test_parts_of_opened_shards_are_what_was_read_of_them(tmp_path: Path) -> Non
     store = tmp_path / "mds"
     made = open_store(store, driver="streaming")
     for number in range(2):
-        made.set([{"x": os.urandom(100_000), "label": at} for at in range(3)], f"shard.{number:05}")
+        pixels = np.zeros((512, 512, 3), np.uint8)
+        made.set([{"x": os.urandom(100_000), "label": at, "p": pixels} for at in range(3)], f"shard.{number:05}")
+    *_, first, second, _ = struct.unpack("<4x4I", (store / "shard.00000.mds").read_bytes()[:20])
     assert run("index", store).returncode == 0
     with mounting(store, "--metrics-addr", "0", "--refresh", "manual", SHARDFS_NO_READ_AHEAD="1") as path:
         where = address(path)
@@ -253,6 +256,10 @@ def test_parts_of_opened_shards_are_what_was_read_of_them(tmp_path: Path) -> Non
         )  # what was read of .shardfs, too
         assert now["shardfs_read_amplification"] == pytest.approx(amplified, abs=1e-5)
         assert (now['shardfs_cache_items{tier="tables"}'], now['shardfs_cache_items{tier="memory"}']) == (2, 2)
+        directly(path / "shard.00000/000001.p.png", (0, 8192), (524288, 8192), (65536, 4096))
+        then, now = now, figures(where)  # it is made once, out of its sample
+        assert now["shardfs_store_bytes_total"] - then["shardfs_store_bytes_total"] == second - first
+        assert now['shardfs_cache_hits_total{tier="rendered"}'] == 2
         small = path / "shard.00000/000001.json"  # the kernel has it before it asks, or has asked for what it was given
         size, told = len(small.read_bytes()), ("shardfs_given_bytes_total", "shardfs_served_bytes_total")
         then, now = now, figures(where)
@@ -289,8 +296,9 @@ def test_what_is_made_and_what_is_kept_on_disk(tmp_path: Path) -> None:
         assert (told("loads_total"), told("store_bytes_total")) == (2, stored)
         assert told('cache_evictions_total{tier="memory"}') == 1
         assert told('cache_hits_total{tier="disk"}') == 0
-        wait_for(lambda: sum(file.stat().st_size for file in cache.rglob("*.data")) == told('cache_bytes{tier="disk"}'))
-        assert told('cache_bytes{tier="disk"}') == told("decoded_bytes_total") > 2 * 3 * 512 * 512 * 3
+        wait_for(lambda: told('cache_bytes{tier="disk"}') == told("decoded_bytes_total"))  # it is written behind
+        kept = sum(file.stat().st_size for file in cache.rglob("*.data"))
+        assert told('cache_bytes{tier="disk"}') == kept > 2 * 3 * 512 * 512 * 3
         directly(path / "k0/000001.p.png", (0, 4096))
         assert (told("loads_total"), told("opened_total"), told("store_bytes_total")) == (2, 1, stored)
         assert told('cache_hits_total{tier="disk"}') == 1
