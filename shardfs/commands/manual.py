@@ -20,6 +20,9 @@ _ENVIRONMENT = {
     "COLUMNS": "how wide what is shown may be, where it is no terminal (default: 80)",
 }
 
+_FSTAB = "\\fISTORE\\fR \\fIMNT\\fR [\\-sfnv] [\\-o \\fIOPT\\fR,...]"
+"""What mount(8) calls for a line of fstab."""
+
 _FILES = {
     "$XDG_CONFIG_HOME/shardfs/config.toml": "settings for all mounts, and in sections [mount.NAME] for each: "
     "shardfs config shows what comes of them",
@@ -73,7 +76,7 @@ def _synopses(parser: argparse.ArgumentParser) -> list[str]:
     for path, _, inside in commands(parser):
         if not _below(inside):
             made += [f".B shardfs {_escaped(' '.join(path))}", *_arguments(inside), ".br"]
-    return made[:-1]
+    return [*made, f".B mount.shardfs {_FSTAB}"]
 
 
 def _arguments(parser: argparse.ArgumentParser) -> list[str]:
