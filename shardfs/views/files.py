@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from shardfs import config, inodes
 from shardfs.attributes import Attributes
 from shardfs.errors import BadSettingError, StaleShardError, StorageError
+from shardfs.index import ShardTable
 from shardfs.listers import Listers
 from shardfs.model import Inode
+from shardfs.outdated import Outdated
 from shardfs.tree import KeyDirectory
 from shardfs.views.gathered import Sources
 from shardfs.views.mirrored import Hf, Tars
@@ -242,15 +244,14 @@ class ViewFiles:
 
     # --- changes ------------------------------------------------------------------------------------------------
 
-    def supersede(self, key: KeyDirectory) -> list[tuple[Inode, list[bytes]]]:
-        """A key was replaced or has gone: its numbers mean nothing any more. The directories that may have shown its
-        files under names that the kernel has: the one that they are in, and their names."""
+    def supersede(self, key: KeyDirectory, table: ShardTable | None) -> list[Iterable[Outdated]]:
+        """A key was replaced or has gone: its numbers mean nothing any more. The names that may mean other files by
+        now, to be gone through in any thread; `table` says what the key held, where that is known."""
         slot, told = key.slot, []
         gone = []
         for place in self._places.values():
             gone += [Owner(place.number, kind, slot) for kind in (KEY, INSIDE, METADATA_FILE, LABEL_TEXTS)]
-            if isinstance(place, GatheredPlace):
-                told.append(place.outdated(slot))
+            told += place.outdated(key, table)
         if self._places:
             self._ranges.drop(gone)
         self._common.hf.drop(slot)
