@@ -418,8 +418,9 @@ NOTES_LOGGED = 20
 """Cells that could not be decoded, listed below `.shardfs` and logged one by one for each shard; there may be one in
 every sample."""
 
-NOTICES = 10_000
-"""Superseded keys the kernel is still to be told of; above it, it finds out by itself."""
+NOTICES = 100_000
+"""What the kernel is still to be told, two notices for each superseded key, some 300 bytes each; rounds take in no more
+keys while half of it is waiting, and of what a listing brings at once above that it finds out by itself."""
 
 NAMES_TOLD = 10_000
 """Once a key was stored anew the kernel is told of its names one by one, up to so many: 20 microseconds each, and who

@@ -308,6 +308,7 @@ def _notices(made: _Made) -> Notices:
     vfs.superseded = notices.superseded
     vfs.renamed = notices.renamed
     vfs.outdated = notices.outdated
+    vfs.refresh.untold = notices.waiting
     if writable is not None:
         # and no prefilling: what was read of a shard a moment ago may have been written over by now
         writable.emptied = notices.emptied

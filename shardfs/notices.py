@@ -51,6 +51,10 @@ class Notices:
         """Queue a notice. Where there are too many, the kernel finds out by itself, within the refresh interval."""
         self._put(lambda: self._forget(key, files))
 
+    def waiting(self) -> int:
+        """How many there are that the kernel has not been told yet."""
+        return self._queue.qsize()
+
     def renamed(self, directory: int, names: Iterable[bytes]) -> None:
         """Queue that the names in a directory may mean other files by now."""
         self._put(lambda: self._forget_names(directory, names))

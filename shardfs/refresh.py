@@ -48,6 +48,8 @@ class Refresh:
         self.interval = interval
         self.requests: Callable[[], int] = lambda: 0
         """How many requests there were so far: whether the mount is used."""
+        self.untold: Callable[[], int] = lambda: 0
+        """How much of what `superseded` was called for is still to be said."""
         self._rounds = Rounds(tree)
         self._listed = 0.0
         self._compared = 0.0
@@ -136,6 +138,8 @@ class Refresh:
         for at, (before, entry) in enumerate(found.differing):
             if at % config.REFRESH_TAKEN == 0:
                 await trio.lowlevel.checkpoint()
+                while self.untold() > config.NOTICES // 2:
+                    await trio.sleep(config.REFRESH_WAIT)
             known = self._tree.current(before.key)
             if known is not None and known.entry.version == before.version:  # else it was looked at since
                 self._take_one(before.key, entry)

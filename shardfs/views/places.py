@@ -112,6 +112,11 @@ def no_directory() -> StorageError:
     return StorageError("not a directory", errno.ENOTDIR)
 
 
+def _in(directory: int, names: Iterable[bytes]) -> Iterator[Outdated]:
+    for name in names:
+        yield directory, name
+
+
 class Place:
     """A view at one place. `above` is the directory it is in, None for the mount's root."""
 
@@ -247,7 +252,7 @@ class GatheredPlace(Place):
         for number, path in groups:
             inode = self.common.ranges.known(Owner(self.number, GROUP, path)) if path else self.top
             if inode is not None:
-                made.append((inode, name) for name in index.names(key.slot, number))
+                made.append(_in(inode, index.names(key.slot, number)))
         if table is None or table.files > config.NAMES_TOLD:  # one by one that takes its time
             made.insert(0, self._words(path[0] for _, path in groups if path))
         return made
@@ -430,8 +435,7 @@ class MirroredPlace(Place):
         end = TAR if self.view.kind == "wds" else b""
         made: list[Iterable[Outdated]] = [] if above is None else [[(above, key.name + end)]]
         if self.view.kind == "hf" and own is not None and table is not None:
-            names = self.common.hf.names(key, table)
-            made.append((own, name) for name in names)
+            made.append(_in(own, self.common.hf.names(key, table)))
         if self.view.kind == "tree" and inside is not None and table is not None:
             made.append(self._inner_names(table, inside))
         return made
