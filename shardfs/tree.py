@@ -104,6 +104,8 @@ class KeyTree:
         self.stored_bytes = 0
         self.changes = 0
         """Rises with each key that comes, goes or gets another version."""
+        self.retired = 0
+        """Rises with each key that goes or gets another version."""
         self.update(entries)
 
     def update(self, entries: Iterable[Entry]) -> list[KeyDirectory]:
@@ -156,6 +158,7 @@ class KeyTree:
     def _retire(self, known: KeyDirectory) -> KeyDirectory:
         known.superseded = True
         self.changes += 1
+        self.retired += 1
         self.stored_bytes -= known.entry.stored_bytes
         del self._keys[known.entry.key]
         self._known.pop(known.slot, None)

@@ -370,7 +370,8 @@ class Vfs:
 
     def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         inode = inodes.file_inode(key.slot, file)
-        return Attributes(inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER)
+        lasting = 0.0 if key.superseded else config.FOREVER  # the kernel was told to forget it, and will not be again
+        return Attributes(inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, lasting, lasting)
 
     def _inside(self, key: KeyDirectory, table: ShardTable, number: int) -> Attributes:
         """Attributes of what has a number in a key's table: a file, or a directory."""
@@ -419,7 +420,9 @@ class Vfs:
         if opened is None or opened.table is None or not opened.table.flat:
             return None
         assert isinstance(opened.directory, KeyDirectory)
-        return FileRun(self._shared(opened.directory), opened.table, opened.plus, has_canary(opened.table))
+        key = opened.directory
+        shared = self._file_attributes(key, 0, 0) if key.superseded else self._shared(key)
+        return FileRun(shared, opened.table, opened.plus, has_canary(opened.table))
 
     def view_listing(self, handle: int) -> tuple[Listing, bool] | None:
         """The same for a directory of a view, and whether its names are to come with attributes."""

@@ -63,6 +63,8 @@ class _Asked:
 class _Opened:
     listing: Listing
     plus: bool
+    retired: int
+    """How many keys had been superseded when it was made."""
 
 
 class ViewFiles:
@@ -179,8 +181,10 @@ class ViewFiles:
         """A handle for listing a directory as it is now. ENOTDIR, ESTALE, and the errors of making what is in it."""
         if inode == self.top().inode:
             listing = Listing([(name.encode(), self._view(name.encode()).attributes()) for name in PLAIN])
+            retired = self._common.sources.tree.retired
         else:
             place, owner, offset = self._owner(inode)
+            retired = self._common.sources.tree.retired
             listing = await place.listing(owner, offset)
             self._note(place)
         if len(self._handles) >= config.HANDLES:
@@ -190,20 +194,24 @@ class ViewFiles:
         if len(self._asked) > config.LISTERS:
             self._asked.popitem(last=False)
         number = next(self._numbers)
-        self._handles[number] = _Opened(listing, self._listers.plus(process, asked, listing))
+        self._handles[number] = _Opened(listing, self._listers.plus(process, asked, listing), retired)
         return number
 
     def listing(self, handle: int) -> tuple[Listing, bool] | None:
         """What an open directory lists, and whether its names are to come with attributes; None for no such handle."""
         opened = self._handles.get(handle)
-        return None if opened is None else (opened.listing, opened.plus)
+        if opened is None:
+            return None
+        if opened.retired != self._common.sources.tree.retired:
+            return opened.listing.aged(), opened.plus
+        return opened.listing, opened.plus
 
     def entries(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on. EBADF."""
-        opened = self._handles.get(handle)
-        if opened is None:
+        found = self.listing(handle)
+        if found is None:
             raise StorageError("no such handle", errno.EBADF)
-        return opened.listing.entries(start)
+        return found[0].entries(start)
 
     def releasedir(self, handle: int) -> None:
         self._handles.pop(handle, None)

@@ -75,6 +75,33 @@ class Listing:
             assert self.rows is not None
             yield (*self.rows.entry(at), len(self.head) + at + 1)
 
+    def aged(self) -> Listing:
+        """The same of which nothing is to be believed: some of it may be others' by now, of which the kernel has been
+        told already."""
+        head = [(name, aged(attributes)) for name, attributes in self.head]
+        return Listing(head, None if self.rows is None else AgedRows(self.rows))
+
+
+def aged(attributes: Attributes) -> Attributes:
+    return attributes._replace(entry_timeout=0.0, attr_timeout=0.0)
+
+
+class AgedRows:
+    """Entries of which nothing is to be believed."""
+
+    def __init__(self, rows: Listable) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def entry(self, at: int) -> tuple[bytes, Attributes]:
+        name, attributes = self._rows.entry(at)
+        return name, aged(attributes)
+
+    def batch(self, first: int, last: int) -> Entries:
+        return self._rows.batch(first, last)
+
 
 @dataclass(slots=True)
 class Common:
@@ -354,7 +381,7 @@ class MirroredPlace(Place):
         size = self.common.tars.size(key.slot)
         if size is not None:
             return self._tar(key, size)
-        return self._tar(key, 0)._replace(entry_timeout=0.0, attr_timeout=0.0)
+        return aged(self._tar(key, 0))
 
     async def getattr(self, owner: Owner, offset: int) -> Attributes:
         if owner.kind == TOP:
