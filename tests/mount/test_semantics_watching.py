@@ -17,7 +17,7 @@ from tests.conformance.trees import fails, wait_for
 from tests.mount.conftest import SlowStore, mounting, run
 from tests.mount.semantics import JPEG
 
-pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.mount, pytest.mark.timeout(90)]
 
 QUICK = ("--refresh", "0.2")
 SAMPLES = 3
