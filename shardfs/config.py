@@ -327,6 +327,24 @@ how often, at most, the store is asked on use whether a key is still the same.""
 REFRESH_WAIT = 0.1
 """Seconds a lookup waits for that answer: a store that is slower is seen a moment later, and stops nobody."""
 
+REFRESH_CHECKS = 10_000
+"""Keys of which the kernel knows something that are compared with the store in one round: 50 milliseconds of one core
+where they are local files. Of more, each is looked at in every second round, or third."""
+
+REFRESH_IDLE = 5
+"""A mount of which nobody asks anything has one round in so many intervals: who reads out of the page cache is told
+then, and a mount that nobody uses costs next to nothing."""
+
+REFRESH_LEAST = 0.1
+"""Seconds between rounds at least, however short the interval."""
+
+REFRESH_SHARE = 10
+"""Rounds take one part in so many of a core at most, and the same of the interval where keys must be asked for one by
+one: the next is put off where the last took long."""
+
+REFRESH_TAKEN = 100
+"""Keys that a round found replaced and are put in place at a time, before requests have their turn."""
+
 ERRORS_KEPT = 1_000
 """Lines of damage kept for asking; older ones are in the log."""
 
@@ -400,8 +418,9 @@ NOTES_LOGGED = 20
 """Cells that could not be decoded, listed below `.shardfs` and logged one by one for each shard; there may be one in
 every sample."""
 
-NOTICES = 10_000
-"""Superseded keys the kernel is still to be told of; above it, it finds out by itself."""
+NOTICES = 100_000
+"""What the kernel is still to be told, two notices for each superseded key, some 300 bytes each; rounds take in no more
+keys while half of it is waiting, and of what a listing brings at once above that it finds out by itself."""
 
 NAMES_TOLD = 10_000
 """Once a key was stored anew the kernel is told of its names one by one, up to so many: 20 microseconds each, and who
