@@ -66,6 +66,17 @@ def encoder_for(level: int | None) -> tuple[Any, int]:
 _UNEVEN = 7919
 
 
+_STORED = zlib, 0
+"""What stores as it is: isal's level 0 is none, it makes noise larger."""
+
+
+def _member(module: Any, level: int, raw: memoryview) -> list[bytes]:
+    """One member, in pieces."""
+    stream = module.compressobj(level, wbits=_GZIP)
+    slices = range(0, len(raw), config.GZIP_SLICE)
+    return [*(stream.compress(raw[at : at + config.GZIP_SLICE]) for at in slices), stream.flush()]
+
+
 class MemberWriter:
     """Writes raw bytes into `file` as members of config.GZIP_MEMBER of them each, whatever the pieces they come in.
 
@@ -109,10 +120,10 @@ class MemberWriter:
     def _compressed(self, filling: Filling) -> tuple[list[bytes], Filling]:
         raw = filling.raw
         module, level = self._encoder(raw) if self._choose else (self._module, self._level)
-        stream = module.compressobj(level, wbits=_GZIP)
-        slices = range(0, len(raw), config.GZIP_SLICE)
-        made = [stream.compress(raw[at : at + config.GZIP_SLICE]) for at in slices]
-        return [*made, stream.flush()], filling
+        made = _member(module, level, raw)
+        if self._choose and level and sum(map(len, made)) >= config.GZIP_WORTH * len(raw):
+            made = _member(*_STORED, raw)
+        return made, filling
 
     def _encoder(self, raw: memoryview) -> tuple[Any, int]:
         """What compresses a member, and at which level, by what compressing samples from all over it saves."""
@@ -124,7 +135,7 @@ class MemberWriter:
         probe = b"".join(raw[start : start + size] for start in starts)
         share = len(self._module.compress(probe, 1)) / len(probe)
         if share >= config.GZIP_STORED:
-            return zlib, 0  # isal's level 0 is none: it makes noise larger
+            return _STORED
         return self._module, self._level if share < config.GZIP_WORTH else 1
 
     def _write(self, member: tuple[list[bytes], Filling]) -> None:
