@@ -72,8 +72,11 @@ class Mounted:
         return int(done.stdout)
 
     def end(self) -> None:
-        self._shardfs("umount", str(self.path))
-        shutil.rmtree(self.path.parent)
+        words = [sys.executable, "-m", "shardfs", "umount", str(self.path)]
+        subprocess.run(words, timeout=_SECONDS, env=self._environment, cwd=machine.REPOSITORY)
+        machine.unmount(self.path)  # where that failed; on a busy machine the process may end a little later
+        self.path.rmdir()
+        self.path.parent.rmdir()
 
 
 def once(store: Path, cache: Path, files: int, labelled: int) -> dict[str, Any]:
