@@ -75,8 +75,8 @@ class Mounted:
         words = [sys.executable, "-m", "shardfs", "umount", str(self.path)]
         subprocess.run(words, timeout=_SECONDS, env=self._environment, cwd=machine.REPOSITORY)
         machine.unmount(self.path)  # where that failed; on a busy machine the process may end a little later
-        self.path.rmdir()
-        self.path.parent.rmdir()
+        if not machine.is_mounted(self.path):
+            shutil.rmtree(self.path.parent)
 
 
 def once(store: Path, cache: Path, files: int, labelled: int) -> dict[str, Any]:
