@@ -78,6 +78,10 @@ SUSPECT_RATIO = 50
 """A shard that passes this raw size while it compresses better than this is looked into before more is made of it:
 a stream of zeros is a million damaged samples and need not be decompressed to its end first."""
 
+GZIP_BUFFER = 512 * 1024
+"""Stored bytes that isal's gzip reader holds, and the longest header of a member that it takes: a name and a comment of
+any length may be in there, but none of a file's. Twice as many take no less time, half as many a little more."""
+
 GZIP_FEED = 64 * 1024
 """zlib copies what is left of its input at the end of each member: of this much at most, or a megabyte for each of
 50,000 empty members would be copied."""

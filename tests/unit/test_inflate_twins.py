@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from isal import isal_zlib
 
-from shardfs import compression
+from shardfs import compression, gunzip
 from shardfs.errors import DamagedShardError
 
 DATA = random.Random(3).randbytes(3_000) + b"shard" * 2_000
@@ -29,7 +29,7 @@ def outcome(stored: bytes) -> bytes | None:
 @pytest.fixture(params=[zlib, isal_zlib], ids=["zlib", "isal"])
 def _inflate(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     twin: ModuleType = request.param
-    monkeypatch.setattr(compression, "inflate", twin)
+    monkeypatch.setattr(gunzip, "inflate", twin)
 
 
 @pytest.mark.usefixtures("_inflate")
