@@ -18,7 +18,6 @@ from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.raw_bytes import RawBytes, Whole
 from shardfs.values import Buffer
 
-
 Inspect = Callable[[bytes, int], None]
 """Shown the beginning of the raw bytes, and how many stored bytes it took, where that is suspiciously much."""
 

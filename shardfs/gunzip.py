@@ -1,5 +1,5 @@
-"""gzip streams: stored bytes to raw bytes. Knows nothing of shards, nor of how many raw bytes there may be: whoever takes
-them counts.
+"""gzip streams: stored bytes to raw bytes. Knows nothing of shards, nor of how many raw bytes there may be: whoever
+takes them counts.
 
 isal's reader puts them right where they are to lie and lets go of the GIL once for a megabyte. The twins of zlib, which
 are there without it, make an object of each piece: they ask for the GIL with each doubling of its memory, hundreds of
