@@ -78,7 +78,7 @@ class _Opened:
     """A stored object that is open."""
 
     reader: Reader
-    handles: int = 1
+    handles: int = 0
     reading: int = 0
 
 
@@ -95,7 +95,10 @@ class ControlFiles:
     _begun: int = field(default_factory=time.time_ns)
     _states: OrderedDict[int, _State] = field(default_factory=OrderedDict)
     _latest: dict[bytes, _State] = field(default_factory=dict)
-    _readers: dict[int, _Opened] = field(default_factory=dict)
+    _readers: OrderedDict[int, _Opened] = field(default_factory=OrderedDict)
+    """By inode number, the one that was read last at the end."""
+    _unopened: bool = False
+    """True once nobody says any more what he opens: whatever the kernel knows may be open then."""
     _sizes: OrderedDict[int, int] = field(default_factory=OrderedDict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
@@ -119,6 +122,14 @@ class ControlFiles:
         return await self._attributes(
             _INDEX_FILE, _INDEX_DIRECTORY, below if isinstance(below, Directory) else None, name
         )
+
+    def without_opens(self) -> None:
+        """From here on files are read that were never opened, and none is closed."""
+        self._unopened = self.tables.unopened = True
+        for state in self._states.values():
+            state.handles = 0
+        for opened in self._readers.values():
+            opened.handles = 0
 
     def is_top(self, inode: int) -> bool:
         """Whether it is `.shardfs` itself."""
@@ -237,7 +248,8 @@ class ControlFiles:
         for inode in list(self._states):
             if len(self._states) < config.CONTROL_STATES:
                 return
-            if not self._states[inode].handles:
+            state = self._states[inode]
+            if not (state.handles or (self._unopened and state.lookups > 0)):
                 del self._states[inode]
         if len(self._states) >= config.CONTROL_STATES:
             raise StorageError("too many open files below .shardfs", errno.EMFILE)
@@ -256,6 +268,8 @@ class ControlFiles:
             self._let_go(state)
         elif _meaning(inode)[0] == _TABLE:
             self.tables.looked_up(_meaning(inode)[1], count)
+        elif count < 0 and inode in self._readers:
+            self._close(inode, self._readers[inode])
 
     def _let_go(self, state: _State) -> None:
         seen = state.taken or time.monotonic() - state.made > config.CONTROL_LOOK
@@ -318,58 +332,85 @@ class ControlFiles:
         elif kind == _TABLE:
             await self.tables.open(number)
         elif kind == _RAW_FILE:
-            await self._open_object(inode, self._key(number))
+            (await self._open_object(inode, number)).handles += 1
         elif kind == _INDEX_FILE:
-            size = await self._size(self._key(number))
-            if size * config.CONTROL_SHARE > self.cache.budget:
-                raise StorageError(f"{size} bytes of light fields are too much for this mount's memory", errno.EFBIG)
+            await self._fitting(self._key(number))
         else:
             raise StorageError("a directory", errno.EISDIR)
         return inode
 
-    async def _open_object(self, inode: int, key: KeyDirectory) -> None:
+    async def _fitting(self, key: KeyDirectory) -> int:
+        """Bytes of a key's light fields. EFBIG for more than may be held."""
+        size = await self._size(key)
+        if size * config.CONTROL_SHARE > self.cache.budget:
+            raise StorageError(f"{size} bytes of light fields are too much for this mount's memory", errno.EFBIG)
+        return size
+
+    async def _open_object(self, inode: int, slot: int) -> _Opened:
+        """What a key is stored as, open; one that is open already stays what it is, whatever became of its key."""
+        opened = self._readers.get(inode)
+        if opened is not None:
+            return opened
+        found = self._object(self._key(slot))
+        if found is None or not isinstance(self.driver, StoresObjects):
+            raise StaleShardError("a shard that is not one object")
+        storage, (name, version) = self.driver.storage, found
+        if len(self._readers) >= config.CONTROL_STATES:
+            raise StorageError("too many open files below .shardfs", errno.EMFILE)
+        reader = await self.cache.in_worker(lambda: storage.open(name, version))
         opened = self._readers.get(inode)
         if opened is None:
-            found = self._object(key)
-            if found is None or not isinstance(self.driver, StoresObjects):
-                raise StaleShardError("a shard that is not one object")
-            storage, (name, version) = self.driver.storage, found
-            if len(self._readers) >= config.CONTROL_STATES:
-                raise StorageError("too many open files below .shardfs", errno.EMFILE)
-            reader = await self.cache.in_worker(lambda: storage.open(name, version))
-            opened = self._readers.get(inode)
-            if opened is None:
-                self._readers[inode] = _Opened(reader)
-                return
+            opened = self._readers[inode] = _Opened(reader)
+        else:
             reader.close()  # somebody else was quicker
-        opened.handles += 1
+        return opened
+
+    def held(self, key: KeyDirectory) -> Inode | None:
+        """The directory in which a key's stored object is shown, if that is open though nobody may have it open: who
+        makes the kernel forget its name there has it closed."""
+        shown = _inode(_RAW_FILE, key.slot) in self._readers
+        return _inode(_RAW_DIRECTORY, key.parent) if self._unopened and shown else None
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`, fewer only at the end: the same for a handle as ever, or an error."""
         kind, number = _meaning(handle)
         if kind == _STATE:
-            return memoryview(self._known(handle).data)[offset : offset + size]
+            state = self._known(handle)
+            state.taken = True
+            return memoryview(state.data)[offset : offset + size]
         if kind == _TABLE:
             return await self.tables.read(number, offset, size)
-        if kind == _RAW_FILE and handle in self._readers:
-            opened = self._readers[handle]
-            count = min(size, opened.reader.size - offset)
-            opened.reading += 1
-            try:
-                return b"" if count <= 0 else await self.cache.in_worker(lambda: opened.reader.read_at(offset, count))
-            finally:
-                opened.reading -= 1
-                self._close(handle, opened)
+        if kind == _RAW_FILE and (self._unopened or handle in self._readers):
+            return await self._read_object(handle, number, offset, size)
         if kind != _INDEX_FILE:
             raise StorageError("no such handle", errno.EBADF)
         key = self._key(number)
         async with self.cache.pinned(key.entry) as loaded:
             table, shard, arrays = loaded.table, loaded.shard, self.cache.arrays
-            length = await self._size(key)
+            length = await self._fitting(key)
             whole = await self.cache.made(
                 key.entry, loaded, _WHOLE, length, lambda: light_lines.render(table, shard, arrays)
             )
         return memoryview(whole)[offset : offset + size]
+
+    async def _read_object(self, handle: int, slot: int, offset: int, size: int) -> bytes:
+        opened = await self._open_object(handle, slot)
+        count = min(size, opened.reader.size - offset)
+        opened.reading += 1
+        try:
+            return b"" if count <= 0 else await self.cache.in_worker(lambda: opened.reader.read_at(offset, count))
+        finally:
+            opened.reading -= 1
+            if not self._unopened:
+                self._close(handle, opened)
+            elif handle in self._readers:
+                self._readers.move_to_end(handle)
+                self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        """Nobody says when he is done: few are kept open, for who reads on, and what was opened again is the same."""
+        for inode in list(self._readers)[: max(0, len(self._readers) - config.CONTROL_READERS)]:
+            self._close(inode, self._readers[inode])
 
     def release(self, handle: int) -> None:
         """A handle was closed for good."""

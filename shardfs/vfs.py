@@ -113,6 +113,7 @@ class Vfs:
         self._gifts = Gifts()
         self._listers = Listers()
         self._numbers = itertools.count(1)
+        self._opens = True
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -163,6 +164,9 @@ class Vfs:
         for above, names in self.views.supersede(key):
             if names:
                 self.renamed(above, names)
+        held = self.control.held(key)
+        if held is not None:
+            self.renamed(held, [key.name])
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -444,6 +448,13 @@ class Vfs:
 
     # --- files --------------------------------------------------------------------------------------------------
 
+    def without_opens(self) -> None:
+        """From here on files are read that were never opened, and none is closed. What `open` would have said, `read`
+        says then."""
+        self._opens = False
+        self._gifts = Gifts()
+        self.control.without_opens()
+
     def open_now(self, inode: int, flags: int) -> int | None:
         """As `open`, where nothing has to be waited for; None where something has."""
         key = self.tree.slot(inode >> inodes.BITS)
@@ -548,6 +559,8 @@ class Vfs:
 
     def release(self, handle: int) -> None:
         """A handle was closed for good."""
+        if not self._opens:
+            return  # of some that were opened before the kernel does not tell either
         if handle >= inodes.CONTROL:
             self.control.release(handle)
         else:
