@@ -82,6 +82,9 @@ class _Scope(ctypes.Structure):
     ]
 
 
+_Bytes = ctypes.c_char * _REQUEST.size
+
+
 class _Vector(ctypes.Structure):
     """struct iovec of readv(2)."""
 
@@ -91,8 +94,10 @@ class _Vector(ctypes.Structure):
 class Task:
     """The buffer of one session task. Keeps the state that it is in."""
 
-    def __init__(self, scope: object) -> None:
+    def __init__(self, scope: object, proven: Callable[[], bool]) -> None:
+        """`proven` says whether a request was found in the buffer of such a task before."""
         self._kept = scope
+        self._proven = proven
         self._fields = _Scope.from_address(id(scope))
         self._where = ctypes.c_uint64.from_address(id(scope) + _Scope.buffer.offset + _Buffer.memory.offset)
         self._place = 0
@@ -103,9 +108,10 @@ class Task:
         place = self._where.value
         if place != self._place:
             self._view, self._place = None, place
-            if self._fields.buffer.flags == 0 and self._fields.buffer.size >= _HEADER and readable(place):
-                self._view = memoryview((ctypes.c_char * _REQUEST.size).from_address(place))
-        return None if self._view is None else _REQUEST.unpack_from(self._view)  # type: ignore[return-value]
+            whole = self._fields.buffer.flags == 0 and self._fields.buffer.size >= _HEADER
+            if whole and (self._proven() or readable(place)):
+                self._view = memoryview(_Bytes.from_address(place))
+        return None if self._view is None else _REQUEST.unpack_from(self._view)
 
 
 def readable(address: int) -> bool:
@@ -124,14 +130,15 @@ def readable(address: int) -> bool:
 
 @functools.cache
 def _reading() -> Callable[..., int] | None:
-    """process_vm_readv(2), for each task once."""
+    """process_vm_readv(2)."""
     try:
         read = ctypes.CDLL(None).process_vm_readv
     except AttributeError:
         return None
     read.restype = ctypes.c_ssize_t
-    read.argtypes = [ctypes.c_int, ctypes.c_void_p, *[ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]]
-    return read  # type: ignore[no-any-return]
+    number, place = ctypes.c_ulong, ctypes.c_void_p
+    read.argtypes = [ctypes.c_int, place, number, place, number, number]
+    return read
 
 
 _TASK: ContextVar[Task | None] = ContextVar("task", default=None)
@@ -143,17 +150,21 @@ class OpenRequests:
     def __init__(self, begin: Callable[..., Coroutine[Any, Any, None]]) -> None:
         """`begin(nursery, min_tasks, max_tasks)` makes pyfuse3's coroutine of a task, not begun."""
         self._begin = begin
+        self._proven = False
         self.sound = True
         """False where a task did not look as it must: nothing is to rest on this then."""
 
     async def task(self, nursery: object, min_tasks: int, max_tasks: int) -> None:
         """In place of pyfuse3's session task: the same, looked at."""
         coroutine = self._begin(nursery, min_tasks, max_tasks)
-        task = examined(coroutine, nursery, min_tasks, max_tasks)
-        if task is None:
+        scope = examined(coroutine, nursery, min_tasks, max_tasks)
+        if scope is None:
             self.sound = False
-        _TASK.set(task)
+        _TASK.set(None if scope is None else Task(scope, self._is_proven))
         await coroutine
+
+    def _is_proven(self) -> bool:
+        return self._proven
 
     def is_open(self, inode: int, flags: int) -> bool:
         """True if the request that is being answered can be looked at, and is to open this file: the kernel may be told
@@ -166,20 +177,23 @@ class OpenRequests:
             self.sound = False
             log.warning("files are opened by request: pyfuse3 is not what it is expected to be")
             return False
+        self._proven = True
         return True
 
-    @staticmethod
-    def inode(offset: int, size: int) -> int:
+    def inode(self, offset: int, size: int) -> int:
         """The file that the read of so many bytes without a handle, which is being answered, is of. EIO."""
         task = _TASK.get()
         found = None if task is None else task.request()
         if found is None or found[0] != _READ or found[2:] != (0, offset, size):
+            if self.sound:
+                log.error("a read that cannot be looked at: mount again with %s=1 in the environment", STOCK)
+            self.sound = False
             raise StorageError("a read of nobody knows which file", errno.EIO)
         return found[1]
 
 
-def examined(coroutine: object, nursery: object, min_tasks: int, max_tasks: int) -> Task | None:
-    """The task that a coroutine is, not begun; None if it looks otherwise than expected."""
+def examined(coroutine: object, nursery: object, min_tasks: int, max_tasks: int) -> object | None:
+    """The state of a task's coroutine that is not begun; None if it looks otherwise than expected."""
     found = None
     for kept in gc.get_referents(coroutine):
         if isinstance(kept, type) or type(kept).__basicsize__ != ctypes.sizeof(_Scope):
@@ -188,7 +202,7 @@ def examined(coroutine: object, nursery: object, min_tasks: int, max_tasks: int)
         empty = bytes(fields.buffer) == bytes(ctypes.sizeof(_Buffer))
         numbers = (fields.type, fields.min_tasks, fields.max_tasks, fields.nursery)
         if empty and numbers == (id(type(kept)), min_tasks, max_tasks, id(nursery)):
-            found = Task(kept)
+            found = kept
     return found
 
 

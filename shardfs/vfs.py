@@ -357,7 +357,10 @@ class Vfs:
         assert not isinstance(directory, NewDirectory)
         mtime = directory.entry.mtime_ns if isinstance(directory, KeyDirectory) else directory.mtime_ns
         mode = stat.S_IFDIR | 0o555
-        return Attributes(directory.inode, mode, 0, mtime, 1, self.refresh.interval, self.refresh.interval)
+        lasting = self.refresh.interval
+        if not self._opens and isinstance(directory, KeyDirectory):
+            lasting = self.refresh.left(directory)  # nothing is asked when a file is opened: its path must lead to it
+        return Attributes(directory.inode, mode, 0, mtime, 1, lasting, lasting)
 
     def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         inode = inodes.file_inode(key.slot, file)
