@@ -170,7 +170,7 @@ def _place(mountpoint: str, writable: bool) -> _Place:
     handed_over.check(descriptor)
     handed_over.check_rights(descriptor, writable)
     there = handed_over.mounted(descriptor)
-    read_only = there is not None and there.read_only
+    read_only = there is not None and "ro" in there.options
     return _Place(mountpoint if there is None else there.path, descriptor, there is not None, read_only)
 
 

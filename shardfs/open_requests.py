@@ -67,19 +67,25 @@ class _Buffer(ctypes.Structure):
     ]
 
 
-class _Scope(ctypes.Structure):
-    """What a session task of pyfuse3 3.5.0 on CPython keeps between its steps."""
+class _NewBuffer(ctypes.Structure):
+    """The same of libfuse 3.17 and later."""
 
-    _fields_ = [
-        ("references", ctypes.c_ssize_t),
-        ("type", ctypes.c_uint64),
-        ("buffer", _Buffer),
-        ("max_tasks", ctypes.c_int),
-        ("min_tasks", ctypes.c_int),
-        ("name", ctypes.c_uint64),
-        ("nursery", ctypes.c_uint64),
-        ("result", ctypes.c_int),
-    ]
+    _fields_ = [*_Buffer._fields_, ("room", ctypes.c_size_t)]
+
+
+def _scope(buffer: type[ctypes.Structure]) -> type[ctypes.Structure]:
+    """What a session task of pyfuse3 3.5.0 on CPython keeps between its steps."""
+    number, place = ctypes.c_int, ctypes.c_uint64
+    fields = [("references", ctypes.c_ssize_t), ("type", place), ("buffer", buffer), ("max_tasks", number)]
+    fields += [("min_tasks", number), ("name", place), ("nursery", place), ("result", number)]
+    return type("_Scope", (ctypes.Structure,), {"_fields_": fields})
+
+
+SCOPES = {ctypes.sizeof(each): each for each in (_scope(_Buffer), _scope(_NewBuffer))}
+"""By size; which one it is depends on the libfuse that pyfuse3 was built for."""
+
+_BUFFER = 16
+"""Where the buffer is in each."""
 
 
 _Bytes = ctypes.c_char * _REQUEST.size
@@ -98,8 +104,8 @@ class Task:
         """`proven` says whether a request was found in the buffer of such a task before."""
         self._kept = scope
         self._proven = proven
-        self._fields = _Scope.from_address(id(scope))
-        self._where = ctypes.c_uint64.from_address(id(scope) + _Scope.buffer.offset + _Buffer.memory.offset)
+        self._buffer = _Buffer.from_address(id(scope) + _BUFFER)
+        self._where = ctypes.c_uint64.from_address(id(scope) + _BUFFER + _Buffer.memory.offset)
         self._place = 0
         self._view: Any = None
 
@@ -108,7 +114,7 @@ class Task:
         place = self._where.value
         if place != self._place:
             self._view, self._place = None, place
-            whole = self._fields.buffer.flags == 0 and self._fields.buffer.size >= _HEADER
+            whole = self._buffer.flags == 0 and self._buffer.size >= _HEADER
             if whole and (self._proven() or readable(place)):
                 self._view = memoryview(_Bytes.from_address(place))
         return None if self._view is None else _REQUEST.unpack_from(self._view)
@@ -196,10 +202,11 @@ def examined(coroutine: object, nursery: object, min_tasks: int, max_tasks: int)
     """The state of a task's coroutine that is not begun; None if it looks otherwise than expected."""
     found = None
     for kept in gc.get_referents(coroutine):
-        if isinstance(kept, type) or type(kept).__basicsize__ != ctypes.sizeof(_Scope):
+        scope = None if isinstance(kept, type) else SCOPES.get(type(kept).__basicsize__)
+        if scope is None:
             continue
-        fields = _Scope.from_address(id(kept))
-        empty = bytes(fields.buffer) == bytes(ctypes.sizeof(_Buffer))
+        fields: Any = scope.from_address(id(kept))
+        empty = not any(bytes(fields.buffer))
         numbers = (fields.type, fields.min_tasks, fields.max_tasks, fields.nursery)
         if empty and numbers == (id(type(kept)), min_tasks, max_tasks, id(nursery)):
             found = kept

@@ -165,7 +165,7 @@ def test_opens_are_asked_for_where_somebody_wants_to_see_them(store: Path, words
     "wrong",
     [
         "open_requests._OPEN = 99",
-        "open_requests._Scope = open_requests._Vector",
+        "open_requests.SCOPES.clear()",
     ],
 )
 def test_where_pyfuse3_is_not_what_it_must_be_files_are_opened_by_request(store: Path, wrong: str) -> None:

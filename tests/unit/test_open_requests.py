@@ -41,14 +41,14 @@ def state() -> Iterator[tuple[object, object]]:
     scope = examined(coroutine, nursery, 1, 99)
     assert scope is not None
     yield scope, nursery
-    ctypes.memset(id(scope) + open_requests._Scope.buffer.offset, 0, ctypes.sizeof(open_requests._Buffer))
+    ctypes.memset(id(scope) + open_requests._BUFFER, 0, ctypes.sizeof(open_requests._Buffer))
     coroutine.close()
 
 
 def put(scope: object, request: bytes, flags: int = 0) -> object:
     """Have a task hold a request, as libfuse does; the buffer is to be kept."""
     memory = ctypes.create_string_buffer(request, 4096)
-    fields = open_requests._Scope.from_address(id(scope)).buffer
+    fields = open_requests._Buffer.from_address(id(scope) + open_requests._BUFFER)
     fields.size, fields.flags, fields.memory = len(request), flags, ctypes.addressof(memory)
     return memory
 
