@@ -1,4 +1,5 @@
-"""Files that are opened without a request: what reaches the daemon, and what a reader gets all the same."""
+"""docs/SEMANTICS.md, statement by statement: reading a mount that cannot be changed, whose files are opened without a
+request; and where they are opened by request all the same."""
 
 from __future__ import annotations
 
@@ -54,29 +55,6 @@ def descriptors(path: Path) -> int:
     return sum("/store/" in each for each in held)
 
 
-def test_a_second_pass_asks_for_nothing(store: Path) -> None:
-    """And what is open stays what it was, wherever it lies, and whoever has closed what else meanwhile."""
-    with mounting(store, "--refresh", "manual") as path:
-        first = bytes_of(path)
-        assert {len(each) for each in first} == {SIZE}
-        before = asked(path)
-        assert before["open"] == 1
-        assert before["release"] == 0
-        assert bytes_of(path) == first
-        with (path / "k/000003.x.bin").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-            assert mapped[:] == first[3]
-            assert os.fstat(file.fileno()).st_size == SIZE
-        since = asked(path) - before
-        assert {name: since[name] for name in ASKED} == {"open": 0, "read": 1, "release": 0}, "the read is our own"
-        with pytest.raises(OSError, match="Read-only"):
-            (path / "k/000003.x.bin").write_bytes(b"")
-        drop(path / "k/000003.x.bin")
-        with (path / "k/000003.x.bin").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-            assert mapped[:] == first[3]
-        check_documents(path)
-        check_raw(store, path)
-
-
 def check_documents(path: Path) -> None:
     """A document that is open is what it was, whatever became of it since; and no state is kept for good."""
     document = path / ".shardfs/status.json"
@@ -111,37 +89,6 @@ def refreshed(path: Path) -> bool:
     return False
 
 
-def test_who_sits_in_a_replaced_key_reads_no_other_bytes(store: Path) -> None:
-    """Names are what leads to the new version; a directory that is open is that of the old one, and says so."""
-    with mounting(store, "--memory", "1") as path:
-        old = (path / "k/000000.x.bin").read_bytes()
-        inside = os.open(path / "k", os.O_RDONLY | os.O_DIRECTORY)
-        held = os.open(path / "k/000001.x.bin", os.O_RDONLY)
-        new = os.urandom(SIZE)
-        open_store(store, driver="squirrel").set([{"x": new}], "k")
-        wait_for(lambda: content_of(path / "k/000000.x.bin") == new)
-        assert content_of(path / "other/000000.x.bin")
-
-        def through() -> bytes | int:
-            try:
-                descriptor = os.open("000000.x.bin", os.O_RDONLY, dir_fd=inside)
-            except OSError as error:
-                return error.errno or 0
-            try:
-                return os.read(descriptor, SIZE)
-            except OSError as error:
-                return error.errno or 0
-            finally:
-                os.close(descriptor)
-
-        assert through() in (old, errno.ESTALE)
-        wait_for(lambda: through() == errno.ESTALE)
-        with fails(errno.ESTALE):
-            os.pread(held, 10, 0)
-        os.close(inside)
-        os.close(held)
-
-
 def content_of(file: Path) -> bytes | None:
     try:
         return file.read_bytes()
@@ -149,6 +96,65 @@ def content_of(file: Path) -> bytes | None:
         if error.errno != errno.ESTALE:
             raise
         return None
+
+
+class TestReadingWithoutRw:
+    def test_who_reads_again_asks_nothing(self, store: Path) -> None:
+        with mounting(store, "--refresh", "manual") as path:
+            first = bytes_of(path)
+            assert {len(each) for each in first} == {SIZE}
+            before = asked(path)
+            assert before["open"] == 1
+            assert before["release"] == 0
+            assert bytes_of(path) == first
+            with (
+                (path / "k/000003.x.bin").open("rb") as file,
+                mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+            ):
+                assert mapped[:] == first[3]
+                assert os.fstat(file.fileno()).st_size == SIZE
+            since = asked(path) - before
+            assert {name: since[name] for name in ASKED} == {"open": 0, "read": 1, "release": 0}, "the read is our own"
+            with pytest.raises(OSError, match="Read-only"):
+                (path / "k/000003.x.bin").write_bytes(b"")
+            drop(path / "k/000003.x.bin")
+            with (
+                (path / "k/000003.x.bin").open("rb") as file,
+                mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+            ):
+                assert mapped[:] == first[3]
+            check_documents(path)
+            check_raw(store, path)
+
+    def test_a_replaced_file_is_old_or_estale_without_its_name(self, store: Path) -> None:
+        """Names are what leads to the new version; a directory that is open is that of the old one, and says so."""
+        with mounting(store, "--memory", "1") as path:
+            old = (path / "k/000000.x.bin").read_bytes()
+            inside = os.open(path / "k", os.O_RDONLY | os.O_DIRECTORY)
+            held = os.open(path / "k/000001.x.bin", os.O_RDONLY)
+            new = os.urandom(SIZE)
+            open_store(store, driver="squirrel").set([{"x": new}], "k")
+            wait_for(lambda: content_of(path / "k/000000.x.bin") == new)
+            assert content_of(path / "other/000000.x.bin")
+
+            def through() -> bytes | int:
+                try:
+                    descriptor = os.open("000000.x.bin", os.O_RDONLY, dir_fd=inside)
+                except OSError as error:
+                    return error.errno or 0
+                try:
+                    return os.read(descriptor, SIZE)
+                except OSError as error:
+                    return error.errno or 0
+                finally:
+                    os.close(descriptor)
+
+            assert through() in (old, errno.ESTALE)
+            wait_for(lambda: through() == errno.ESTALE)
+            with fails(errno.ESTALE):
+                os.pread(held, 10, 0)
+            os.close(inside)
+            os.close(held)
 
 
 @pytest.mark.parametrize("words", [("--rw",), ("--trace", "trace")])
