@@ -34,6 +34,12 @@ def bytes_of(path: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(path.glob("k/*.bin"))]
 
 
+def mapped(path: Path) -> bytes:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        assert os.fstat(file.fileno()).st_size == len(pages)
+        return pages[:]
+
+
 def drop(path: Path) -> None:
     """Have the kernel drop what it has of a file's content."""
     with open(path, "rb") as file:
@@ -107,22 +113,13 @@ class TestReadingWithoutRw:
             assert before["open"] == 1
             assert before["release"] == 0
             assert bytes_of(path) == first
-            with (
-                (path / "k/000003.x.bin").open("rb") as file,
-                mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
-            ):
-                assert mapped[:] == first[3]
-                assert os.fstat(file.fileno()).st_size == SIZE
+            assert mapped(path / "k/000003.x.bin") == first[3]
             since = asked(path) - before
             assert {name: since[name] for name in ASKED} == {"open": 0, "read": 1, "release": 0}, "the read is our own"
             with pytest.raises(OSError, match="Read-only"):
                 (path / "k/000003.x.bin").write_bytes(b"")
             drop(path / "k/000003.x.bin")
-            with (
-                (path / "k/000003.x.bin").open("rb") as file,
-                mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
-            ):
-                assert mapped[:] == first[3]
+            assert mapped(path / "k/000003.x.bin") == first[3]
             check_documents(path)
             check_raw(store, path)
 
