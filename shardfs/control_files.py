@@ -25,7 +25,7 @@ from shardfs.drivers.base import Driver, StoresObjects
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Inode, Version
 from shardfs.shard_cache import ShardCache
-from shardfs.storage.base import Reader
+from shardfs.stored_readers import Opener, StoredReaders
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree
 from shardfs.whole_tables import WholeTables
 
@@ -74,15 +74,6 @@ class _State:
 
 
 @dataclass(slots=True)
-class _Opened:
-    """A stored object that is open."""
-
-    reader: Reader
-    handles: int = 0
-    reading: int = 0
-
-
-@dataclass(slots=True)
 class ControlFiles:
     """The tree below `.shardfs` of one mount."""
 
@@ -95,12 +86,14 @@ class ControlFiles:
     _begun: int = field(default_factory=time.time_ns)
     _states: OrderedDict[int, _State] = field(default_factory=OrderedDict)
     _latest: dict[bytes, _State] = field(default_factory=dict)
-    _readers: OrderedDict[int, _Opened] = field(default_factory=OrderedDict)
-    """By inode number, the one that was read last at the end."""
     _unopened: bool = False
     """True once nobody says any more what he opens: whatever the kernel knows may be open then."""
     _sizes: OrderedDict[int, int] = field(default_factory=OrderedDict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _readers: StoredReaders = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._readers = StoredReaders(self.cache)
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -128,8 +121,7 @@ class ControlFiles:
         self._unopened = self.tables.unopened = True
         for state in self._states.values():
             state.handles = 0
-        for opened in self._readers.values():
-            opened.handles = 0
+        self._readers.without_opens()
 
     def is_top(self, inode: int) -> bool:
         """Whether it is `.shardfs` itself."""
@@ -268,8 +260,8 @@ class ControlFiles:
             self._let_go(state)
         elif _meaning(inode)[0] == _TABLE:
             self.tables.looked_up(_meaning(inode)[1], count)
-        elif count < 0 and inode in self._readers:
-            self._close(inode, self._readers[inode])
+        elif count < 0:
+            self._readers.forgotten(inode)
 
     def _let_go(self, state: _State) -> None:
         seen = state.taken or time.monotonic() - state.made > config.CONTROL_LOOK
@@ -332,7 +324,7 @@ class ControlFiles:
         elif kind == _TABLE:
             await self.tables.open(number)
         elif kind == _RAW_FILE:
-            (await self._open_object(inode, number)).handles += 1
+            await self._readers.open(inode, lambda: self._opener(number))
         elif kind == _INDEX_FILE:
             await self._fitting(self._key(number))
         else:
@@ -346,24 +338,13 @@ class ControlFiles:
             raise StorageError(f"{size} bytes of light fields are too much for this mount's memory", errno.EFBIG)
         return size
 
-    async def _open_object(self, inode: int, slot: int) -> _Opened:
-        """What a key is stored as, open; one that is open already stays what it is, whatever became of its key."""
-        opened = self._readers.get(inode)
-        if opened is not None:
-            return opened
+    def _opener(self, slot: int) -> Opener:
+        """What opens the object that a key is stored as. ESTALE for a key that was replaced."""
         found = self._object(self._key(slot))
         if found is None or not isinstance(self.driver, StoresObjects):
             raise StaleShardError("a shard that is not one object")
         storage, (name, version) = self.driver.storage, found
-        if len(self._readers) >= config.CONTROL_STATES:
-            raise StorageError("too many open files below .shardfs", errno.EMFILE)
-        reader = await self.cache.in_worker(lambda: storage.open(name, version))
-        opened = self._readers.get(inode)
-        if opened is None:
-            opened = self._readers[inode] = _Opened(reader)
-        else:
-            reader.close()  # somebody else was quicker
-        return opened
+        return lambda: storage.open(name, version)
 
     def held(self, key: KeyDirectory) -> Inode | None:
         """The directory in which a key's stored object is shown, if that is open though nobody may have it open: who
@@ -380,8 +361,8 @@ class ControlFiles:
             return memoryview(state.data)[offset : offset + size]
         if kind == _TABLE:
             return await self.tables.read(number, offset, size)
-        if kind == _RAW_FILE and (self._unopened or handle in self._readers):
-            return await self._read_object(handle, number, offset, size)
+        if kind == _RAW_FILE:
+            return await self._readers.read(handle, offset, size, lambda: self._opener(number))
         if kind != _INDEX_FILE:
             raise StorageError("no such handle", errno.EBADF)
         key = self._key(number)
@@ -393,25 +374,6 @@ class ControlFiles:
             )
         return memoryview(whole)[offset : offset + size]
 
-    async def _read_object(self, handle: int, slot: int, offset: int, size: int) -> bytes:
-        opened = await self._open_object(handle, slot)
-        count = min(size, opened.reader.size - offset)
-        opened.reading += 1
-        try:
-            return b"" if count <= 0 else await self.cache.in_worker(lambda: opened.reader.read_at(offset, count))
-        finally:
-            opened.reading -= 1
-            if not self._unopened:
-                self._close(handle, opened)
-            elif handle in self._readers:
-                self._readers.move_to_end(handle)
-                self._close_oldest()
-
-    def _close_oldest(self) -> None:
-        """Nobody says when he is done: few are kept open, for who reads on, and what was opened again is the same."""
-        for inode in list(self._readers)[: max(0, len(self._readers) - config.CONTROL_READERS)]:
-            self._close(inode, self._readers[inode])
-
     def release(self, handle: int) -> None:
         """A handle was closed for good."""
         kind, number = _meaning(handle)
@@ -421,12 +383,5 @@ class ControlFiles:
         if state is not None:
             state.handles -= 1
             self._let_go(state)
-        opened = self._readers.get(handle)
-        if kind == _RAW_FILE and opened is not None:
-            opened.handles -= 1
-            self._close(handle, opened)
-
-    def _close(self, handle: int, opened: _Opened) -> None:
-        if opened.handles <= 0 and not opened.reading and self._readers.get(handle) is opened:
-            del self._readers[handle]
-            opened.reader.close()
+        if kind == _RAW_FILE:
+            self._readers.release(handle)
