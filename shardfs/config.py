@@ -642,6 +642,10 @@ CONTROL_STATES = 256
 """States of such documents that may be known to somebody at once, and stored shards that may be open there; the
 documents that grow are bounded to a megabyte, and most are some kilobytes."""
 
+CONTROL_READERS = 16
+"""Stored shards below `.shardfs/raw` that are kept open where the kernel does not say who has them open: each is a
+descriptor, and the disk space of one that is replaced, until the kernel forgets its name."""
+
 CONTROL_SIZES = 10_000
 """Shards of which the size of their light fields is remembered: to tell it anew takes a microsecond a sample."""
 
