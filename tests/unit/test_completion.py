@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from shardfs import cli
+from shardfs.commands.arguments import COMMANDS, build_parser
 from shardfs.commands.completion import commands_of
 
 
@@ -34,7 +35,7 @@ def completed(script: str, *words: str) -> list[str]:
 def test_bash(script: str) -> None:
     script = script.replace("autoload -U +X bashcompinit && bashcompinit", "")
     assert completed(script, "mo") == ["mount"]
-    assert set(completed(script, "")) == {*cli.COMMANDS, "--version", "-h", "--help"}
+    assert set(completed(script, "")) == {*COMMANDS, "--version", "-h", "--help"}
     assert completed(script, "mount", "--mem") == ["--memory"]
     assert completed(script, "mount", "store", "mnt", "--allow-o") == ["--allow-other", "--allow-overwrite"]
     assert completed(script, "staging", "re") == ["recover"]
@@ -49,7 +50,7 @@ def test_bash(script: str) -> None:
 def test_fish_has_a_line_for_each_option(script: str) -> None:
     lines = script.splitlines()
     assert all(re.fullmatch(r"complete -c shardfs .*-d '(?:[^'\\]|\\.)*'", line) for line in lines[1:])
-    count = sum(len(one.below) + (len(one.options) if one.path else 0) for one in commands_of(cli.build_parser()))
+    count = sum(len(one.below) + (len(one.options) if one.path else 0) for one in commands_of(build_parser()))
     assert len(lines) == count + 1
     if shutil.which("fish"):
         asked = f"{script}\ncomplete -C 'shardfs mount --mem'"

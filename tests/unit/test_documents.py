@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from shardfs import __version__, errors
-from shardfs.cli import COMMANDS, build_parser
 from shardfs.commands import EXIT_STATUS
+from shardfs.commands.arguments import COMMANDS, build_parser
 from shardfs.commands.manual import page
 from shardfs.commands.settings import BY_NAME, PRESETS, SETTINGS, Setting
 from shardfs.metering import text_of

@@ -20,6 +20,7 @@ import trio
 
 from shardfs import cli, config, daemon, index
 from shardfs.commands import storing, tabular, umount
+from shardfs.commands.arguments import build_parser
 from shardfs.control import error_as_json
 from shardfs.errors import (
     BadSampleError,
@@ -576,5 +577,5 @@ def test_ages_for_people(seconds: int, text: str) -> None:
 
 
 def test_parser_of_umount_knows_force() -> None:
-    parsed: argparse.Namespace = cli.build_parser().parse_args(["umount", "m", "--force", "--lazy"])
+    parsed: argparse.Namespace = build_parser().parse_args(["umount", "m", "--force", "--lazy"])
     assert (parsed.force, parsed.lazy) == (True, True)
