@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shardfs import compression, config, index, layout, names, values
+from shardfs import compression, config, layout, names, table_building, values
 from shardfs.drivers.squirrel_records import jsonl_line, msgpack_record
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import BadSettingError, DamagedShardError
@@ -352,7 +352,7 @@ def test_whatever_calls_itself_an_array_in_json_is_one_or_stays_an_object(spec: 
     shard = SquirrelShard(jsonl_line(sample, 0), 1000, "jsonl")
     (record,) = shard.records()
     assert isinstance(record.tree, np.ndarray) or same(record.tree, sample)
-    index.build(shard, "png")
+    table_building.build(shard, "png")
 
 
 # --- damage -----------------------------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def looked_at(raw: bytes, format: str) -> None:
     began = time.monotonic()
     try:
         shard = SquirrelShard(raw, len(raw), format)
-        table = index.build(shard, "png")
+        table = table_building.build(shard, "png")
         for file in range(table.files):
             run = table.slice_of(file)
             if run is None:

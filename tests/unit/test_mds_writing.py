@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from shardfs import config, index, values
+from shardfs import config, table_building, values
 from shardfs.drivers import mds, mds_writing, streaming_settings, streaming_writing
 from shardfs.drivers.base import Cell, NewRecord, Value, Verbatim
 from shardfs.drivers.streaming import StreamingDriver
@@ -58,7 +58,7 @@ def copy_of(case: str, tmp_path: Path) -> StreamingDriver:
 
 def laid_out(driver: StreamingDriver, entry: Entry, arrays: str = "png") -> tuple[mds.MdsShard, Base, Files]:
     shard = driver.load(entry, quiet)
-    base = Base(shard, index.build(shard, arrays), arrays)
+    base = Base(shard, table_building.build(shard, arrays), arrays)
     table = base.table
     return shard, base, [(table.name(at), Stored(table.sample_of(at), at)) for at in range(table.files)]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardfs import index, open_store
+from shardfs import open_store, table_building
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -45,12 +45,12 @@ def experiments(tmp_path: Path) -> Experiments:
 
 
 def notes(store: Store, key: str = "e") -> dict[str, str]:
-    table = index.build(store.driver.load(store.entry(key), lambda _: None), "png")
+    table = table_building.build(store.driver.load(store.entry(key), lambda _: None), "png")
     return {note.file: note.reason for note in table.notes}
 
 
 def names(store: Store, key: str = "e") -> list[str]:
-    table = index.build(store.driver.load(store.entry(key), lambda _: None), "png")
+    table = table_building.build(store.driver.load(store.entry(key), lambda _: None), "png")
     return [name.decode() for name, _, _ in table.listing(0)]
 
 
@@ -531,7 +531,7 @@ def test_files_stay_where_they_are(experiments: Experiments) -> None:
     store = experiments.open()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     shard = store.driver.load(store.entry("e"), lambda _: None)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     assert shard.size > 320_000_000
     assert shard.held < 1 << 20
     file = table.find(b"f3e5c0d4-3823-449e-96c4-d4b904171683.ds7.a.npy")
