@@ -139,7 +139,7 @@ def test_a_file_that_a_hash_stands_for_is_loaded_and_checked(tmp_path: Path) -> 
         shutil.copytree(position.parent, root)
         driver = StreamingDriver(LocalStorage(root))
         for entry in driver.entries():
-            place = driver._fresh(entry.key).places[entry.key]
+            place = driver._scanner.fresh(entry.key).places[entry.key]
             if place.raw.hashes and entry.version.split(".", 2)[1] == "raw":
                 found += 1
                 assert driver.open(entry, entry.raw_bytes or 0) is None
