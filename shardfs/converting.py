@@ -37,7 +37,7 @@ from shardfs.drivers.base import (
     Value,
     Verbatim,
 )
-from shardfs.drivers.mltraq import EXPERIMENT
+from shardfs.drivers.mltraq_experiments import EXPERIMENT
 from shardfs.drivers.mltraq_shards import MltraqShard
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
