@@ -155,7 +155,8 @@ _GZIP_BEGINS = (b"\x1f\x8b", b"\x1f")
 
 def _gunzip(source: _Observed, raw: _Raw) -> None:
     """Any number of gzip members, and zero padding behind them. No bytes at all are no members."""
-    pending = memoryview(source.read(config.READ_SLICE))
+    buffer = memoryview(bytearray(config.READ_SLICE))  # one for all: fresh memory costs as much as what is done with it
+    pending = buffer[: source.readinto(buffer)]
     first = True
     while pending:
         if bytes(pending[:2]) not in _GZIP_BEGINS:
@@ -163,7 +164,7 @@ def _gunzip(source: _Observed, raw: _Raw) -> None:
             raise DamagedShardError(text, raw.size)
         stream = inflate.decompressobj(wbits=31)
         while not stream.eof:
-            if not pending and not (pending := memoryview(source.read(config.READ_SLICE))):
+            if not pending and not (pending := buffer[: source.readinto(buffer)]):
                 raise DamagedShardError("the gzip stream is cut off", raw.size)
             given = pending[: config.GZIP_FEED]
             try:
@@ -175,18 +176,18 @@ def _gunzip(source: _Observed, raw: _Raw) -> None:
             raw.add(piece)
             raw.check(source.count - len(pending))
         first = False
-        pending = _behind_padding(pending, source)
+        pending = _behind_padding(pending, source, buffer)
 
 
-def _behind_padding(pending: memoryview, source: _Observed) -> memoryview:
-    """What follows a member, without the zeros in front of it; empty at the end."""
+def _behind_padding(pending: memoryview, source: _Observed, buffer: memoryview) -> memoryview:
+    """What follows a member, without the zeros in front of it; empty at the end. More is read into `buffer`."""
     while True:
         rest = bytes(pending[: config.GZIP_FEED])
         kept = len(rest.lstrip(b"\0"))
         pending = pending[len(rest) - kept :]
         if kept:
             return pending
-        if not pending and not (pending := memoryview(source.read(config.READ_SLICE))):
+        if not pending and not (pending := buffer[: source.readinto(buffer)]):
             return pending
 
 

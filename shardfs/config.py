@@ -189,10 +189,10 @@ IGZIP_LEVELS = {1: 1, 2: 3, 3: 3}
 GZIP_PROBES = 64
 GZIP_PROBE = 512
 GZIP_WORTH = 0.98
-GZIP_STORED = 1.0
-"""Where no level is asked for, a member is compressed well if so many pieces of so many bytes out of it become smaller
-than the one share of them; where they do not become smaller at all it is stored as it is, in a tenth of the time, and
-loaded in a twentieth. What lies between is done at level 1: most pictures, and noise with texts in it."""
+"""Where no level is asked for, a member is stored as it is if so many pieces of so many bytes out of it do not become
+smaller together, in a tenth of the time; and so is one that as a whole does not become smaller than this share of its
+size: most pictures, sounds and films, which are loaded in a thirtieth of the time then. Noise with a tenth of text in
+it becomes 5 % smaller, and is compressed."""
 
 WORK_THREADS = 4
 """Threads that compress one shard at most: samples are encoded by one, which keeps about so many busy."""
@@ -331,6 +331,24 @@ how often, at most, the store is asked on use whether a key is still the same.""
 REFRESH_WAIT = 0.1
 """Seconds a lookup waits for that answer: a store that is slower is seen a moment later, and stops nobody."""
 
+REFRESH_CHECKS = 10_000
+"""Keys of which the kernel knows something that are compared with the store in one round: 50 milliseconds of one core
+where they are local files. Of more, each is looked at in every second round, or third."""
+
+REFRESH_IDLE = 5
+"""A mount of which nobody asks anything has one round in so many intervals: who reads out of the page cache is told
+then, and a mount that nobody uses costs next to nothing."""
+
+REFRESH_LEAST = 0.1
+"""Seconds between rounds at least, however short the interval."""
+
+REFRESH_SHARE = 10
+"""Rounds take one part in so many of a core at most, and the same of the interval where keys must be asked for one by
+one: the next is put off where the last took long."""
+
+REFRESH_TAKEN = 100
+"""Keys that a round found replaced and are put in place at a time, before requests have their turn."""
+
 ERRORS_KEPT = 1_000
 """Lines of damage kept for asking; older ones are in the log."""
 
@@ -404,8 +422,9 @@ NOTES_LOGGED = 20
 """Cells that could not be decoded, listed below `.shardfs` and logged one by one for each shard; there may be one in
 every sample."""
 
-NOTICES = 10_000
-"""Superseded keys the kernel is still to be told of; above it, it finds out by itself."""
+NOTICES = 100_000
+"""What the kernel is still to be told, two notices for each superseded key, some 300 bytes each; rounds take in no more
+keys while half of it is waiting, and of what a listing brings at once above that it finds out by itself."""
 
 NAMES_TOLD = 10_000
 """Once a key was stored anew the kernel is told of its names one by one, up to so many: 20 microseconds each, and who
@@ -660,6 +679,10 @@ FUSE_DEVICE = (10, 229)
 
 PYFUSE3 = "3.5.0"
 """The release whose request loop is replaced (docs/DESIGN.md says why); pyproject.toml pins it."""
+
+DEBIAN_PACKAGES = "fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev"
+"""What pyfuse3 needs in order to be compiled and to mount; tools/bootstrap.sh installs these, and venv. libc6-dev is
+named because images for containers install nothing that is only recommended."""
 
 MEMORY_LOW = 512 * MIB
 """Below it a quarter holds a shard of 100 MiB and little else."""

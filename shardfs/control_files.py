@@ -138,6 +138,8 @@ class ControlFiles:
         """Of a directory of keys, or of what is shown of a key."""
         if isinstance(below, KeyDirectory) and (file != _RAW_FILE or self._object(below) is not None):
             size = below.entry.stored_bytes if file == _RAW_FILE else await self._size(below)
+            below.generated = True
+            self.tree.know(below)
             return self._file(_inode(file, below.slot), size, below.entry.mtime_ns)
         if not isinstance(below, Directory):
             raise MissingKeyError(f"no entry {name!r}")

@@ -275,7 +275,7 @@ def _python(places: Places) -> Iterator[Finding]:
         try:
             importlib.import_module(module)
         except Exception as error:
-            fix = "apt install libfuse3-dev pkg-config gcc python3-dev; pip install 'shardfs[mount]'"
+            fix = f"apt install {config.DEBIAN_PACKAGES} as root, then pip install 'shardfs[mount]'"
             yield Finding("python", FAILURE, f"mounting needs {package}: {error or type(error).__name__}", fix)
             return
     found = importlib.metadata.version("pyfuse3")

@@ -50,9 +50,8 @@ def _igzip() -> Any:
 def encoder_for(level: int | None) -> tuple[Any, int]:
     """What compresses for a level (None: the default), and at which level of its own.
 
-    The default is isal's highest, or without isal zlib's 6, for what compresses at all, and 1 for the rest. A level
-    that somebody asked for is one of zlib's: isal does it where it makes files as small as zlib does at that level,
-    else zlib. So 4 to 9 are always zlib's.
+    The default is isal's highest, or without isal zlib's 6. A level that somebody asked for is one of zlib's: isal does
+    it where it makes files as small as zlib does at that level, else zlib. So 4 to 9 are always zlib's.
     """
     igzip = _igzip()
     if igzip is not None:
@@ -64,6 +63,19 @@ def encoder_for(level: int | None) -> tuple[Any, int]:
 
 
 _UNEVEN = 7919
+
+_LOOKED_AT = 2 * config.GZIP_PROBES * config.GZIP_PROBE
+"""Raw bytes of the smallest member of which it is asked whether it is worth compressing."""
+
+_STORED = zlib, 0
+"""What stores as it is: isal's level 0 is none, it makes noise larger."""
+
+
+def _member(module: Any, level: int, raw: memoryview) -> list[bytes]:
+    """One member, in pieces."""
+    stream = module.compressobj(level, wbits=_GZIP)
+    slices = range(0, len(raw), config.GZIP_SLICE)
+    return [*(stream.compress(raw[at : at + config.GZIP_SLICE]) for at in slices), stream.flush()]
 
 
 class MemberWriter:
@@ -108,24 +120,22 @@ class MemberWriter:
 
     def _compressed(self, filling: Filling) -> tuple[list[bytes], Filling]:
         raw = filling.raw
-        module, level = self._encoder(raw) if self._choose else (self._module, self._level)
-        stream = module.compressobj(level, wbits=_GZIP)
-        slices = range(0, len(raw), config.GZIP_SLICE)
-        made = [stream.compress(raw[at : at + config.GZIP_SLICE]) for at in slices]
-        return [*made, stream.flush()], filling
+        if not self._choose or len(raw) < _LOOKED_AT:
+            return _member(self._module, self._level, raw), filling
+        if not self._shrinks(raw):
+            return _member(*_STORED, raw), filling
+        made = _member(self._module, self._level, raw)
+        if sum(map(len, made)) >= config.GZIP_WORTH * len(raw):
+            made = _member(*_STORED, raw)
+        return made, filling
 
-    def _encoder(self, raw: memoryview) -> tuple[Any, int]:
-        """What compresses a member, and at which level, by what compressing samples from all over it saves."""
+    def _shrinks(self, raw: memoryview) -> bool:
+        """Whether samples from all over a member become smaller at all."""
         size, step = config.GZIP_PROBE, len(raw) // config.GZIP_PROBES
-        if step < 2 * size:
-            return self._module, self._level
         # at uneven distances: samples of one size would show the same of themselves over and over
         starts = (at * step + at * at * _UNEVEN % (step - size) for at in range(config.GZIP_PROBES))
         probe = b"".join(raw[start : start + size] for start in starts)
-        share = len(self._module.compress(probe, 1)) / len(probe)
-        if share >= config.GZIP_STORED:
-            return zlib, 0  # isal's level 0 is none: it makes noise larger
-        return self._module, self._level if share < config.GZIP_WORTH else 1
+        return len(self._module.compress(probe, 1)) < len(probe)
 
     def _write(self, member: tuple[list[bytes], Filling]) -> None:
         pieces, filling = member

@@ -71,6 +71,10 @@ class Meter:
         self._errors: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
+    def requests(self) -> int:
+        """Requests so far."""
+        return sum(seen.count for seen in self.operations.values())
+
     def gave(self, size: int) -> None:
         """The kernel was given so many bytes; called in any thread."""
         with self._lock:

@@ -142,6 +142,7 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         handlers = handlers_of(vfs, mount_point.source_name(store.url), store.driver.name, store.health)
         end = None if options.metrics is None else stack.enter_context(metrics_server.listening(options.metrics))
         operations, writable = _operations(vfs, options.xattr)
+        vfs.refresh.requests = operations.meter.requests
         real = {} if end is None else {"metrics_addr": metrics_server.address_of(end)}
         settings = settings_of(vfs, options.settings, real)
         area, sealer = (vfs.area, vfs.sealer) if is_writable(vfs) else (None, None)
@@ -306,6 +307,8 @@ def _notices(made: _Made) -> Notices:
     )
     vfs.superseded = notices.superseded
     vfs.renamed = notices.renamed
+    vfs.outdated = notices.outdated
+    vfs.refresh.untold = notices.waiting
     if writable is not None:
         # and no prefilling: what was read of a shard a moment ago may have been written over by now
         writable.emptied = notices.emptied

@@ -51,9 +51,17 @@ class Notices:
         """Queue a notice. Where there are too many, the kernel finds out by itself, within the refresh interval."""
         self._put(lambda: self._forget(key, files))
 
+    def waiting(self) -> int:
+        """How many there are that the kernel has not been told yet."""
+        return self._queue.qsize()
+
     def renamed(self, directory: int, names: Iterable[bytes]) -> None:
         """Queue that the names in a directory may mean other files by now."""
         self._put(lambda: self._forget_names(directory, names))
+
+    def outdated(self, names: Iterable[tuple[int, bytes]]) -> None:
+        """The same of names in many directories, each with the number of its own."""
+        self._put(lambda: self._forget_outdated(names))
 
     def emptied(self, parent: int, name: bytes, path: str) -> None:
         """Queue that all names in a directory may."""
@@ -106,6 +114,11 @@ class Notices:
 
     def _forget_names(self, directory: int, names: Iterable[bytes]) -> None:
         for name in names:
+            with contextlib.suppress(OSError):
+                self._forget_name(directory, name)
+
+    def _forget_outdated(self, names: Iterable[tuple[int, bytes]]) -> None:
+        for directory, name in names:
             with contextlib.suppress(OSError):
                 self._forget_name(directory, name)
 

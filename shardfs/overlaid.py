@@ -169,7 +169,7 @@ class OverlaidVfs(Vfs):
             raise MissingKeyError(f"no entry {name!r}")
         key, (file, size) = place.directory, found
         assert isinstance(key, KeyDirectory)
-        key.lookups += 1
+        super().looked_up(inodes.file_inode(key.slot, file))
         key.asked = True
         return self._file_attributes(key, file, size)
 

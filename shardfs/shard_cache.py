@@ -322,7 +322,7 @@ class ShardCache:
     def rendered_now(self, loaded: Loaded, file: int) -> bytes | None:
         """The whole content of a file that must be rendered; None if that takes its time."""
         data = loaded.table.render_now(file, loaded.shard, self.arrays)
-        if data is not None and loaded.partial:
+        if data is not None and loaded.partial and not loaded.raw:
             self._took_record(loaded.table, file)
         return data
 
@@ -389,7 +389,7 @@ class ShardCache:
     async def rendered(self, entry: Entry, loaded: Loaded, file: int) -> bytes:
         """The whole content of a file that must be rendered; in a worker, and kept within the budget."""
         table = loaded.table
-        if loaded.partial:
+        if loaded.partial and not loaded.raw and ((entry.key, entry.version), file) not in self._rendered:
             self._took_record(table, file)
         return await self.made(
             entry, loaded, file, table.size(file), lambda: table.render(file, loaded.shard, self.arrays)

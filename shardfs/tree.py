@@ -39,6 +39,10 @@ class KeyDirectory:
     """What the vfs keeps of its files' attributes: all that they have in common."""
     asked: bool = False
     """True once a name in it was looked up since it was last opened for listing."""
+    known: bool = False
+    """True if the kernel may know something in it: names that it does not ask for again, or that there are none."""
+    generated: bool = False
+    """True if a view has given it, or what is made of it, inode numbers besides those of its slot."""
     checked: float = 0.0
     """When the store was last asked whether this is still its version."""
     held: bool = False
@@ -92,6 +96,7 @@ class KeyTree:
         self._ways: dict[tuple[str, ...], Directory] = {(): self.root}
         self._keys: dict[Key, KeyDirectory] = {}
         self._slots: dict[int, KeyDirectory] = {}
+        self._known: dict[int, KeyDirectory] = {}
         self._begun: dict[str, NewDirectory] = {}
         self._waiting: dict[str, Entry] = {}
         self._inode_numbers = itertools.count(inodes.ROOT + 1)
@@ -99,6 +104,8 @@ class KeyTree:
         self.stored_bytes = 0
         self.changes = 0
         """Rises with each key that comes, goes or gets another version."""
+        self.retired = 0
+        """Rises with each key that goes or gets another version."""
         self.update(entries)
 
     def update(self, entries: Iterable[Entry]) -> list[KeyDirectory]:
@@ -123,6 +130,15 @@ class KeyTree:
             self._prune(directory.parent)
         return superseded
 
+    def is_like(self, entries: Sequence[Entry]) -> bool:
+        """In any thread: whether to take over a listing would change nothing."""
+        keys = self._keys
+        if len(keys) != len(entries) or self._waiting:
+            return False
+        found = (keys.get(entry.key) for entry in entries)
+        pairs = zip(found, entries, strict=True)
+        return all(known is not None and known.entry.version == entry.version for known, entry in pairs)
+
     def replace(self, known: KeyDirectory, entry: Entry) -> tuple[KeyDirectory, KeyDirectory]:
         """Give a key its new version: new numbers under the old name. The old directory, and the new one."""
         above = self._by_inode[known.parent]
@@ -142,8 +158,10 @@ class KeyTree:
     def _retire(self, known: KeyDirectory) -> KeyDirectory:
         known.superseded = True
         self.changes += 1
+        self.retired += 1
         self.stored_bytes -= known.entry.stored_bytes
         del self._keys[known.entry.key]
+        self._known.pop(known.slot, None)
         above = self._by_inode[known.parent]
         assert isinstance(above, Directory)
         del above.children[known.name]
@@ -164,10 +182,19 @@ class KeyTree:
     def forget(self, directory: KeyDirectory, count: int) -> None:
         """The kernel has dropped `count` references; with the last one a superseded key's numbers go."""
         directory.lookups -= count
+        if directory.lookups <= 0 and not directory.generated:
+            directory.known = False
+            self._known.pop(directory.slot, None)
         if directory.superseded and directory.lookups <= 0:
             if self._by_inode.get(directory.inode) is directory:
                 del self._by_inode[directory.inode]
             self._slots.pop(directory.slot, None)
+
+    def know(self, directory: KeyDirectory) -> None:
+        """The kernel may know something in a key from now on, until it has forgotten all of it."""
+        if not (directory.known or directory.superseded):
+            directory.known = True
+            self._known[directory.slot] = directory
 
     def _add(self, path: tuple[str, ...], entry: Entry, is_prefix: bool) -> None:
         above = self._way(path[:-1], entry.mtime_ns)
@@ -252,6 +279,8 @@ class KeyTree:
             self._waiting.pop(known.key, None)
         made = self._place(above, known.name, entry, known.inode)
         made.lookups = made.entered = entered
+        if entered:
+            self.know(made)
         return made
 
     def drop(self, directory: AnyDirectory) -> None:
@@ -320,6 +349,11 @@ class KeyTree:
     def current(self, key: Key) -> KeyDirectory | None:
         """The directory that a key has now."""
         return self._keys.get(key)
+
+    @property
+    def known(self) -> list[KeyDirectory]:
+        """The keys of which the kernel may know something."""
+        return list(self._known.values())
 
     @property
     def slots(self) -> Sequence[KeyDirectory]:

@@ -31,6 +31,7 @@ from shardfs.light_where import Where
 from shardfs.listers import Listers, has_canary
 from shardfs.model import Entry, Key
 from shardfs.narrowing import Narrowing
+from shardfs.outdated import Outdated, inner_names, while_known
 from shardfs.read_ahead import ReadAhead
 from shardfs.refresh import Refresh
 from shardfs.shard_cache import Loaded, ShardCache
@@ -107,6 +108,8 @@ class Vfs:
         """What is below `.shardfs`; its documents are for the mount to add."""
         self.renamed: Callable[[int, Iterable[bytes]], None] = lambda directory, names: None
         """Told of names that may mean other files by now: for making the kernel forget them."""
+        self.outdated: Callable[[Iterable[Outdated]], None] = lambda names: None
+        """The same of names in many directories, which are made up when they are gone through, in any thread."""
         self.views = self._views()
         """The same samples in other shapes; which of them is at the root is for the mount to say."""
         self._handles: dict[int, _OpenDirectory] = {}
@@ -160,9 +163,11 @@ class Vfs:
         table = self.cache.tables.known(key.entry)
         self.cache.drop(key.entry)
         self.superseded(key, 0 if table is None else table.numbers)
-        for above, names in self.views.supersede(key):
-            if names:
-                self.renamed(above, names)
+        names = self.views.supersede(key, table)
+        if table is not None:
+            names.append(inner_names(key, table))
+        if names and (key.lookups > 0 or key.generated):
+            self.outdated(while_known(key, itertools.chain.from_iterable(names)))
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -172,7 +177,7 @@ class Vfs:
         if parent >= inodes.VIEWS:
             found = self.views.lookup_now(parent, name)
             if found is not None:
-                found[0].lookups += 1
+                self._told(found[0], 1)
                 return self._shared(found[0]), found[1], found[2]
             return None
         key = self.tree.directory(parent)
@@ -182,7 +187,7 @@ class Vfs:
         file = None if table is None else table.find(name)
         if table is None or file is None:
             return None
-        key.lookups += 1
+        self._told(key, 1)
         key.asked = key.settled = True
         return self._shared(key), inodes.file_inode(key.slot, file), table.size(file)
 
@@ -225,6 +230,7 @@ class Vfs:
         """The same in a key's directory, or in one inside that."""
         await self._current(key)
         table = await self._table(key)
+        self.tree.know(key)  # of a name that is missing, too
         if folder is not None and folder < table.files:
             raise _failure("not a directory", errno.ENOTDIR)
         number = table.find_in(folder, name) if isinstance(table, FolderTable) else table.find(name)
@@ -290,12 +296,19 @@ class Vfs:
     def looked_up(self, inode: int, count: int = 1) -> None:
         """Count entries of one key that a listing handed out together with their attributes."""
         key = self._key_of(inode)
-        if key is not None:
+        if key is not None and inode == key.inode:  # what is said of a directory is asked again after the interval
             key.lookups += count
-            if inode == key.inode:
-                key.entered += count
+            key.entered += count
+        elif key is not None:
+            self._told(key, count)
         elif inode >= inodes.CONTROL:
             self.control.looked_up(inode, count)
+
+    def _told(self, key: KeyDirectory, count: int) -> None:
+        """The kernel was told of files in a key, which it does not ask for again."""
+        key.lookups += count
+        if not key.known:
+            self.tree.know(key)
 
     def forget(self, inode: int, count: int) -> None:
         """The kernel has dropped `count` lookups of an inode."""
@@ -357,7 +370,8 @@ class Vfs:
 
     def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         inode = inodes.file_inode(key.slot, file)
-        return Attributes(inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, config.FOREVER, config.FOREVER)
+        lasting = 0.0 if key.superseded else config.FOREVER  # the kernel was told to forget it, and will not be again
+        return Attributes(inode, stat.S_IFREG | 0o444, size, key.entry.mtime_ns, 1, lasting, lasting)
 
     def _inside(self, key: KeyDirectory, table: ShardTable, number: int) -> Attributes:
         """Attributes of what has a number in a key's table: a file, or a directory."""
@@ -406,7 +420,9 @@ class Vfs:
         if opened is None or opened.table is None or not opened.table.flat:
             return None
         assert isinstance(opened.directory, KeyDirectory)
-        return FileRun(self._shared(opened.directory), opened.table, opened.plus, has_canary(opened.table))
+        key = opened.directory
+        shared = self._file_attributes(key, 0, 0) if key.superseded else self._shared(key)
+        return FileRun(shared, opened.table, opened.plus, has_canary(opened.table))
 
     def view_listing(self, handle: int) -> tuple[Listing, bool] | None:
         """The same for a directory of a view, and whether its names are to come with attributes."""
@@ -418,7 +434,7 @@ class Vfs:
         for slot, count in zip(slots.tolist(), counts.tolist(), strict=True):
             key = self.tree.slot(slot)
             if key is not None:
-                key.lookups += count
+                self._told(key, count)
 
     def _entries(self, opened: _OpenDirectory, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         directory = opened.directory
@@ -507,7 +523,7 @@ class Vfs:
         part = loaded.shard.part(start, end)
         if part is None:
             return None
-        if loaded.partial:
+        if loaded.partial and not loaded.raw:
             self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 
@@ -542,7 +558,7 @@ class Vfs:
             return memoryview(await self.cache.rendered(key.entry, loaded, file))[offset : offset + size]
         prefix, start, end = run
         part = await self.cache.fetched(key.entry, loaded, start, end)
-        if loaded.partial:
+        if loaded.partial and not loaded.raw:
             self.cache.counts.part_bytes += end - start
         return b"".join((prefix, part)) if prefix else part
 

@@ -37,6 +37,11 @@ class Workers:
         del work
         return done.result()
 
+    async def aside(self, work: Callable[[], T]) -> T:
+        """The same for what need not be awaited: it is given up by cancellation, and its thread ends when it will."""
+        done = await trio.to_thread.run_sync(_Done, work, limiter=self._io, abandon_on_cancel=True)
+        return done.result()
+
     async def cpu(self, work: Callable[[], T], size: int) -> T:
         """Run something that computes over `size` bytes. Not ended by cancellation."""
         limiter = self._large if size > config.LARGE_LOAD else self._small

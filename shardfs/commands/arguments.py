@@ -37,6 +37,18 @@ class _Parser(argparse.ArgumentParser):
         tell(f"{one_line(message)}; see {self.prog} --help", 3)
         raise SystemExit(USAGE)
 
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """As ever, and with the nearest of what may be said where one is near."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError:
+            from shardfs.commands.said import near
+
+            meant = near(str(value), [str(choice) for choice in action.choices or ()])
+            if meant is None:
+                raise
+            raise argparse.ArgumentError(action, f"there is no {value}; did you mean {meant}?") from None
+
 
 class _Version(argparse.Action):
     """--version, without importing anything for it earlier."""

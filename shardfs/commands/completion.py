@@ -13,6 +13,12 @@ from dataclasses import dataclass
 
 from shardfs.commands import OK
 
+ZSH = (
+    "(( $+functions[compdef] )) || { autoload -U compinit && compinit -u }",
+    "autoload -U +X bashcompinit && bashcompinit",
+)
+"""What zsh needs first: its own completion, where ~/.zshrc has not begun it, and bash's on top of that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -81,7 +87,7 @@ def _bash(commands: list[Command]) -> list[str]:
 
 
 def _zsh(commands: list[Command]) -> list[str]:
-    return ["# zsh runs what is bash's", "autoload -U +X bashcompinit && bashcompinit", *_bash(commands)]
+    return ["# zsh runs what is bash's", *ZSH, *_bash(commands)]
 
 
 def _fish(commands: list[Command]) -> list[str]:

@@ -82,6 +82,7 @@ def _told(arguments: argparse.Namespace, facts: dict[str, object]) -> int:
         print(as_json(facts))
     else:
         for name, value in facts.items():
-            print(f"{name:<10} {len(value) if isinstance(value, dict | list) else value}")
+            count = len(value) if isinstance(value, dict | list) else value
+            print(f"{name:<10} {f'{count:,}' if isinstance(count, int) else count}")
     sys.stdout.flush()
     return OK

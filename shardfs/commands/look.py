@@ -12,7 +12,7 @@ from typing import Any
 from shardfs.browse import Browser, Listed
 from shardfs.commands import OK, as_json, explain, tell
 from shardfs.commands.options import cache_options, store_options, style
-from shardfs.commands.tabular import number
+from shardfs.commands.tabular import number, size
 from shardfs.errors import BadSettingError, ShardfsError
 from shardfs.opening import open_store
 from shardfs.store import Store
@@ -59,8 +59,11 @@ def _ls(browser: Browser, arguments: argparse.Namespace) -> int:
 
 
 def _long(one: Listed, width: int) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.mtime_ns // 1_000_000_000))
-    return f"{_KINDS.get(one.kind, '?')} {one.size:>{width}} {when} {one.name}"
+    return f"{_KINDS.get(one.kind, '?')} {one.size:>{width}} {_when(one.mtime_ns)} {one.name}"
+
+
+def _when(mtime_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(mtime_ns // 1_000_000_000))
 
 
 def _cat(browser: Browser, arguments: argparse.Namespace) -> int:
@@ -103,19 +106,30 @@ def _info(browser: Browser, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json(facts))
         return OK
-    width = max((len(name) for name in facts), default=0)
+    labels = {name: name.removesuffix("_ns").replace("_", " ") for name in facts}
+    width = max((len(label) for label in labels.values()), default=0)
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<{width}}  {_plain(value)}")
+        print(f"{labels[name]:<{width}}  {_plain(value, name)}")
     return OK
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, name: str = "") -> str:
     if value is None:
         return "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return _figure(value, name)
     if isinstance(value, list | tuple):
         return "".join(f"\n  {_plain(item)}" for item in value) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_plain(item)}" for name, item in value.items())
     return str(value)
+
+
+def _figure(value: int, name: str) -> str:
+    if name.endswith("_ns"):
+        return _when(value)
+    if name.endswith("bytes") or name == "size":
+        return f"{value} bytes" if value < 1024 else f"{size(value)} ({value:,} bytes)"
+    return f"{value:,}"

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from shardfs.commands import EXIT_STATUS
 
 _ENVIRONMENT = {
+    "SHARDFS_NAME": "the setting NAME of a mount, as in SHARDFS_MEMORY=2G or SHARDFS_RW=1",
+    "XDG_CONFIG_HOME": "where shardfs/config.toml lies (default: ~/.config)",
     "XDG_CACHE_HOME": "where the index, and what is kept of stores far away, lies (default: ~/.cache)",
     "XDG_STATE_HOME": "where what is not stored yet, and the log, lies (default: ~/.local/state)",
     "XDG_RUNTIME_DIR": "where the sockets of mounts lie",
@@ -18,7 +20,12 @@ _ENVIRONMENT = {
     "COLUMNS": "how wide what is shown may be, where it is no terminal (default: 80)",
 }
 
+_FSTAB = "\\fISTORE\\fR \\fIMNT\\fR [\\-sfnv] [\\-o \\fIOPT\\fR,...]"
+"""What mount(8) calls for a line of fstab."""
+
 _FILES = {
+    "$XDG_CONFIG_HOME/shardfs/config.toml": "settings for all mounts, and in sections [mount.NAME] for each: "
+    "shardfs config shows what comes of them",
     "MNT/.shardfs/status.json": "how a mount is doing; metrics, errors.jsonl, config.json and log are beside it",
     "/etc/fuse.conf": "user_allow_other lets users give --allow-other",
 }
@@ -69,7 +76,7 @@ def _synopses(parser: argparse.ArgumentParser) -> list[str]:
     for path, _, inside in commands(parser):
         if not _below(inside):
             made += [f".B shardfs {_escaped(' '.join(path))}", *_arguments(inside), ".br"]
-    return made[:-1]
+    return [*made, f".B mount.shardfs {_FSTAB}"]
 
 
 def _arguments(parser: argparse.ArgumentParser) -> list[str]:

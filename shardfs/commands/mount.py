@@ -28,7 +28,7 @@ from shardfs.storage.urls import is_far
 
 NO_PYFUSE3 = (
     "mounting needs pyfuse3: pip install 'shardfs[mount]' "
-    "(to build it, Debian needs: apt install fuse3 libfuse3-dev pkg-config gcc python3-dev)"
+    f"(to build it, Debian needs: apt install {config.DEBIAN_PACKAGES})"
 )
 
 

@@ -1,4 +1,4 @@
-"""A progress line on stderr, on a terminal only."""
+"""A progress line on stderr, only on a terminal that can write it anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from shardfs.commands import tell
-from shardfs.commands.screen import is_terminal, width
+from shardfs.commands.screen import redraws, width
 
 _EVERY = 0.1
 _WIDTH = 30
@@ -24,11 +24,11 @@ def _span(seconds: float) -> str:
 
 
 class Progress:
-    """`with Progress("indexing") as bar: bar.show(done, total)`. Silent where stderr is no terminal."""
+    """`with Progress("indexing") as bar: bar.show(done, total)`. Silent where stderr is no such terminal."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shown = is_terminal(sys.stderr)
+        self._shown = redraws(sys.stderr)
         self._last = 0.0
         self._begun = time.monotonic()
 

@@ -18,6 +18,11 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def redraws(stream: TextIO | None) -> bool:
+    """Whether a line can be written anew: on a terminal, but not on one that only prints on (TERM=dumb)."""
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+
 def width() -> int:
     """Columns of the terminal, or of COLUMNS."""
     return max(20, shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns)
@@ -30,7 +35,7 @@ def height() -> int:
 
 def coloured(stream: TextIO | None = None) -> bool:
     """Whether colours are shown: on a terminal that has them, unless NO_COLOR is set to anything."""
-    return is_terminal(stream or sys.stdout) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return redraws(stream or sys.stdout) and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, colour: str, shown: bool) -> str:

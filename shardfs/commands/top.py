@@ -15,7 +15,7 @@ from typing import Any
 
 from shardfs import config, control
 from shardfs.commands import FAILED, OK, as_json, one_line, tell
-from shardfs.commands.screen import coloured, cut, height, is_terminal, listed, paint, width
+from shardfs.commands.screen import coloured, cut, height, listed, paint, redraws, width
 from shardfs.commands.status import DETACHED, SERVING, of, paths
 from shardfs.commands.tabular import number, size
 from shardfs.errors import BadSettingError, ShardfsError
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.times is not None and arguments.times < 1:
         raise BadSettingError(f"-n {arguments.times}: at least 1")
     times = 1 if arguments.once else arguments.times
-    live = is_terminal(sys.stdout) and not arguments.json and times is None
+    live = redraws(sys.stdout) and not arguments.json and times is None
     before = _readings(arguments.mountpoint)
     if not before and not live:
         tell("nothing is mounted")

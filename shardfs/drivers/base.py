@@ -7,7 +7,7 @@ file names, caches or mounts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -161,6 +161,15 @@ class StoresObjects(Protocol):
 
     def objects(self, entry: Entry) -> list[tuple[str, Version]]:
         """Name and version of each stored object that loading a shard reads."""
+
+
+@runtime_checkable
+class Suspects(Protocol):
+    """A Driver that can tell of many keys at once which may have changed, cheaper than by asking for each."""
+
+    def suspects(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those of these entries that may not be what the store has now; in their order. What `changed` tells of need
+        not be among them. StorageError."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from shardfs.drivers.base import Driver, Grow, ReadOnly, Shard, ShardReader
 from shardfs.errors import BadSettingError, MissingKeyError
 from shardfs.model import Entry, Key
 
-_OFFERED = ("storage", "objects", "raw_name", "over_raw", "identity")
+_OFFERED = ("storage", "objects", "raw_name", "over_raw", "identity", "suspects")
 """What some drivers have besides. As members of the instance, for who looks for them without calling anything."""
 
 

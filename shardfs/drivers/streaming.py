@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shardfs.drivers import mds, mds_writing, streaming_garbage, streaming_order, text_writing
@@ -27,6 +27,7 @@ from shardfs.drivers.streaming_names import INDEX, is_free, new_place, revisions
 from shardfs.drivers.streaming_scan import Scan, Scanner
 from shardfs.drivers.streaming_settings import codec_of, shard_format, shard_limit
 from shardfs.drivers.streaming_writing import Publication, basename_of, template_columns
+from shardfs.drivers.suspects import outdated
 from shardfs.errors import (
     BadStoreError,
     DamagedShardError,
@@ -103,6 +104,18 @@ class StreamingDriver:
 
     def entry(self, key: Key) -> Entry:
         return self._entry(self._scanner.fresh(key), key, self._files.stat)
+
+    def suspects(self, entries: Sequence[Entry]) -> list[Entry]:
+        """See Suspects. The indexes are not looked at again for each: of these `changed` tells."""
+        places = {} if self._scanner.last is None else self._scanner.last.places
+
+        def objects(entry: Entry) -> list[tuple[str, Version]]:
+            place = places.get(entry.key)
+            if place is None or place.identity != identity_of(entry.version):
+                raise StaleShardError(f"{entry.key} is another shard in the index now")
+            return self._files.objects(place, entry.version)
+
+        return outdated(self.storage, entries, objects)
 
     def estimate(self, entry: Entry) -> int:
         return entry.stored_bytes if entry.raw_bytes is None else entry.raw_bytes

@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -197,6 +197,12 @@ class SuperduperDriver:
 
     def changed(self) -> bool:
         return self._listed is None or self.database.state() != self._listed
+
+    def suspects(self, entries: Sequence[Entry]) -> list[Entry]:
+        """See Suspects: of the database's states `changed` tells; what is left are tables whose artifacts turned out to
+        be others than rows were read with."""
+        state = "" if self._listed is None else self._listed
+        return [entry for entry in entries if entry.version != self._version(entry.key, state)]
 
     def entry(self, key: Key) -> Entry:
         state = self.database.state()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from shardfs.drivers.base import Driver, Grow, ReadOnly, Shard, ShardReader
+from shardfs.drivers.suspects import suspects_of
 from shardfs.errors import MissingKeyError
 from shardfs.model import Entry, Key
 
@@ -39,6 +40,14 @@ class UnionDriver(ReadOnly):
             if key.startswith(name + "/"):
                 return _below(name, driver.entry(Key(key[len(name) + 1 :])))
         raise MissingKeyError(f"no key {key!r}: it begins with none of {', '.join(self._members) or 'no names'}")
+
+    def suspects(self, entries: Sequence[Entry]) -> list[Entry]:
+        """See Suspects."""
+        found: set[Key] = set()
+        for name, driver in self._members.items():
+            own = [self._member(entry)[1] for entry in entries if entry.key.startswith(name + "/")]
+            found.update(_below(name, entry).key for entry in (suspects_of(driver, own) if own else ()))
+        return [entry for entry in entries if entry.key in found]
 
     def estimate(self, entry: Entry) -> int:
         driver, own = self._member(entry)

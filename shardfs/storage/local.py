@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -160,6 +160,33 @@ class LocalStorage:
         if status is None:
             raise StorageError(f"no such file: {name}", errno.ENOENT)
         return Listed(name, status.st_size, status.st_mtime_ns, version_of(status))
+
+    def outdated(self, objects: Sequence[tuple[str, Version]]) -> set[str]:
+        """The names of those of these files that are not there in this version now, or cannot be looked at: a look at
+        each of a directory's files by its one descriptor, which is a fifth of what `stat` of each takes."""
+        found: set[str] = set()
+        by_directory: dict[str, list[tuple[str, Version]]] = {}
+        for name, version in objects:
+            by_directory.setdefault(name.rpartition("/")[0], []).append((name, version))
+        for path, files in by_directory.items():
+            try:
+                descriptor = self._root.open_directory(path)
+            except StorageError:  # which it is, is said to who looks at each
+                found.update(name for name, _ in files)
+                continue
+            try:
+                found.update(name for name, version in files if self._differs(descriptor, name, version))
+            finally:
+                os.close(descriptor)
+        return found
+
+    @staticmethod
+    def _differs(directory: int, name: str, version: Version) -> bool:
+        try:
+            status = os.stat(name.rpartition("/")[2], dir_fd=directory, follow_symlinks=False)
+        except (OSError, ValueError):
+            return True
+        return version_of(status) != version or not stat.S_ISREG(status.st_mode)
 
     def open(self, name: str, version: Version | None = None) -> LocalReader:
         """Open one file for reading; with `version`, exactly that content or StaleShardError. StorageError."""

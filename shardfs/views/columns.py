@@ -7,6 +7,7 @@ of many keys' in any order. Pure; knows nothing of directories, light fields or 
 from __future__ import annotations
 
 import stat
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -265,9 +266,9 @@ class KeyFiles:
             return []
         found: list[int] = []
         if self._rising:
-            low = int(np.searchsorted(self.samples, sample))
-            high = int(np.searchsorted(self.samples, sample, "right"))
-            places: Sequence[int] = range(low, high)
+            numbers = self.samples.data  # its items are plain integers: found in a microsecond, where numpy takes ten
+            low = bisect_left(numbers, sample)
+            places: Sequence[int] = range(low, bisect_right(numbers, sample, low))
         else:
             places = np.flatnonzero(self.samples == sample).tolist()
         for at in places:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import itertools
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from shardfs import config, inodes
 from shardfs.attributes import Attributes
 from shardfs.errors import BadSettingError, StaleShardError, StorageError
+from shardfs.index import ShardTable
 from shardfs.listers import Listers
 from shardfs.model import Inode
+from shardfs.outdated import Outdated
 from shardfs.tree import KeyDirectory
 from shardfs.views.gathered import Sources
 from shardfs.views.mirrored import Hf, Tars
@@ -61,6 +63,8 @@ class _Asked:
 class _Opened:
     listing: Listing
     plus: bool
+    retired: int
+    """How many keys had been superseded when it was made."""
 
 
 class ViewFiles:
@@ -177,8 +181,10 @@ class ViewFiles:
         """A handle for listing a directory as it is now. ENOTDIR, ESTALE, and the errors of making what is in it."""
         if inode == self.top().inode:
             listing = Listing([(name.encode(), self._view(name.encode()).attributes()) for name in PLAIN])
+            retired = self._common.sources.tree.retired
         else:
             place, owner, offset = self._owner(inode)
+            retired = self._common.sources.tree.retired
             listing = await place.listing(owner, offset)
             self._note(place)
         if len(self._handles) >= config.HANDLES:
@@ -188,20 +194,24 @@ class ViewFiles:
         if len(self._asked) > config.LISTERS:
             self._asked.popitem(last=False)
         number = next(self._numbers)
-        self._handles[number] = _Opened(listing, self._listers.plus(process, asked, listing))
+        self._handles[number] = _Opened(listing, self._listers.plus(process, asked, listing), retired)
         return number
 
     def listing(self, handle: int) -> tuple[Listing, bool] | None:
         """What an open directory lists, and whether its names are to come with attributes; None for no such handle."""
         opened = self._handles.get(handle)
-        return None if opened is None else (opened.listing, opened.plus)
+        if opened is None:
+            return None
+        if opened.retired != self._common.sources.tree.retired:
+            return opened.listing.aged(), opened.plus
+        return opened.listing, opened.plus
 
     def entries(self, handle: int, start: int) -> Iterator[tuple[bytes, Attributes, int]]:
         """Entries from offset `start` on. EBADF."""
-        opened = self._handles.get(handle)
-        if opened is None:
+        found = self.listing(handle)
+        if found is None:
             raise StorageError("no such handle", errno.EBADF)
-        return opened.listing.entries(start)
+        return found[0].entries(start)
 
     def releasedir(self, handle: int) -> None:
         self._handles.pop(handle, None)
@@ -242,15 +252,14 @@ class ViewFiles:
 
     # --- changes ------------------------------------------------------------------------------------------------
 
-    def supersede(self, key: KeyDirectory) -> list[tuple[Inode, list[bytes]]]:
-        """A key was replaced or has gone: its numbers mean nothing any more. The directories that may have shown its
-        files under names that the kernel has: the one that they are in, and their names."""
+    def supersede(self, key: KeyDirectory, table: ShardTable | None) -> list[Iterable[Outdated]]:
+        """A key was replaced or has gone: its numbers mean nothing any more. The names that may mean other files by
+        now, to be gone through in any thread; `table` says what the key held, where that is known."""
         slot, told = key.slot, []
         gone = []
         for place in self._places.values():
             gone += [Owner(place.number, kind, slot) for kind in (KEY, INSIDE, METADATA_FILE, LABEL_TEXTS)]
-            if isinstance(place, GatheredPlace):
-                told.append(place.outdated(slot))
+            told += place.outdated(key, table)
         if self._places:
             self._ranges.drop(gone)
         self._common.hf.drop(slot)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path as FilePath
@@ -336,6 +336,7 @@ class Index:
         self._starts = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=self._starts[1:])
         self._slots = {part.files.slot: at for at, part in enumerate(parts)}
+        self._paths = list(paths)
         self._leaves = {path: number for path, number in paths.items() if number < len(counts) and counts[number]}
         self._children: dict[Path, dict[bytes, None]] = {}
         for path in sorted(self._leaves):
@@ -370,11 +371,17 @@ class Index:
                 return key.inode(position), int(key.sizes[position])
         return None
 
-    def tops(self, slot: int) -> list[bytes]:
-        """The directories in the view's own that lead to files of a key."""
+    def groups(self, slot: int) -> list[tuple[int, Path]]:
+        """The directories that have files of a key, each with its number."""
         at = self._slots.get(slot)
         if at is None:
             return []
         start, end = self.columns.starts[at : at + 2]
-        numbers = set(np.unique(self._groups[start:end]).tolist())
-        return sorted({path[0] for path, number in self._leaves.items() if path and number in numbers})
+        return [(number, self._paths[number]) for number in np.unique(self._groups[start:end]).tolist()]
+
+    def names(self, slot: int, number: int) -> Iterator[bytes]:
+        """The names of a key's files in one of these."""
+        at = self._slots[slot]
+        key, start = self.columns.keys[at], int(self.columns.starts[at])
+        for position in np.flatnonzero(self._groups[start : start + len(key)] == number).tolist():
+            yield key.name(int(key.samples[position]), int(key.rest[position]))

@@ -7,7 +7,7 @@ directories above the keys.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -86,18 +86,34 @@ class Hf:
         known = self._held.get(key.slot)
         if known is None:
             heavy = self._heavy()
-            chosen = columns_of.heavy_files(table)
-            if heavy is not None:
-                chosen = replace(columns_of.field_files(table, heavy), rests=columns_of.flat_suffixes(table))
             values = await self._sources.values(key, table, lambda names: names)
 
             def work() -> HfKey:
-                files = KeyFiles.of_table(key, table, b"", chosen, Rests())
+                files = self._files(key, table, heavy)
                 return HfKey(files, texts.metadata(files, values, texts.Room(self._sources.room), heavy is not None))
 
             known = await self._sources.cache.in_worker(work, table.nbytes)
             self._held.put(key.slot, known)
         return known
+
+    def names(self, key: KeyDirectory, table: ShardTable) -> Iterator[bytes]:
+        """What is in a key's directory, whatever became of the key; to be gone through in any thread."""
+        known, heavy = self._held.get(key.slot), self._heavy()
+
+        def names() -> Iterator[bytes]:
+            files = self._files(key, table, heavy) if known is None else known.files
+            yield METADATA
+            for sample, rest in zip(files.samples.tolist(), files.rest.tolist(), strict=True):
+                yield files.name(sample, rest)
+
+        return names()
+
+    @staticmethod
+    def _files(key: KeyDirectory, table: ShardTable, heavy: str | None) -> KeyFiles:
+        chosen = columns_of.heavy_files(table)
+        if heavy is not None:
+            chosen = replace(columns_of.field_files(table, heavy), rests=columns_of.flat_suffixes(table))
+        return KeyFiles.of_table(key, table, b"", chosen, Rests())
 
     def drop(self, slot: int) -> None:
         self._held.drop(slot)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Any, NamedTuple
 
 from shardfs import config, inodes
@@ -38,13 +38,13 @@ class Ranges:
         self._next = int(inodes.VIEWS)
 
     def __len__(self) -> int:
-        return len(self._owners)
+        return len(self._known)
 
     def of(self, owner: Owner, count: int = 1) -> Inode:
         """The first of an owner's `count` numbers. EMFILE where there are too many owners."""
         known = self._known.get(owner)
         if known is None:
-            if len(self._owners) >= config.VIEW_OWNERS:
+            if len(self._known) >= config.VIEW_OWNERS:
                 raise StorageError(f"more than {config.VIEW_OWNERS} directories and files of views", errno.EMFILE)
             known = self._known[owner] = self._next
             self._starts.append(known)
@@ -53,8 +53,13 @@ class Ranges:
             self._owners.append(owner)
         return Inode(known)
 
-    def known(self, owner: Owner) -> bool:
-        return owner in self._known
+    def known(self, owner: Owner) -> int | None:
+        """The first of an owner's numbers; None for who has none."""
+        return self._known.get(owner)
+
+    def kinds(self, place: int, kind: int) -> list[Any]:
+        """Which of one kind have numbers at a place."""
+        return [owner.what for owner in self._known if (owner.place, owner.kind) == (place, kind)]
 
     def find(self, inode: int) -> tuple[Owner, int] | None:
         """Whose number this is, and which of its run; None for what was given to nobody, or taken back."""
@@ -65,9 +70,12 @@ class Ranges:
 
     def drop(self, owners: list[Owner]) -> None:
         """Take numbers back, for good: they mean nothing from now on."""
-        gone = {self._known.pop(owner) for owner in owners if owner in self._known}
-        if gone:
-            kept = [at for at, start in enumerate(self._starts) if start not in gone]
+        for owner in owners:
+            start = self._known.pop(owner, None)
+            if start is not None:
+                self._ends[bisect_left(self._starts, start)] = start
+        if len(self._owners) > 2 * len(self._known) + 64:  # to close the gaps takes as long as there are owners
+            kept = [at for at, start in enumerate(self._starts) if self._known.get(self._owners[at]) == start]
             self._starts = array("Q", (self._starts[at] for at in kept))
             self._ends = array("Q", (self._ends[at] for at in kept))
             self._owners = [self._owners[at] for at in kept]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from shardfs.attributes import Attributes
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.index import ShardTable
 from shardfs.model import Inode, Key
+from shardfs.outdated import Outdated
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory
 from shardfs.views.columns import Entries, Rows, file_attributes, rows_of
 from shardfs.views.gathered import LABELS as LABEL_PATH
@@ -74,6 +75,33 @@ class Listing:
             assert self.rows is not None
             yield (*self.rows.entry(at), len(self.head) + at + 1)
 
+    def aged(self) -> Listing:
+        """The same of which nothing is to be believed: some of it may be others' by now, of which the kernel has been
+        told already."""
+        head = [(name, aged(attributes)) for name, attributes in self.head]
+        return Listing(head, None if self.rows is None else AgedRows(self.rows))
+
+
+def aged(attributes: Attributes) -> Attributes:
+    return attributes._replace(entry_timeout=0.0, attr_timeout=0.0)
+
+
+class AgedRows:
+    """Entries of which nothing is to be believed."""
+
+    def __init__(self, rows: Listable) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def entry(self, at: int) -> tuple[bytes, Attributes]:
+        name, attributes = self._rows.entry(at)
+        return name, aged(attributes)
+
+    def batch(self, first: int, last: int) -> Entries:
+        return self._rows.batch(first, last)
+
 
 @dataclass(slots=True)
 class Common:
@@ -111,6 +139,11 @@ def no_directory() -> StorageError:
     return StorageError("not a directory", errno.ENOTDIR)
 
 
+def _in(directory: int, names: Iterable[bytes]) -> Iterator[Outdated]:
+    for name in names:
+        yield directory, name
+
+
 class Place:
     """A view at one place. `above` is the directory it is in, None for the mount's root."""
 
@@ -123,6 +156,12 @@ class Place:
 
     def number_of(self, kind: int, what: object, count: int = 1) -> Inode:
         return self.common.ranges.of(Owner(self.number, kind, what), count)
+
+    def number_for(self, kind: int, key: KeyDirectory, count: int = 1) -> Inode:
+        """The same of what belongs to a key: the kernel may know it from now on."""
+        key.generated = True
+        self.common.sources.tree.know(key)
+        return self.number_of(kind, key.slot, count)
 
     def attributes(self) -> Attributes:
         """Of the view's own directory."""
@@ -140,16 +179,20 @@ class Place:
         """Attributes by the number of what only views have."""
         raise NotImplementedError
 
+    def outdated(self, key: KeyDirectory, table: ShardTable | None) -> list[Iterable[Outdated]]:
+        """The names that may mean other files, or none, once a key has been replaced. What it held is known where it
+        was in memory."""
+        raise NotImplementedError
+
 
 class GatheredPlace(Place):
     """`by`, `flat` or `yolo`."""
 
     def __init__(self, number: int, view: View, common: Common, above: Inode | None, heavy: str | None) -> None:
         super().__init__(number, view, common, above)
-        self.gathered = Gathered(view, heavy, common.sources, lambda key, count: self._texts(key.slot, count))
-
-    def _texts(self, slot: int, count: int) -> Inode:
-        return self.number_of(LABEL_TEXTS, slot, count)
+        self.gathered = Gathered(
+            view, heavy, common.sources, lambda key, count: self.number_for(LABEL_TEXTS, key, count)
+        )
 
     def _lasting(self, path: Path) -> float:
         """For how long a name in a directory may be believed: until it is said to be another file's, where that can be
@@ -224,16 +267,28 @@ class GatheredPlace(Place):
             return self.attributes() if owner.kind == TOP else self._directory(owner.what)
         key = self.common.key(owner.what)
         found = await self.common.sources.labels(key, await self.common.table(key))
-        inode = self._texts(owner.what, 0) + offset
+        inode = self.number_of(LABEL_TEXTS, owner.what) + offset
         return file_attributes(inode, found.size(offset), key.entry.mtime_ns, self._lasting(LABEL_PATH))
 
-    def outdated(self, slot: int) -> tuple[Inode, list[bytes]]:
-        """The directories in which names may mean other files once a key has been replaced: the one that they are in,
-        and their names."""
-        if self.above is not None:
-            return self.above, [self.view.text.encode("utf-8", "surrogateescape")]
+    def outdated(self, key: KeyDirectory, table: ShardTable | None) -> list[Iterable[Outdated]]:
         index = self.gathered.shown
-        return self.top, [] if index is None else index.tops(slot)
+        if index is None:  # what was shown before is known no more: all directories, with what is in them
+            return [self._words(path[0] for path in self.common.ranges.kinds(self.number, GROUP) if path)]
+        groups = index.groups(key.slot)
+        made: list[Iterable[Outdated]] = []
+        for number, path in groups:
+            inode = self.common.ranges.known(Owner(self.number, GROUP, path)) if path else self.top
+            if inode is not None:
+                made.append(_in(inode, index.names(key.slot, number)))
+        if table is None or table.files > config.NAMES_TOLD:  # one by one that takes its time
+            made.insert(0, self._words(path[0] for _, path in groups if path))
+        return made
+
+    def _words(self, names: Iterable[bytes]) -> list[Outdated]:
+        """What says of all files in directories of these names, right in the view's own, that they may be others."""
+        if self.above is not None:
+            return [(self.above, self.view.text.encode("utf-8", "surrogateescape"))]
+        return [(self.top, name) for name in sorted(set(names))]
 
 
 class MirroredPlace(Place):
@@ -302,10 +357,10 @@ class MirroredPlace(Place):
         if self.view.kind == "wds":
             tar = await self.common.tars.layout(below, await self.common.table(below))
             return self._tar(below, tar.size)
-        return self.common.directory(self.number_of(KEY, below.slot), below.entry.mtime_ns)
+        return self.common.directory(self.number_for(KEY, below), below.entry.mtime_ns)
 
     def _tar(self, key: KeyDirectory, size: int) -> Attributes:
-        return file_attributes(self.number_of(KEY, key.slot), size, key.entry.mtime_ns, self.common.interval)
+        return file_attributes(self.number_for(KEY, key), size, key.entry.mtime_ns, self.common.interval)
 
     async def listing(self, owner: Owner, offset: int) -> Listing:
         if owner.kind in (KEY, INSIDE):
@@ -326,7 +381,7 @@ class MirroredPlace(Place):
         size = self.common.tars.size(key.slot)
         if size is not None:
             return self._tar(key, size)
-        return self._tar(key, 0)._replace(entry_timeout=0.0, attr_timeout=0.0)
+        return aged(self._tar(key, 0))
 
     async def getattr(self, owner: Owner, offset: int) -> Attributes:
         if owner.kind == TOP:
@@ -344,7 +399,7 @@ class MirroredPlace(Place):
 
     async def _metadata(self, key: KeyDirectory) -> Attributes:
         shown = await self.common.hf.key(key, await self.common.table(key))
-        inode = self.number_of(METADATA_FILE, key.slot)
+        inode = self.number_for(METADATA_FILE, key)
         return file_attributes(inode, len(shown.metadata), key.entry.mtime_ns, config.FOREVER)
 
     async def _inside(self, owner: Owner, offset: int, name: bytes) -> Attributes:
@@ -384,7 +439,7 @@ class MirroredPlace(Place):
         return Listing([(METADATA, await self._metadata(key))], rows_of(shown.files, config.FOREVER))
 
     def _first_inside(self, key: KeyDirectory, table: ShardTable) -> Inode:
-        return self.number_of(INSIDE, key.slot, table.samples + folders(table))
+        return self.number_for(INSIDE, key, table.samples + folders(table))
 
     def _children(self, table: ShardTable, offset: int) -> list[Child]:
         if offset < table.samples:
@@ -397,6 +452,25 @@ class MirroredPlace(Place):
             return self.common.directory(inode, key.entry.mtime_ns)
         inode = inodes.file_inode(key.slot, number)
         return file_attributes(inode, table.size(number), key.entry.mtime_ns, config.FOREVER)
+
+    # --- when a key is replaced -------------------------------------------------------------------------------------
+
+    def outdated(self, key: KeyDirectory, table: ShardTable | None) -> list[Iterable[Outdated]]:
+        ranges = self.common.ranges
+        above = self.top if key.parent == inodes.ROOT else ranges.known(Owner(self.number, WAY, key.parent))
+        own, inside = (ranges.known(Owner(self.number, kind, key.slot)) for kind in (KEY, INSIDE))
+        end = TAR if self.view.kind == "wds" else b""
+        made: list[Iterable[Outdated]] = [] if above is None else [[(above, key.name + end)]]
+        if self.view.kind == "hf" and own is not None and table is not None:
+            made.append(_in(own, self.common.hf.names(key, table)))
+        if self.view.kind == "tree" and inside is not None and table is not None:
+            made.append(self._inner_names(table, inside))
+        return made
+
+    def _inner_names(self, table: ShardTable, first: int) -> Iterator[Outdated]:
+        for offset in range(table.samples + folders(table)):
+            for name, _, _ in self._children(table, offset):
+                yield first + offset, name
 
 
 class SampleRows:

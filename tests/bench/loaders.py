@@ -2,7 +2,9 @@
 
 The same pictures of about 110 KB, read by a DataLoader of 0, 2 and 4 worker processes:
 
-    view        torchvision's ImageFolder over `shardfs mount --view by:label`, of a Squirrel store of gzip shards
+    view-gz     torchvision's ImageFolder over `shardfs mount --view by:label`, of a Squirrel store of gzip shards
+    view-mds    the same over the very MDS data set that Streaming reads, which is read in place
+    view-tars   `--view by:cls` over the very tars that webdataset reads, which are, too
     loose       the same ImageFolder over loose files
     streaming   MosaicML Streaming over a local MDS data set
     webdataset  webdataset over local tars
@@ -10,7 +12,8 @@ The same pictures of about 110 KB, read by a DataLoader of 0, 2 and 4 worker pro
 
 Each in a process of its own in the environment that `./run interop` makes for it, with what it reads out of the page
 cache before; two epochs, cold and then warm. All take their turn in a round, in the next in reverse; ratios are taken
-within rounds, and the median is told. Progress goes to stderr.
+within rounds, and the median is told: of each view to each other loader, and to the best of the libraries in that
+round. Beside it is the processor time of the view's daemon. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +45,29 @@ _LABELS = 20
 _PER_SHARD = 200
 _SIDE = Path(__file__).with_name("loaders_side.py")
 _ENVIRONMENTS = {
-    "view": "loaders",
+    "view-gz": "loaders",
+    "view-mds": "loaders",
+    "view-tars": "loaders",
     "loose": "loaders",
     "streaming": "streaming",
     "webdataset": "loaders",
     "litdata": "loaders",
 }
+
+
+_STORED = {
+    "view-gz": "store",
+    "view-mds": "mds",
+    "view-tars": "tars",
+    "loose": "loose",
+    "streaming": "mds",
+    "webdataset": "tars",
+    "litdata": "litdata",
+}
+_VIEWS = {"view-gz": "by:label", "view-mds": "by:label", "view-tars": "by:cls"}
+_LIBRARIES = ("streaming", "webdataset", "litdata")
+_BEST = "best library"
+_EPOCHS = ("cold", "warm")
 
 
 def picture(number: int) -> bytes:
@@ -55,7 +76,7 @@ def picture(number: int) -> bytes:
     shapes = Image.frombytes("RGB", (25, 19), rng.randbytes(25 * 19 * 3)).resize((500, 375), Image.Resampling.BICUBIC)
     grain = Image.frombytes("RGB", (500, 375), rng.randbytes(500 * 375 * 3)).filter(ImageFilter.GaussianBlur(0.6))
     made = io.BytesIO()
-    Image.blend(shapes, grain, 0.3).save(made, "JPEG", quality=91)
+    Image.blend(shapes, grain, 0.33).save(made, "JPEG", quality=94)
     return made.getvalue()
 
 
@@ -83,7 +104,7 @@ def side(name: str, *words: str) -> Any:
 
 def make(data: Path, count: int) -> Path:
     """All forms of the same pictures, once."""
-    folder = data / f"images{count}"
+    folder = data / f"pictures{count}"
     if (folder / ".done").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -108,79 +129,125 @@ _FORMS = {"store": "squirrel", "mds": "streaming", "tars": "webdataset"}
 
 
 @contextlib.contextmanager
-def view(folder: Path) -> Iterator[Path]:
-    """The store, mounted with the index of an earlier mount."""
+def view(folder: Path, name: str) -> Iterator[tuple[Path, int]]:
+    """A store, mounted with the index of an earlier mount; and the process that serves it."""
     path = Path(tempfile.mkdtemp(prefix="loaders-")) / "mnt"
-    cache = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    program = [sys.executable, "-m", "shardfs"]
+    cache = {**os.environ, "XDG_CACHE_HOME": str(folder / f"cache-{name}")}
+    program, store = [sys.executable, "-m", "shardfs"], str(folder / _STORED[name])
     words = {"stdin": subprocess.DEVNULL, "check": True, "timeout": _SECONDS, "cwd": machine.REPOSITORY, "env": cache}
-    if not (folder / "cache").exists():
-        subprocess.run([*program, "index", "--light", str(folder / "store")], capture_output=True, **words)  # type: ignore[call-overload]
+    if not (folder / f"cache-{name}").exists():
+        subprocess.run([*program, "index", "--light", store], capture_output=True, **words)  # type: ignore[call-overload]
+    machine.make_cold(folder / _STORED[name])
     log = str(path.with_name("log"))
-    mount = [*program, "mount", str(folder / "store"), str(path), "--view", "by:label", "--log", log]
+    mount = [*program, "mount", store, str(path), "--view", _VIEWS[name], "--log", log]
     subprocess.run(mount, capture_output=True, **words)  # type: ignore[call-overload]
     try:
-        yield path
+        yield path, int(json.loads((path / ".shardfs" / "status.json").read_text())["pid"])
     finally:
         subprocess.run([*program, "umount", str(path)], capture_output=True, **words)  # type: ignore[call-overload]
         shutil.rmtree(path.parent)
 
 
-def measured(folder: Path, name: str, workers: int) -> list[list[float]]:
-    """(seconds, images, sum) of each epoch."""
-    stored = {"view": "store", "loose": "loose", "streaming": "mds", "webdataset": "tars", "litdata": "litdata"}[name]
-    machine.make_cold(folder / stored)
-    if name == "view":
-        with view(folder) as path:
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What one loader did: images a second of each epoch, and the processor time of the daemon in both together."""
+
+    rates: list[float]
+    daemon: float | None = None
+
+
+def measured(folder: Path, name: str, workers: int, count: int) -> Read:
+    """One loader, cold and then again."""
+    stored = folder / _STORED[name]
+    if name in _VIEWS:
+        with view(folder, name) as (path, pid):
+            before = machine.usage(pid)
             found = side(name, "image_folder", str(path), str(workers))
+            after = machine.usage(pid)
+        daemon = after.user + after.system - before.user - before.system
     else:
-        loader = "image_folder" if name == "loose" else name
-        found = side(name, loader, str(folder / stored), str(workers))
-    epochs: list[list[float]] = found["epochs"]
-    return epochs
+        machine.make_cold(stored)
+        found, daemon = side(name, "image_folder" if name == "loose" else name, str(stored), str(workers)), None
+    seen = {(images, total) for _, images, total in found["epochs"]}
+    if {images for images, _ in seen} != {count}:
+        raise SystemExit(f"bench: {name} did not see all {count} pictures: {found}")
+    _SEEN.update(total for _, total in seen)
+    if len(_SEEN) != 1:
+        raise SystemExit(f"bench: {name} saw other pictures than the others: {found}")
+    return Read([images / took for took, images, _ in found["epochs"]], daemon)
 
 
-def _round(folder: Path, count: int, workers: int, number: int) -> dict[str, list[float]]:
-    """Images a second of both epochs, of each loader."""
-    names = list(_ENVIRONMENTS) if number % 2 else list(reversed(_ENVIRONMENTS))
-    found: dict[str, list[list[float]]] = {}
-    for name in names:
-        found[name] = measured(folder, name, workers)
-        say(f"round {number}, {workers} workers, {name}: {[round(images / took) for took, images, _ in found[name]]}/s")
-    sums = {(images, seen) for epochs in found.values() for _, images, seen in epochs}
-    if {images for images, _ in sums} != {count} or len(sums) != 1:
-        raise SystemExit(f"bench: the loaders did not see the same pictures: {found}")
-    return {name: [images / took for took, images, _ in epochs] for name, epochs in found.items()}
+_SEEN: set[int] = set()
+"""Sums over labels and pixels, which must all be the same."""
 
 
-def main() -> int:
+def _round(folder: Path, count: int, names: list[str], workers: int, number: int) -> dict[str, Read]:
+    found: dict[str, Read] = {}
+    for name in names if number % 2 else reversed(names):
+        found[name] = measured(folder, name, workers, count)
+        spent = "" if found[name].daemon is None else f", daemon {found[name].daemon:.2f} s"
+        say(f"round {number}, {workers} workers, {name}: {[round(rate) for rate in found[name].rates]}/s{spent}")
+    return found
+
+
+def _compared(rounds: list[dict[str, Read]], names: list[str], workers: str) -> Iterator[str]:
+    """Lines of the table for one number of workers."""
+    views = [name for name in names if name in _VIEWS]
+    libraries = [name for name in names if name in _LIBRARIES]
+    for name in [*names, *([_BEST] if libraries else [])]:
+        for epoch, which in enumerate(_EPOCHS):
+            rates = [
+                max(one[library].rates[epoch] for library in libraries) if name == _BEST else one[name].rates[epoch]
+                for one in rounds
+            ]
+            ratios = [
+                statistics.median(one[shown].rates[epoch] / rate for one, rate in zip(rounds, rates, strict=True))
+                for shown in views
+            ]
+            spent = [one[name].daemon for one in rounds] if name in _VIEWS else []
+            told = f"{statistics.median(value for value in spent if value is not None):.2f}" if spent else ""
+            line = f"{workers:8}{name:14}{which:6}{statistics.median(rates):10.0f}{told if not epoch else '':>10}"
+            yield line + "".join(f"{ratio:16.2f}" for ratio in ratios)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.loaders", description="Measures loaders of images.")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", default="0,2,4")
+    parser.add_argument("--targets", default=",".join(_ENVIRONMENTS), help="which loaders (default: all)")
     parser.add_argument(
         "--data", metavar="DIR", help="where the data is kept (default: ~/.cache/shardfs-bench/loaders)"
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    names = [name for name in arguments.targets.split(",") if name]
+    if unknown := set(names) - _ENVIRONMENTS.keys():
+        raise SystemExit(f"bench: no loader {', '.join(sorted(unknown))}; there are {', '.join(_ENVIRONMENTS)}")
     data = Path(arguments.data or os.path.expanduser("~/.cache/shardfs-bench/loaders")).resolve()
     folder = make(data, arguments.images)
-    records: dict[str, list[dict[str, list[float]]]] = {}
+    records: dict[str, list[dict[str, Read]]] = {}
     for number in range(1, arguments.rounds + 1):
         for workers in arguments.workers.split(","):
-            records.setdefault(workers, []).append(_round(folder, arguments.images, int(workers), number))
+            found = _round(folder, arguments.images, names, int(workers), number)
+            records.setdefault(workers, []).append(found)
     facts = {**machine.facts(data), "images": arguments.images, "rounds": arguments.rounds}
     facts["load at the end"] = os.getloadavg()[0]
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps({"machine": facts, "records": records}, indent=1))
+        plain = {
+            workers: [{name: asdict(read) for name, read in one.items()} for one in rounds]
+            for workers, rounds in records.items()
+        }
+        Path(arguments.json).write_text(json.dumps({"machine": facts, "records": plain}, indent=1))
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n")
-    print(f"{'workers':8}{'loader':12}{'epoch':7}{'images/s':>10}{'view / it':>11}")
+    shown = "".join(f"{f'{name} / it':>16}" for name in names if name in _VIEWS)
+    print(f"{'workers':8}{'loader':14}{'epoch':6}{'images/s':>10}{'daemon s':>10}{shown}")
     for workers, rounds in records.items():
-        for name in _ENVIRONMENTS:
-            for epoch, which in enumerate(("cold", "warm")):
-                rate = statistics.median(one[name][epoch] for one in rounds)
-                ratio = statistics.median(one["view"][epoch] / one[name][epoch] for one in rounds)
-                print(f"{workers:8}{name:12}{which:7}{rate:10.0f}{ratio:11.2f}")
+        print("\n".join(_compared(rounds, names, workers)))
     return 0
 
 

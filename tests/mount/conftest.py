@@ -193,6 +193,10 @@ class SlowStore:
         """FSYNCs so far, answered or not."""
         return sum(line == "fsync" for line in self._lines())
 
+    def waiting(self) -> int:
+        """LOOKUPs and GETATTRs that had to wait so far."""
+        return sum(line == "stat" for line in self._lines())
+
     def asked(self, name: str) -> int:
         """READs of a file so far, answered or not."""
         return sum(line.startswith(f"read {name} ") for line in self._lines())

@@ -2,8 +2,9 @@
 
 Run as a program: SOURCE MOUNTPOINT CONTROL. While `CONTROL/hold/NAME` exists every READ of NAME waits if it is for more
 bytes than that file says; while `CONTROL/fail/NAME` exists it fails with EIO. The same holds of all FSYNCs for the NAME
-`fsync`, and of those of the directory for `fail/fsyncdir`. `CONTROL/log` gets a line `open NAME`, `read NAME OFFSET
-SIZE` or `fsync` for each. Nothing is cached by the kernel. Flat: files of one directory only. Knows nothing of shards.
+`fsync`, and of those of the directory for `fail/fsyncdir`; all LOOKUPs and GETATTRs wait for the NAME `stat`.
+`CONTROL/log` gets a line `open NAME`, `read NAME OFFSET SIZE` or `fsync` for each, and `stat` for those that wait.
+Nothing is cached by the kernel. Flat: files of one directory only. Knows nothing of shards.
 """
 
 from __future__ import annotations
@@ -54,10 +55,21 @@ class SlowDirectory(pyfuse3.Operations):
         except FileNotFoundError:
             return False
 
+    async def _looked(self) -> None:
+        if self._held("stat", 1):
+            self._log.write("stat\n")
+            await self._released("stat", 1)
+
+    async def _released(self, name: str, size: int) -> None:
+        while self._held(name, size):
+            await trio.sleep(LOOK_AGAIN)
+
     async def lookup(self, parent, name, ctx):  # type: ignore[no-untyped-def]
+        await self._looked()
         return self._attributes(os.fsdecode(name))
 
     async def getattr(self, inode, ctx):  # type: ignore[no-untyped-def]
+        await self._looked()
         return self._attributes("" if inode == pyfuse3.ROOT_INODE else self._names[inode])
 
     async def opendir(self, inode, ctx):  # type: ignore[no-untyped-def]
@@ -78,8 +90,7 @@ class SlowDirectory(pyfuse3.Operations):
     async def read(self, fh, offset, size):  # type: ignore[no-untyped-def]
         name = self._opened[fh]
         self._log.write(f"read {name} {offset} {size}\n")
-        while self._held(name, size):
-            await trio.sleep(LOOK_AGAIN)
+        await self._released(name, size)
         if (self._fail / name).exists():
             raise pyfuse3.FUSEError(errno.EIO)
         return os.pread(fh, size, offset)
@@ -95,8 +106,7 @@ class SlowDirectory(pyfuse3.Operations):
 
     async def fsync(self, fh, datasync):  # type: ignore[no-untyped-def]
         self._log.write("fsync\n")
-        while self._held("fsync", 1):
-            await trio.sleep(LOOK_AGAIN)
+        await self._released("fsync", 1)
         if (self._fail / "fsync").exists():
             raise pyfuse3.FUSEError(errno.EIO)
 

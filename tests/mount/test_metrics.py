@@ -8,6 +8,7 @@ import mmap
 import os
 import re
 import socket
+import struct
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgpack
+import numpy as np
 import obstore
 import pytest
 
-from shardfs import config, open_store
+from shardfs import __version__, config, open_store
 from shardfs.storage.urls import open_remote
 from tests.conformance.trees import wait_for
 from tests.fault_proxy import fault_proxy
@@ -215,6 +217,91 @@ def check_histogram(now: dict[str, float], operation: str) -> None:
     assert now[f"shardfs_request_seconds_count{{{label}}}"] == total
     counts = [now[f'shardfs_request_seconds_bucket{{{label},le="{le}"}}'] for le in ("0.0001", "0.1", "10.0")]
     assert counts == sorted(counts)
+
+
+def directly(path: Path, *spans: tuple[int, int]) -> int:
+    """Read (offset, size) of a file past the kernel's memory; the bytes that came."""
+    descriptor, came = os.open(path, os.O_RDONLY | os.O_DIRECT), 0
+    try:
+        for offset, size in spans:
+            with mmap.mmap(-1, size) as buffer:
+                came += os.preadv(descriptor, [buffer], offset)
+    finally:
+        os.close(descriptor)
+    return came
+
+
+def test_parts_of_opened_shards_are_what_was_read_of_them(tmp_path: Path) -> None:
+    """Of raw MDS, out of an index that was built before: no shard is loaded, and what comes from the store is what was
+    asked for. What the process is, as /proc has it."""
+    store = tmp_path / "mds"
+    made = open_store(store, driver="streaming")
+    for number in range(2):
+        pixels = np.zeros((512, 512, 3), np.uint8)
+        made.set([{"x": os.urandom(100_000), "label": at, "p": pixels} for at in range(3)], f"shard.{number:05}")
+    *_, first, second, _ = struct.unpack("<4x4I", (store / "shard.00000.mds").read_bytes()[:20])
+    assert run("index", store).returncode == 0
+    with mounting(store, "--metrics-addr", "0", "--refresh", "manual", SHARDFS_NO_READ_AHEAD="1") as path:
+        where = address(path)
+        before = figures(where)
+        spans = ((8192, 4096), (65536, 16384), (0, 12288))
+        served = sum(directly(path / f"shard.{at:05}/{at * 3:06}.x.bin", *spans) for at in range(2))
+        now = figures(where)
+        since = {name: now[name] - before.get(name, 0) for name in now}
+        assert since["shardfs_served_bytes_total"] == since["shardfs_store_bytes_total"] == served == 2 * 32768
+        assert (since["shardfs_opened_total"], since["shardfs_tables_indexed_total"]) == (2, 2)
+        assert since["shardfs_loads_total"] == since["shardfs_decoded_bytes_total"] == 0
+        amplified = (
+            now["shardfs_store_bytes_total"] / now["shardfs_served_bytes_total"]
+        )  # what was read of .shardfs, too
+        assert now["shardfs_read_amplification"] == pytest.approx(amplified, abs=1e-5)
+        assert (now['shardfs_cache_items{tier="tables"}'], now['shardfs_cache_items{tier="memory"}']) == (2, 2)
+        directly(path / "shard.00000/000001.p.png", (0, 8192), (524288, 8192), (65536, 4096))
+        then, now = now, figures(where)  # it is made once, out of its sample
+        assert now["shardfs_store_bytes_total"] - then["shardfs_store_bytes_total"] == second - first
+        assert now['shardfs_cache_hits_total{tier="rendered"}'] == 2
+        small = path / "shard.00000/000001.json"  # the kernel has it before it asks, or has asked for what it was given
+        size, told = len(small.read_bytes()), ("shardfs_given_bytes_total", "shardfs_served_bytes_total")
+        then, now = now, figures(where)
+        assert sum(now[name] - then[name] for name in told) == size
+        pid = json.loads(run("status", path, "--json").stdout)["pid"]
+        wait_for(lambda: figures(where)["shardfs_open_descriptors"] == 1 + len(os.listdir(f"/proc/{pid}/fd")))
+        assert [name for name in now if name.startswith("shardfs_info")] == [f'shardfs_info{{version="{__version__}"}}']
+        assert abs(now["shardfs_start_time_seconds"] - os.stat(f"/proc/{pid}").st_ctime) < 30
+
+
+def test_what_is_made_and_what_is_kept_on_disk(tmp_path: Path) -> None:
+    """Pictures of pixels are made once and kept while there is room; a gzip shard that gave way comes out of the cache
+    on disk, not out of the store."""
+    store = tmp_path / "store"
+    made = open_store(store, driver="squirrel")
+    for key in ("k0", "k1"):
+        made.set([{"p": np.zeros((512, 512, 3), np.uint8)} for _ in range(3)], key)
+    words = ("--no-index", "--metrics-addr", "0", "--memory", "4M", "--refresh", "manual", "--cache-raw", "always")
+    cache = tmp_path / "cache"
+    with mounting(store, *words, "--cache-dir", str(cache), **PLAIN) as path:
+        where = address(path)
+
+        def told(name: str) -> float:
+            return figures(where)[f"shardfs_{name}"]
+
+        size = (path / "k0/000000.p.png").stat().st_size
+        assert directly(path / "k0/000000.p.png", (0, 4096), (4096, 8192)) == 12288
+        assert (told('cache_misses_total{tier="rendered"}'), told('cache_hits_total{tier="rendered"}')) == (1, 1)
+        assert (told('cache_items{tier="rendered"}'), told('cache_bytes{tier="rendered"}')) == (1, size)
+        stored = (store / "k0.gz").stat().st_size
+        assert (told("loads_total"), told("store_bytes_total")) == (1, stored)
+        directly(path / "k1/000000.p.png", (0, 4096))
+        stored += (store / "k1.gz").stat().st_size
+        assert (told("loads_total"), told("store_bytes_total")) == (2, stored)
+        assert told('cache_evictions_total{tier="memory"}') == 1
+        assert told('cache_hits_total{tier="disk"}') == 0
+        wait_for(lambda: told('cache_bytes{tier="disk"}') == told("decoded_bytes_total"))  # it is written behind
+        kept = sum(file.stat().st_size for file in cache.rglob("*.data"))
+        assert told('cache_bytes{tier="disk"}') == kept > 2 * 3 * 512 * 512 * 3
+        directly(path / "k0/000001.p.png", (0, 4096))
+        assert (told("loads_total"), told("opened_total"), told("store_bytes_total")) == (2, 1, stored)
+        assert told('cache_hits_total{tier="disk"}') == 1
 
 
 def test_a_writable_mount_counts_what_it_stored(tmp_path: Path) -> None:

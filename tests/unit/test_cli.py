@@ -149,6 +149,8 @@ def test_info(capsys: pytest.CaptureFixture[str], store: Path) -> None:
         (["mount", "{store}", "m", "--rw", "--write-back", "soon"], 2, "'soon' is no time to wait"),
         (["mount", "{store}", "m", "-o", "ro,rw"], 2, "choose one"),
         (["mount", "{store}", "m", "-o", "memroy=1G"], 2, "did you mean memory="),
+        (["statsu"], 2, "there is no statsu; did you mean status?"),
+        (["mount", "{store}", "m", "--profile", "trian"], 2, "did you mean train?"),
         (
             ["mount", "{store}", "m", "-o", "frobnicate"],
             2,

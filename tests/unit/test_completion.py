@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from shardfs import cli
 from shardfs.commands.arguments import COMMANDS, build_parser
-from shardfs.commands.completion import commands_of
+from shardfs.commands.completion import ZSH, commands_of
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def completed(script: str, *words: str) -> list[str]:
 
 @pytest.mark.parametrize("script", ["bash", "zsh"], indirect=True)
 def test_bash(script: str) -> None:
-    script = script.replace("autoload -U +X bashcompinit && bashcompinit", "")
+    script = "\n".join(line for line in script.splitlines() if line not in ZSH)
     assert completed(script, "mo") == ["mount"]
     assert set(completed(script, "")) == {*COMMANDS, "--version", "-h", "--help"}
     assert completed(script, "mount", "--mem") == ["--memory"]
@@ -44,6 +46,24 @@ def test_bash(script: str) -> None:
     assert completed(script, "ls", "--arrays", "") == ["png", "npy"]
     assert completed(script, "umount", "/mnt/no-such") == []
     assert completed(script, "nothing", "--") == []
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+@pytest.mark.parametrize("script", ["zsh"], indirect=True)
+def test_a_zsh_that_completes_nothing_yet(script: str, tmp_path: Path) -> None:
+    """`compdef` was missing where ~/.zshrc does not begin zsh's own completion."""
+    (tmp_path / "script").write_text(script)
+    asked = f"source {tmp_path}/script && (( $+functions[compdef] )) && print -r -- $_comps[shardfs]"
+    done = subprocess.run(
+        ["zsh", "-f", "-c", asked],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_bash_complete" in done.stdout
+    assert "-F _shardfs" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["fish"], indirect=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shardfs import __version__, errors
+from shardfs import __version__, config, errors
 from shardfs.commands import EXIT_STATUS
 from shardfs.commands.arguments import COMMANDS, build_parser
 from shardfs.commands.manual import page
@@ -173,6 +173,17 @@ def test_the_manual_page_is_what_the_parsers_make() -> None:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30)
         assert done.stderr == ""
         assert "Shows what the mount at" in " ".join(done.stdout.split())
+
+
+def test_the_packages_of_debian_are_named_in_full() -> None:
+    """Whoever pastes them has all that ./run installs."""
+    found = re.search(r'^BASE_PACKAGES="(.*)"$', (REPOSITORY / "tools/bootstrap.sh").read_text(), re.MULTILINE)
+    assert found is not None
+    assert found[1] == f"{config.DEBIAN_PACKAGES} python3-venv"
+    assert f"`{found[1]}`" in " ".join(README.split())
+    assert f"\napt-get install -y {found[1]} jq\n" in README
+    containers = (REPOSITORY / "docs/CONTAINERS.md").read_text(encoding="utf-8")
+    assert f"apt-get install -y {config.DEBIAN_PACKAGES.removesuffix(' python3-dev')}\n" in containers
 
 
 # --- containers -------------------------------------------------------------------------------------------------------

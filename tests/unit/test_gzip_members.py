@@ -154,6 +154,19 @@ def test_what_hardly_compresses_is_done_quickly_unless_a_level_is_asked_for() ->
         assert len(written([mixed])) < len(zlib.compress(mixed, 6)) * 1.05
 
 
+@pytest.mark.parametrize("symbols", [250, 236, 200])
+def test_a_member_that_hardly_became_smaller_is_stored_after_all(symbols: int) -> None:
+    """As pictures are: they do shrink, by a thousandth to a hundredth, and all of it is slow to decode then."""
+    raw = bytes(random.Random(symbols).choices(range(symbols), k=200_000))
+    made = written([raw])
+    assert len(zlib.compress(raw, 6)) < len(raw) * 0.9995
+    if symbols == 200:
+        assert len(made) < len(raw) * 0.97
+    else:
+        assert made == whole(zlib.compressobj(0, wbits=31), raw)
+    assert decompressed(made) == gzip.decompress(made) == raw
+
+
 @pytest.mark.parametrize("codec", ["gz", "zstd"])
 def test_a_failure_while_writing_ends_the_threads(small: int, codec: str) -> None:
     class Full(io.BytesIO):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ import pytest
 import trio
 
 from shardfs import request_loop
-from shardfs.request_loop import RequestLoop
+from shardfs.request_loop import RequestLoop, Rhythm
 
 
 def run(work: Callable[[RequestLoop, int], object], calm: bool = True) -> None:
@@ -128,3 +129,69 @@ def test_an_idle_loop_uses_no_processor() -> None:
         assert time.process_time() - before < 0.1
 
     run(work)
+
+
+def test_what_others_have_to_do_is_never_slept_over() -> None:
+    """Found on a mount: a task of the same turn waited for a second, as trio does not count it as runnable any more."""
+
+    async def work(loop: RequestLoop, writing: int) -> None:
+        begun = time.monotonic()
+        for _ in range(10):
+            done = trio.Event()
+            async with trio.open_nursery() as nursery:
+
+                async def other(done: trio.Event = done) -> None:
+                    for _ in range(3):
+                        await trio.lowlevel.checkpoint()
+                    await trio.to_thread.run_sync(time.sleep, 0.001)
+                    done.set()
+
+                for _ in range(3):
+                    nursery.start_soon(loop.wait)
+                nursery.start_soon(other)
+                await done.wait()
+                nursery.cancel_scope.cancel()
+        assert time.monotonic() - begun < 5
+
+    old, request_loop.LONGEST = request_loop.LONGEST, 60.0
+    try:
+        run(work)
+    finally:
+        request_loop.LONGEST = old
+
+
+def test_a_request_ends_the_loops_own_sleep_and_a_deadline_does() -> None:
+    async def work(loop: RequestLoop, writing: int) -> None:
+        with trio.move_on_after(0.05) as scope:
+            await loop.wait()
+        assert scope.cancelled_caught
+        sleeps = []
+        slept = loop._slept
+
+        def counted(wake: float) -> bool:
+            sleeps.append(wake)
+            return slept(wake)
+
+        loop._slept = counted  # type: ignore[method-assign]
+        timer = threading.Timer(0.01, os.write, (writing, b"x"))
+        timer.start()
+        assert await loop.wait()
+        timer.join()
+        assert sleeps
+        assert request_loop.trio_epoll() is not None
+
+    run(work, calm=False)
+
+
+def test_a_rhythm_is_learned_and_unlearned() -> None:
+    rhythm = Rhythm()
+    assert rhythm.soon()
+    pattern = [True, True, False]
+    for at in range(300):
+        rhythm.met(pattern[at % 3])
+    for at in range(300, 330):
+        assert rhythm.soon() == pattern[at % 3]
+        rhythm.met(pattern[at % 3])
+    for _ in range(100):
+        rhythm.met(False)
+    assert not rhythm.soon()

@@ -33,14 +33,14 @@ def store(tmp_path: Path) -> Path:
     return path
 
 
-def on_terminal(*words: str | Path) -> tuple[int, str]:
+def on_terminal(*words: str | Path, term: str = "xterm") -> tuple[int, str]:
     """Exit status, and what came on a terminal of COLUMNS columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
     process = subprocess.Popen(
         [sys.executable, "-m", "shardfs", *map(str, words)], stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**environment, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm"},
+        env={**environment, "PYTHONPATH": str(REPOSITORY), "TERM": term},
     )  # fmt: skip
     os.close(theirs)
     said = b""
@@ -71,6 +71,23 @@ def test_progress_on_a_terminal_and_nothing_of_it_in_a_pipe(store: Path, tmp_pat
     )  # fmt: skip
     assert done.returncode == 1
     assert not set("\r\x1b") & set(done.stdout + done.stderr)
+
+
+def test_nothing_is_written_anew_on_a_terminal_that_cannot(store: Path) -> None:
+    """TERM=dumb, as in Emacs' shell: there were bars one behind the other, and codes between them."""
+    status, shown = on_terminal("verify", store, term="dumb")
+    assert status == 1
+    assert "\x1b" not in shown
+    assert [line for line in shown.replace("\r\n", "\n").split("\n") if "\r" in line or "ing [" in line] == []
+
+
+def test_figures_are_such_as_people_read(store: Path) -> None:
+    (store / "long.gz").write_bytes(gzip.compress(msgpack.packb({"label": 1}) * 1_234))
+    _, shown = on_terminal("info", store, "long")
+    told = dict(re.findall(r"^([a-z ]+?)  +(.*?)\r?$", shown, re.MULTILINE))
+    assert told["samples"] == "1,234"
+    assert told["raw bytes"] == "9.6 KiB (9,872 bytes)"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", told["mtime"])
 
 
 def test_colours_are_for_terminals(store: Path) -> None:

@@ -78,6 +78,17 @@ def test_no_more_is_allowed_than_was(tmp_path: Path, addition: str | None) -> No
     found = re.search(r"exposure level for \S+: ([0-9.]+)", said)
     assert found is not None, said
     assert float(found[1]) <= limit
+    if version.startswith("systemd 252 "):  # what the documents say is what it prints
+        assert float(found[1]) == EXPOSURE[addition or "shardfs@.service"]
+
+
+def test_the_documents_have_these_figures() -> None:
+    text = " ".join((SYSTEMD.parent / "docs/OPERATIONS.md").read_text(encoding="utf-8").split())
+    plain, local, writable = EXPOSURE.values()
+    assert (
+        f"`systemd-analyze security` (252) gives `shardfs@.service` {plain}, and {local} with `shardfs@local.conf`; "
+        f"{writable} with `shardfs@writable.conf`"
+    ) in text
 
 
 def test_what_a_service_needs_in_order_to_work() -> None:
