@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from shardfs import config, index
+from shardfs import config, table_building
 from shardfs.drivers.base import Shard
 from shardfs.errors import DamagedShardError, MissingKeyError
 from shardfs.index import FolderTable, ShardTable
@@ -156,7 +156,7 @@ class Browser:
         if self._open is None or self._open[0] != key.slot:
             try:
                 shard = self._store.driver.load(key.entry, lambda _: None)
-                self._open = (key.slot, shard, index.build(shard, self._arrays))
+                self._open = (key.slot, shard, table_building.build(shard, self._arrays))
             except DamagedShardError as error:
                 error.key = error.key or key.entry.key
                 raise

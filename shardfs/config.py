@@ -227,6 +227,10 @@ MDS_SHARD = (1 << 32) - 1
 LOCK_WAIT = 10.0
 """Seconds to wait for others who replace a file in the same directory; each of them takes milliseconds."""
 
+STREAMING_INDEX = 256 * MIB
+"""Largest index.json of MosaicML Streaming that is read, in bytes: half a million shards with a dozen columns each, and
+minutes of parsing already."""
+
 INDEX_RACES = 8
 """An index.json that changes while it is being replaced is read and edited again this often."""
 

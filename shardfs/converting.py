@@ -37,7 +37,7 @@ from shardfs.drivers.base import (
     Value,
     Verbatim,
 )
-from shardfs.drivers.mltraq import EXPERIMENT
+from shardfs.drivers.mltraq_experiments import EXPERIMENT
 from shardfs.drivers.mltraq_shards import MltraqShard
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
@@ -45,10 +45,10 @@ from shardfs.drivers.streaming import ChooseColumns, RowColumns, StreamingDriver
 from shardfs.drivers.text_columns import TextSurvey
 from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError
 from shardfs.gathering import Gathered, LinkedShard
-from shardfs.index import KEY_FIELD
 from shardfs.lowering import Lowering
 from shardfs.model import Entry, Key
 from shardfs.reading_back import field_name
+from shardfs.table_building import KEY_FIELD
 from shardfs.values import Buffer, Members, Tree
 
 Change = tuple[str, str, str]

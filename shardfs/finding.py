@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from shardfs import index
+from shardfs import table_building
 from shardfs.errors import DamagedShardError, ShardfsError
 from shardfs.index import FolderTable, ShardTable
 from shardfs.index_db import IndexDb
@@ -136,7 +136,7 @@ class Finder:
         driver, entry = self._store.driver, directory.entry
         table = None if self._database is None else self._database.get(entry, lambda: driver.mark(entry))
         if table is None:
-            table = index.build(driver.load(entry, lambda _: None), self._arrays)
+            table = table_building.build(driver.load(entry, lambda _: None), self._arrays)
             if self._database is not None:
                 self._database.put(entry, table, "")
         return table

@@ -1,29 +1,25 @@
 """What a shard holds, packed: names, sizes and positions of all its files, 25 bytes a file and no object per file.
 
-A table is built by walking a shard once (`build`) and then answers without it; only reading a file's content needs the
-shard again. Knows nothing of inodes, caches or mounts.
+A table is built by walking a shard once (`table_building`) and then answers without it; only reading a file's content
+needs the shard again. Knows nothing of inodes, caches or mounts.
 """
 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 
-from shardfs import config, layout, names, shapes
-from shardfs.drivers.base import LinksFiles, NamesSamples, Record, Shard, ShardReader
+from shardfs import config, layout, shapes
+from shardfs.drivers.base import ShardReader
 from shardfs.errors import DamagedShardError
 from shardfs.folders import ROOT, Folders
-from shardfs.shapes import File
-from shardfs.values import Buffer, Members
-
-KEY_FIELD = "__key__"
-"""A text field of this name, different in every sample of a shard, names the samples (WebDataset's convention)."""
+from shardfs.strings import Strings, number_of, sorted_numbers
+from shardfs.values import Buffer
 
 SLICE, RENDER = 0, 1
 
@@ -39,49 +35,6 @@ class Note:
     file: str
     """Nothing for what is said of no file."""
     reason: str
-
-
-class _Packed:
-    """Many short byte strings in one, each known by its number."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str | bytes, int] = {}
-        self._data = bytearray()
-        self._starts = array("Q", [0])
-
-    def number(self, text: str | bytes) -> int:
-        """One and the same kind of text each time: the number goes by what is given, not by its bytes."""
-        known = self._numbers.get(text)
-        if known is None:
-            known = self._numbers[text] = len(self._numbers)
-            self._data += text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
-            self._starts.append(len(self._data))
-        return known
-
-    def pack(self) -> Strings:
-        return Strings(bytes(self._data), np.frombuffer(self._starts, np.uint64).copy())
-
-
-@dataclass(frozen=True, slots=True)
-class Strings:
-    """Byte strings by number: one buffer and where each begins."""
-
-    data: bytes
-    starts: np.ndarray[Any, np.dtype[np.uint64]]
-
-    def __getitem__(self, number: int) -> bytes:
-        return self.data[int(self.starts[number]) : int(self.starts[number + 1])]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def __iter__(self) -> Iterator[bytes]:
-        starts = self.starts.tolist()
-        return (self.data[start:end] for start, end in pairwise(starts))
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.data) + self.starts.nbytes
 
 
 class ShardTable:
@@ -118,7 +71,7 @@ class ShardTable:
         self._kind = columns["kind"].data
         self._offset = columns["offset"].data
         self._length = columns["length"].data
-        self._number = _number(digits)
+        self._number = number_format(digits)
         self.prefix_sizes = np.diff(prefixes.starts)
         self._prefix_size = self.prefix_sizes.data
         self._by_stem = None if stems is None else sorted_numbers(stems).data
@@ -347,152 +300,6 @@ def make_table(*, linked: bool, suffixes: Strings, **parts: Any) -> ShardTable:
     return kind(suffixes=suffixes, **parts)
 
 
-def _number(digits: int) -> bytes:
+def number_format(digits: int) -> bytes:
     """The format of samples' numbers."""
     return b"%%0%dd" % digits
-
-
-def sorted_numbers(strings: Strings) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    return np.array(sorted(range(len(strings)), key=strings.__getitem__), dtype=np.uint32)
-
-
-def number_of(strings: Strings, order: memoryview, text: bytes) -> int | None:
-    """The number of a text among others, by the numbers of all in the order of the texts (`sorted_numbers`)."""
-    at = bisect_left(order, text, key=strings.__getitem__)
-    return order[at] if at < len(order) and strings[order[at]] == text else None
-
-
-class _Builder:
-    """A table as it grows: unboxed arrays only."""
-
-    def __init__(self, arrays: str) -> None:
-        self._arrays = arrays
-        self._shapes = shapes.shapes_for(arrays)
-        self._file_start = array("I", [0])
-        self._record_start = array("Q")
-        self._record_end = array("Q")
-        self._suffix = array("I")
-        self._prefix = array("I")
-        self._kind = array("B")
-        self._offset = array("Q")
-        self._length = array("Q")
-        self._suffixes = _Packed()
-        self._prefixes = _Packed()
-        self._prefixes.number(b"")
-        self.notes: list[Note] = []
-
-    def add(self, record: Record, stem: bytes, shard: Shard) -> None:
-        files = self._shapes.files(record.tree, shard.raw, len(stem))
-        if files is None:
-            files = self._laid_out(record, stem, shard)
-        for suffix, prefix, rendered, offset, length in files:
-            self._suffix.append(self._suffixes.number(suffix))
-            self._prefix.append(self._prefixes.number(prefix) if prefix else 0)
-            self._kind.append(RENDER if rendered else SLICE)
-            self._offset.append(offset)
-            self._length.append(length)
-        self._record_start.append(record.start)
-        self._record_end.append(record.end)
-        self._file_start.append(len(self._suffix))
-
-    def _laid_out(self, record: Record, stem: bytes, shard: Shard) -> list[File]:
-        """The files of any sample, and its notes."""
-        try:
-            plans = layout.lay_out(record.tree, shard.raw, self._arrays, len(stem))
-        except (RecursionError, ValueError, OverflowError) as error:
-            raise DamagedShardError(f"a sample that no files can show: {error}", record.start) from error
-        for plan in plans:
-            note = plan.content.note
-            if note is not None and len(self.notes) < config.ERRORS_KEPT:
-                self.notes.append(Note(f"{stem.decode('utf-8')}.{plan.suffix}", note))
-        return [shapes.file_of(plan.suffix, plan.content) for plan in plans]
-
-    def table(self, shard: Shard, stems: Strings | None, first_sample: int, digits: int) -> ShardTable:
-        columns: dict[str, np.ndarray[Any, Any]] = {
-            "file_start": np.frombuffer(self._file_start, np.uint32).copy(),
-            "record_start": np.frombuffer(self._record_start, np.uint64).copy(),
-            "record_end": np.frombuffer(self._record_end, np.uint64).copy(),
-            "suffix": np.frombuffer(self._suffix, np.uint32).copy(),
-            "prefix": np.frombuffer(self._prefix, np.uint32).copy(),
-            "kind": np.frombuffer(self._kind, np.uint8).copy(),
-            "offset": np.frombuffer(self._offset, np.uint64).copy(),
-            "length": np.frombuffer(self._length, np.uint64).copy(),
-        }
-        return make_table(
-            linked=shard.linked if isinstance(shard, LinksFiles) else False,
-            raw_bytes=shard.size,
-            stems=stems,
-            first_sample=first_sample,
-            digits=digits,
-            columns=columns,
-            suffixes=self._suffixes.pack(),
-            prefixes=self._prefixes.pack(),
-            notes=(*self.notes, *(Note("", text) for text in getattr(shard, "notes", ()))),
-        )
-
-
-def build(shard: Shard, arrays: str) -> ShardTable:
-    """Walk a shard from end to end and pack what it holds. All or nothing: DamagedShardError."""
-    records = shard.records()
-    if isinstance(shard, NamesSamples):
-        return _called(shard, arrays, zip(records, shard.stems(), strict=True))
-    first = next(records, None)
-    if first is not None:
-        records = chain((first,), records)  # each record is decoded once, which is most of the work
-        if _own_name(first) is not None:
-            try:
-                return _called(shard, arrays, _by_own_names(records))
-            except _UnnamedError:
-                records = shard.records()
-    digits = names.digits_for(shard.samples_through or 0)
-    builder, count = _numbered(shard, arrays, digits, records)
-    if shard.samples_through is None and names.digits_for(count) != digits:
-        digits = names.digits_for(count)
-        builder, _ = _numbered(shard, arrays, digits, shard.records())
-    return builder.table(shard, None, shard.first_sample, digits)
-
-
-def _numbered(shard: Shard, arrays: str, digits: int, records: Iterator[Record]) -> tuple[_Builder, int]:
-    builder = _Builder(arrays)
-    number = _number(digits)
-    count = 0
-    for record in records:
-        builder.add(record, number % (shard.first_sample + count), shard)
-        count += 1
-    return builder, count
-
-
-def _called(shard: Shard, arrays: str, records: Iterable[tuple[Record, str]]) -> ShardTable:
-    """The table of samples that are called otherwise than by numbers."""
-    builder, packed = _Builder(arrays), _Packed()
-    for record, stem in records:
-        encoded = stem.encode("utf-8")
-        packed.number(encoded)
-        builder.add(record, encoded, shard)
-    return builder.table(shard, packed.pack(), 0, 0)
-
-
-class _UnnamedError(Exception):
-    """A sample has no name of its own, or another's."""
-
-
-def _by_own_names(records: Iterator[Record]) -> Iterator[tuple[Record, str]]:
-    """Samples with the names before the first dot of their files. Members have names that their driver keeps apart."""
-    seen: set[str] = set()
-    for record in records:
-        own = _own_name(record)
-        if own is None:
-            raise _UnnamedError
-        stem = names.escape_sample(own)
-        if type(record.tree) is not Members:
-            if names.same_name(stem) in seen:
-                raise _UnnamedError
-            seen.add(names.same_name(stem))
-        yield record, stem
-
-
-def _own_name(record: Record) -> str | None:
-    if type(record.tree) is Members:
-        return record.tree.key
-    own = record.tree.get(KEY_FIELD) if type(record.tree) is dict else None
-    return own if type(own) is str else None

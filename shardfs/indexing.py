@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from shardfs import config, index, light_reading, packing
+from shardfs import config, light_reading, packing, table_building
 from shardfs.drivers.base import Driver, StoresObjects
 from shardfs.errors import DamagedShardError, NotWritableError, ShardfsError, StaleShardError, StorageError
 from shardfs.index import ShardTable
@@ -185,7 +185,7 @@ def _one(driver: Driver, database: IndexDb, entry: Entry, arrays: str, check: bo
         except StaleShardError:  # replaced since the listing
             entry, known = driver.entry(entry.key), None
             shard = driver.load(entry, lambda _: None)
-        table = index.build(shard, arrays) if known is None or known.raw_bytes != shard.size else known
+        table = table_building.build(shard, arrays) if known is None or known.raw_bytes != shard.size else known
         columns = light_reading.of_reader(table, shard, arrays) if light else None
     except DamagedShardError as error:
         error.key = entry.key

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from shardfs.index import Strings
+from shardfs.strings import Strings
 
 
 class _Sentinel:

@@ -20,7 +20,7 @@ import numpy as np
 from shardfs import config, layout, light_json, names, values
 from shardfs.drivers.base import ShardReader
 from shardfs.errors import DamagedShardError
-from shardfs.index import RENDER, ShardTable, Strings
+from shardfs.index import RENDER, ShardTable
 from shardfs.light_columns import (
     IS_FALSE,
     IS_FLOAT,
@@ -38,6 +38,7 @@ from shardfs.light_columns import (
     LightColumns,
     Numbers,
 )
+from shardfs.strings import Strings
 from shardfs.values import Buffer, Tree
 
 _LARGEST = 1 << 63

@@ -17,11 +17,12 @@ import numpy as np
 from shardfs import config, light_reading
 from shardfs.drivers.base import ShardReader
 from shardfs.errors import ShardfsError
-from shardfs.index import ShardTable, Strings, make_table
+from shardfs.index import ShardTable, make_table
 from shardfs.index_db import IndexDb
 from shardfs.light_columns import LightColumns, Numbers
 from shardfs.light_where import Where, meant
 from shardfs.model import Entry, Key, Version
+from shardfs.strings import Strings
 
 log = logging.getLogger("shardfs")
 

@@ -10,7 +10,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from shardfs.index import SLICE, Note, ShardTable, Strings, make_table
+from shardfs.index import SLICE, Note, ShardTable, make_table
+from shardfs.strings import Strings
 
 _RENDERED = 64
 """A rendered file is at most this many times as large as its shard: JSON escapes a byte with six, and has tags."""

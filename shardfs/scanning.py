@@ -5,7 +5,7 @@ Knows nothing of what they are for. Not thread-safe.
 
 from __future__ import annotations
 
-from shardfs import index, light_reading
+from shardfs import light_reading, table_building
 from shardfs.drivers.base import Driver
 from shardfs.errors import DamagedShardError
 from shardfs.index import ShardTable
@@ -48,7 +48,7 @@ class Scan:
         if self._last is None or self._last[0] != entry:
             try:
                 shard = self._driver.load(entry, lambda _: None)
-                table = index.build(shard, self._arrays)
+                table = table_building.build(shard, self._arrays)
                 columns = light_reading.of_reader(table, shard, self._arrays)
             except DamagedShardError as error:
                 error.key = error.key or entry.key

@@ -1,4 +1,4 @@
-"""A directory of files as the records of one shard: what a seal writes. The inverse of `index.build`.
+"""A directory of files as the records of one shard: what a seal writes. The inverse of `table_building`.
 
 `seal` groups a key's files into samples and gives them one after the other, each as the stored record where nothing of
 it changed, else as a value to encode; it holds one sample's files at a time. Knows layout, tables and shards; nothing
@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from shardfs import config, layout, names, reading_back
 from shardfs.drivers.base import Cell, Files, KeptFiles, NewRecord, ShardReader, Value, Verbatim
 from shardfs.errors import BadSampleError, StorageError
-from shardfs.index import KEY_FIELD, ShardTable
+from shardfs.index import ShardTable
+from shardfs.table_building import KEY_FIELD
 from shardfs.values import Buffer
 
 _TEMPORARY = re.compile(

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import trio
 
-from shardfs import config, index, light_reading
+from shardfs import config, light_reading, table_building
 from shardfs.damage import DamageList
 from shardfs.drivers.base import Driver, InMemory, Refilled, ShardReader
 from shardfs.errors import DamagedShardError, ShardfsError, StaleShardError, StorageError
@@ -514,7 +514,7 @@ class ShardCache:
             shard = driver.load(entry, grow)
             if table is not None and table.raw_bytes == shard.size:
                 return Loaded(shard, table), None
-            built = index.build(shard, self.arrays)
+            built = table_building.build(shard, self.arrays)
             shown = self.tables.shown(entry, built, shard)
             in_place = driver.open(entry, built.raw_bytes) if self._parts else None
             if in_place is None or in_place.computes:

@@ -21,7 +21,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shardfs.drivers.streaming import INDEX_MAX
+from shardfs import config
 from shardfs.drivers.streaming_index import BadIndexError, parse_index
 from shardfs.drivers.streaming_names import INDEX, splits
 from shardfs.drivers.streaming_settings import bytes_to_int
@@ -227,7 +227,7 @@ def readers(
     storage = LocalStorage(dirname)
     prefix = f"{split.rstrip('/')}/" if split else ""
     try:
-        data = storage.read(prefix + INDEX, INDEX_MAX)
+        data = storage.read(prefix + INDEX, config.STREAMING_INDEX)
         parse_index(data, prefix)
     except BadIndexError as error:
         raise BadStoreError(f"{prefix}{INDEX}: {error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
-from shardfs import config, index
+from shardfs import config, table_building
 from shardfs.drivers.base import Driver, Shard
 from shardfs.errors import DamagedShardError, MissingKeyError, ShardfsError, StaleShardError
 from shardfs.index import FolderTable, ShardTable
@@ -105,7 +105,7 @@ def _look(driver: Driver, entry: Entry, arrays: str) -> _Looked:
         except StaleShardError:  # replaced since the listing
             entry = driver.entry(entry.key)
             shard = driver.load(entry, lambda _: None)
-        table = index.build(shard, arrays)
+        table = table_building.build(shard, arrays)
         _read_all(shard, table)
     except MissingKeyError:
         return _Looked(None)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from shardfs import config
 from shardfs.drivers.squirrel import CODECS
-from shardfs.drivers.streaming import INDEX_MAX
 from shardfs.drivers.streaming_index import BadIndexError, parse_index
 from shardfs.drivers.webdataset import ENDINGS
 from shardfs.errors import BadSettingError
@@ -39,7 +39,7 @@ def web_names(url: str) -> tuple[str, str, GivenNames | IndexedNames]:
     required = "{" in parts.path or parts.path.endswith(f"/{_INDEX}")
     below += [] if required else list(SPLITS)
     indexes = [f"{directory}/{_INDEX}" if directory else _INDEX for directory in below]
-    names = IndexedNames(indexes, _named, INDEX_MAX, required=required)
+    names = IndexedNames(indexes, _named, config.STREAMING_INDEX, required=required)
     return urlunsplit((parts.scheme, parts.netloc, root, "", "")), "streaming", names
 
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(PAGE.parents[1]))
 
 def main() -> int:
     from shardfs import __version__
-    from shardfs.cli import build_parser
+    from shardfs.commands.arguments import build_parser
     from shardfs.commands.manual import page
 
     made = page(build_parser(), __version__)

@@ -328,7 +328,7 @@ class _Stored:
             yield shard.fetch(at, min(at + config.COPY_SLICE, start + length))
 
     def _load(self) -> tuple[Shard, ShardTable]:
-        from shardfs import index  # here: most that is staged needs no store
+        from shardfs import table_building  # here: most that is staged needs no store
         from shardfs.opening import open_store
 
         where = {**store_options(self._arguments), **cache_options(self._arguments)}
@@ -337,4 +337,4 @@ class _Stored:
         if found.version != self._staged.base_version:
             raise StaleShardError(f"its bytes were in the stored shard, which was replaced since: {found.key}")
         shard = store.driver.load(found, lambda _: None)
-        return shard, index.build(shard, self._shown)
+        return shard, table_building.build(shard, self._shown)

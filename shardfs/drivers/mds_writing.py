@@ -22,11 +22,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import partial
-from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -34,6 +32,7 @@ import numpy as np
 from shardfs import config, images, pictures, values
 from shardfs.drivers.base import Cell, NewRecord, Value
 from shardfs.drivers.mds import DTYPE_CODES, DTYPES, Columns, columns, picture_file
+from shardfs.drivers.spooled import SpooledRecords
 from shardfs.errors import BadSettingError
 from shardfs.values import Blob, Pickle
 
@@ -336,48 +335,43 @@ _FIXED: dict[str, Encode] = {
 
 
 class RawShard:
-    """A shard as it grows: records in a temporary file (in memory while they are few), which knows where each begins.
+    """A shard as it grows.
 
     `description` is the shard's own copy of its settings, UTF-8 JSON. Closed at the end of a `with` block.
     """
 
     def __init__(self, description: bytes, directory: str | None) -> None:
         self._description = description
-        self._ends = array("Q")
-        self._file = SpooledTemporaryFile(config.SPOOL, dir=directory)  # noqa: SIM115
-        self._records = 0
+        self._records = SpooledRecords(directory)
+        self.add = self._records.add
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._records)
 
     def __enter__(self) -> RawShard:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._records.close()
 
     @property
     def size(self) -> int:
         """Bytes of the shard as it is."""
-        return 8 + 4 * len(self._ends) + len(self._description) + self._records
+        return self._begin + self._records.size
+
+    @property
+    def _begin(self) -> int:
+        """Where the first record begins: behind the table of positions and the description."""
+        return 8 + 4 * len(self._records) + len(self._description)
 
     def size_with(self, length: int) -> int:
         """Bytes of the shard with one more record of that length."""
-        return 8 + 4 * (len(self._ends) + 1) + len(self._description) + self._records + length
-
-    def add(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self._records += len(data)
-        self._ends.append(self._records)
+        return self.size + 4 + length
 
     def pieces(self) -> Iterator[bytes]:
         """The shard's raw bytes from its beginning, a megabyte at a time."""
-        begin = 8 + 4 * len(self._ends) + len(self._description)
-        offsets = np.concatenate(([np.uint64(0)], np.frombuffer(self._ends, np.uint64))) + np.uint64(begin)
-        yield struct.pack("<I", len(self._ends)) + offsets.astype("<u4").tobytes() + self._description
-        self._file.seek(0)
-        while piece := self._file.read(config.READ_SLICE):
-            yield piece
+        yield self._records.positions(self._begin) + self._description
+        yield from self._records.pieces()
 
 
 def description(shard: Mapping[str, Any]) -> bytes:

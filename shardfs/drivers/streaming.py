@@ -1,6 +1,6 @@
 """Data sets of MosaicML Streaming (index.json version 2) in any storage.
 
-Knows where the index files lie, and which keys they give; what an index says is the business of streaming_index.py,
+Which keys the index files give is the business of streaming_scan.py, what an index says that of streaming_index.py,
 which of a shard's files are there that of streaming_files.py, what is inside them that of mds.py and text_rows.py, how
 new shards get into a data set that of streaming_writing.py and text_writing.py. Source of all format facts: what
 mosaicml-streaming 0.13.0 writes and reads, found by running it.
@@ -14,17 +14,17 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shardfs.drivers import mds, mds_writing, streaming_garbage, streaming_order, text_writing
 from shardfs.drivers.base import Grow, NewRecord, Note, ShardReader, Value
 from shardfs.drivers.garbage import Garbage
 from shardfs.drivers.numbered import Standing
-from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing, listing
+from shardfs.drivers.streaming_files import ENDINGS, ShardFiles, StreamingShard, identity_of, is_missing
 from shardfs.drivers.streaming_following import published, settle, withdraw
-from shardfs.drivers.streaming_index import BadIndexError, FileInfo, Place, by_key, key_of, parse_index
+from shardfs.drivers.streaming_index import FileInfo, Place, key_of, parse_index
 from shardfs.drivers.streaming_names import INDEX, is_free, new_place, revisions, splits, successors
+from shardfs.drivers.streaming_scan import Scan, Scanner
 from shardfs.drivers.streaming_settings import codec_of, shard_format, shard_limit
 from shardfs.drivers.streaming_writing import Publication, basename_of, template_columns
 from shardfs.drivers.suspects import outdated
@@ -40,22 +40,9 @@ from shardfs.model import Entry, Key, Version
 from shardfs.storage.base import Listed, Reader, Storage
 from shardfs.storage.local import LocalStorage
 
-INDEX_MAX = 256 << 20
-"""Largest index read: half a million shards with a dozen columns each, and minutes of parsing already."""
-
 ChooseColumns = Callable[[mds.Columns | None], mds.Columns]
 RowColumns = Mapping[str, str]
 """Of a shard of rows: encodings by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Scan:
-    """All shards of a data set, by key, and the index files they come from."""
-
-    places: dict[Key, Place]
-    indexes: dict[str, Listed]
-    splits: dict[str, list[Place]]
-    """What each good index says, by the index's name."""
 
 
 class StreamingDriver:
@@ -91,10 +78,9 @@ class StreamingDriver:
         self._compression = compression
         codec_of(None if compression == "none" else compression)
         self.format, self.separator = shard_format(format)
-        self._scan: _Scan | None = None
-        self._told: _Scan | None = None
-        self._before: Mapping[str, Place] = {}
-        self.problems: list[str] = []
+        self._scanner = Scanner(storage, self._files)
+        self._told: Scan | None = None
+        self.problems = self._scanner.problems
         self.reserved: Callable[[], Collection[str]] = tuple
         self.beginning = False
 
@@ -104,23 +90,24 @@ class StreamingDriver:
         # far away a listing of all costs no more, and what it does not have need not be looked for one by one
         endings = (*ENDINGS, INDEX) if self._local else ("",)
         files = {listed.name: listed for listed in self.storage.list(endings)}
-        if self.beginning and self._scan is None and not any(name.endswith((*ENDINGS, INDEX)) for name in files):
+        nothing = not any(name.endswith((*ENDINGS, INDEX)) for name in files)
+        if nothing and self.beginning and self._scanner.last is None:
             return []
-        scan = self._told = self._rescan(files)
+        scan = self._told = self._scanner.rescan(files)
         return [self._entry(scan, key, files.get) for key in scan.places]
 
     def changed(self) -> bool:
-        scan = self._scan
+        scan = self._scanner.last
         if scan is None or scan is not self._told or self.storage.changed():
             return True
         return any(self._files.stat(name) != listed for name, listed in scan.indexes.items())
 
     def entry(self, key: Key) -> Entry:
-        return self._entry(self._fresh(key), key, self._files.stat)
+        return self._entry(self._scanner.fresh(key), key, self._files.stat)
 
     def suspects(self, entries: Sequence[Entry]) -> list[Entry]:
         """See Suspects. The indexes are not looked at again for each: of these `changed` tells."""
-        places = {} if self._scan is None else self._scan.places
+        places = {} if self._scanner.last is None else self._scanner.last.places
 
         def objects(entry: Entry) -> list[tuple[str, Version]]:
             place = places.get(entry.key)
@@ -135,10 +122,10 @@ class StreamingDriver:
 
     def objects(self, entry: Entry) -> list[tuple[str, Version]]:
         """See StoresObjects."""
-        return self._files.objects(self._where(entry), entry.version)
+        return self._files.objects(self._scanner.where(entry), entry.version)
 
     def mark(self, entry: Entry) -> str:
-        return self._files.mark(self._fresh(entry.key).places[entry.key], entry.version)
+        return self._files.mark(self._scanner.fresh(entry.key).places[entry.key], entry.version)
 
     def write(self, key: Key, samples: Iterable[Any]) -> None:
         """See Driver. A new key becomes the last shard of its split; what replaces one has its columns, and a new file.
@@ -161,50 +148,35 @@ class StreamingDriver:
     def remove(self, key: Key) -> None:
         """See Driver. Takes the last key of a split out of the index: its files stay, for those who still read them.
         RenumberingError for any other that has samples."""
-        place, twins = self._places(key)
+        place, twins = self._scanner.places(key)
         for one in (place, *twins):
             streaming_order.check_last(key, one)
         for one in (place, *twins):
-            withdraw(self.storage, one.split, one.raw.name[len(one.split) :], key, INDEX_MAX)
+            withdraw(self.storage, one.split, one.raw.name[len(one.split) :], key)
 
     def standing(self, key: Key) -> Standing:
         """See NumberedThrough."""
-        place = self._fresh(key).places[key]
-        scan = self._all()
+        place = self._scanner.fresh(key).places[key]
+        scan = self._scanner.all()
         return streaming_order.standing(scan.splits, scan.places.get(key, place))
 
     def first_number(self, key: Key) -> int:
         """See NumberedThrough."""
-        return streaming_order.first_number(self._all().splits, new_place(self.storage, key)[0])
+        return streaming_order.first_number(self._scanner.all().splits, new_place(self.storage, key)[0])
 
     def key_before(self, key: Key) -> Key | None:
         """See NumberedThrough."""
         split, _ = new_place(self.storage, key)
-        scan = self._all()
+        scan = self._scanner.all()
         return streaming_order.key_before(scan.splits, split, scan.places)
 
     def garbage(self) -> list[Garbage]:
         """See Collecting."""
-        return streaming_garbage.garbage(self.storage, INDEX_MAX)
+        return streaming_garbage.garbage(self.storage)
 
     def discard(self, found: Garbage) -> None:
         """See Collecting."""
-        streaming_garbage.discard(self.storage, found, INDEX_MAX)
-
-    def _all(self) -> _Scan:
-        """A scan of all indexes as they are now."""
-        files = listing(self.storage, INDEX)
-        listed = {listed.name: listed for listed in files if listed.name.rpartition("/")[2] == INDEX}
-        return self._rescan(listed) if listed or self._scan is not None else _Scan({}, {}, {})
-
-    def _places(self, key: Key) -> tuple[Place, list[Place]]:
-        """Where a key is, in the index that is shown and in others that have it. MissingKeyError, NotWritableError."""
-        # all of them again: an index that has come since may have the shard too
-        scan = self._all()
-        if key not in scan.places:
-            raise MissingKeyError(f"no key {key!r} in {self.storage.root}")
-        place = scan.places[key]
-        return place, streaming_order.twins(scan.splits, place)
+        streaming_garbage.discard(self.storage, found)
 
     def write_records(
         self, key: Key, records: Iterable[NewRecord], *, base: Entry | None, note: Note | None = None
@@ -217,30 +189,22 @@ class StreamingDriver:
 
     def settle(self, key: Key, noted: str) -> Entry | None:
         """See Driver. The store has it if the index names a file that was written, and the file is what was written."""
-        found = settle(self.storage, noted, self._named, INDEX_MAX)
+        found = settle(self.storage, noted, self._scanner.named)
         if not found:
             return None
-        place = self._fresh(key).places[key]
+        place = self._scanner.fresh(key).places[key]
         return self.entry(key) if {info.name for info in place.pairs[0] if info is not None} & found else None
-
-    def _named(self) -> set[str]:
-        """All files that indexes name now. A BadStoreError says that none is good, unless there is none."""
-        indexes = {listed.name: listed for listed in listing(self.storage, INDEX)}
-        if not any(name.rpartition("/")[2] == INDEX for name in indexes):
-            return set()
-        places = [place for split in self._rescan(indexes).splits.values() for place in split]
-        return {info.name for place in places for pair in place.pairs for info in pair if info is not None}
 
     def _rewrite(self, key: Key, records: Iterable[NewRecord], base: Entry, note: Note | None) -> Entry:
         try:
-            place, twins = self._places(key)
+            place, twins = self._scanner.places(key)
         except MissingKeyError as error:
             raise StaleShardError(f"{key} is gone since it was changed here") from error
         self._check_current(key, base)
         publication = Publication(self.storage, place.split, note, replaces=place.raw.name)
         publication.twins = [twin.split for twin in twins]
         basename = place.raw.name[len(place.split) :]
-        shards = publication.read_index(INDEX_MAX)[1]["shards"]
+        shards = publication.read_index()[1]["shards"]
         template = next((shard for shard in shards if basename_of(shard) == basename), None)
         if template is None:
             raise StaleShardError(f"{key} is gone from the index since it was changed here")
@@ -256,8 +220,8 @@ class StreamingDriver:
             streaming_order.check_numbers(key, shards, at, made["samples"])
             return [*shards[:at], made, *shards[at + 1 :]]
 
-        publication.publish(edit, INDEX_MAX)
-        published(publication, INDEX_MAX)
+        publication.publish(edit)
+        published(publication)
         return self._published(key, publication)
 
     def append(self, key: Key, records: Iterable[NewRecord], columns: ChooseColumns | RowColumns) -> Entry:
@@ -273,10 +237,10 @@ class StreamingDriver:
         columns: ChooseColumns | RowColumns | None = None,
     ) -> Entry:
         inner, stem = new_place(self.storage, key)
-        split, twins = streaming_order.outermost(self._all().splits, inner)
+        split, twins = streaming_order.outermost(self._scanner.all().splits, inner)
         stem = inner[len(split) :] + stem
         publication = Publication(self.storage, split, note, twins=twins)
-        shards = publication.read_index(INDEX_MAX)[1]["shards"]
+        shards = publication.read_index()[1]["shards"]
 
         def edit(shards: list[Any]) -> list[Any]:
             if key in {key_of(split + basename_of(shard), str(shard.get("format"))) for shard in shards}:
@@ -301,8 +265,8 @@ class StreamingDriver:
         if self.separator is not None and kind == "xsv":
             template = {**(template or {}), "separator": self.separator}
         self._write_shards(publication, kind, records, template, self._size_limit, stems, given)
-        publication.publish(edit, INDEX_MAX)
-        published(publication, INDEX_MAX)
+        publication.publish(edit)
+        published(publication)
         return self._published(key, publication)
 
     @staticmethod
@@ -313,7 +277,7 @@ class StreamingDriver:
             else:
                 text_writing.write_shards(publication, kind, *how)
         except BaseException:
-            publication.abandon(INDEX_MAX)
+            publication.abandon()
             raise
 
     def _check_current(self, key: Key, base: Entry) -> None:
@@ -330,16 +294,16 @@ class StreamingDriver:
         """What was written, also where somebody has replaced it in the next moment: that it was there counts."""
         name = publication.split + basename_of(publication.made[0])
         with contextlib.suppress(MissingKeyError):
-            entry, now = self.entry(key), self._fresh(key).places[key]
+            entry, now = self.entry(key), self._scanner.fresh(key).places[key]
             if now.raw.name == name:
                 return entry
         place = next(place for place in parse_index(publication.index, publication.split) if place.raw.name == name)
-        self._before = {**self._before, place.identity: place}
+        self._scanner.keep(place)
         return self._files.entry(place, key, time.time_ns(), self._files.stat)
 
     def load(self, entry: Entry, grow: Grow) -> StreamingShard:
         """Fetch, check and decompress; see Driver. StorageError also if a demanded hash is not in the index."""
-        place = self._where(entry)
+        place = self._scanner.where(entry)
         if is_missing(entry.version):
             raise self._gone(place, entry)
         try:
@@ -354,42 +318,22 @@ class StreamingDriver:
 
     def open(self, entry: Entry, raw_bytes: int) -> ShardReader | None:
         """In place, where the raw file is there and no hash of the whole of it is to be checked."""
-        return self._files.open(self._where(entry), entry.version, raw_bytes)
+        return self._files.open(self._scanner.where(entry), entry.version, raw_bytes)
 
     def raw_name(self, entry: Entry) -> str | None:
         """See KeepsRaw."""
-        place = None if self._scan is None else self._scan.places.get(entry.key)
+        place = None if self._scanner.last is None else self._scanner.last.places.get(entry.key)
         if place is None or place.identity != identity_of(entry.version):
             return None
         return self._files.raw_name(place, entry.version)
 
     def over_raw(self, entry: Entry, reader: Reader) -> ShardReader:
         """See KeepsRaw."""
-        return self._files.over_raw(self._where(entry), reader)
-
-    def _where(self, entry: Entry) -> Place:
-        """Where the version lies that an entry speaks of: as the index has it or, for who has begun to read, had it
-        before. MissingKeyError, StaleShardError."""
-        identity, before, scan = identity_of(entry.version), self._before, self._scan
-        if not self._local and scan is not None:  # a request would tell what the file's own version tells, too
-            known = scan.places.get(entry.key)
-            if known is not None and known.identity == identity:
-                return known
-            if identity in before:
-                return before[identity]
-        try:
-            place = self._fresh(entry.key).places[entry.key]
-        except MissingKeyError:
-            if identity not in before:
-                raise
-            return before[identity]
-        if place.identity != identity and identity not in before:
-            raise StaleShardError(f"the index says something else of {entry.key} since it was listed")
-        return place if place.identity == identity else before[identity]
+        return self._files.over_raw(self._scanner.where(entry), reader)
 
     def _gone(self, place: Place, entry: Entry) -> StaleShardError | StorageError:
         """Why the file that an entry speaks of is not there: the shard's other file is by now, or none."""
-        scan = self._scan
+        scan = self._scanner.last
         current = None if scan is None else scan.places.get(entry.key)
         if scan is None or current is None or current.identity != place.identity:
             return StaleShardError(f"{entry.key} was replaced since it was listed, and its file is gone")
@@ -402,51 +346,6 @@ class StreamingDriver:
     def _is_there(self, *infos: FileInfo | None) -> bool:
         return any(info is not None and self._files.stat(info.name) is not None for info in infos)
 
-    def _entry(self, scan: _Scan, key: Key, find: Callable[[str], Listed | None]) -> Entry:
+    def _entry(self, scan: Scan, key: Key, find: Callable[[str], Listed | None]) -> Entry:
         place = scan.places[key]
         return self._files.entry(place, key, scan.indexes[place.split + INDEX].mtime_ns, find)
-
-    def _fresh(self, key: Key) -> _Scan:
-        """A scan that has the key, by an index that has not changed since it was read. MissingKeyError."""
-        scan = self._scan
-        if scan is not None and key in scan.places:
-            index = scan.places[key].split + INDEX
-            now = self._files.stat(index)
-            if now == scan.indexes[index]:
-                return scan
-            if now is not None and not self._local:  # a listing of all would be many requests
-                scan = self._rescan({**scan.indexes, index: now})
-                if key in scan.places:
-                    return scan
-        if self._scan is not None or not self.is_new():
-            scan = self._rescan({listed.name: listed for listed in listing(self.storage, INDEX)})
-            if key in scan.places:
-                return scan
-        raise MissingKeyError(f"no key {key!r} in {self.storage.root}")
-
-    def _rescan(self, files: dict[str, Listed]) -> _Scan:
-        """Read the indexes among `files` again, unless all are those of the last scan."""
-        indexes = [files[name] for name in sorted(files) if name.rpartition("/")[2] == INDEX]
-        by_name = {listed.name: listed for listed in indexes}
-        scan = self._scan
-        if scan is not None and scan.indexes == by_name:
-            return scan
-        problems: list[str] = []
-        splits: dict[str, list[Place]] = {}
-        for listed in sorted(indexes, key=lambda listed: listed.name.removesuffix(INDEX)):
-            try:
-                data = self.storage.read(listed.name, INDEX_MAX)
-                splits[listed.name] = parse_index(data, listed.name.removesuffix(INDEX))
-            except (BadIndexError, StorageError) as error:
-                problems.append(f"{listed.name}: {error}")
-                if scan is not None and listed.name in scan.splits:
-                    # it was good before: somebody is writing it, and its keys are not gone for that
-                    splits[listed.name] = scan.splits[listed.name]
-        if not splits:
-            raise BadStoreError("; ".join(problems) or f"no {INDEX} in {self.storage.root} or below it")
-        before, scan = scan, _Scan(by_key(list(splits.values())), by_name, splits)
-        if before is not None:
-            self._before = streaming_order.replaced(self._before, before.places, scan.places)
-        self.problems = problems + self._files.doubts(list(scan.places.values()))
-        self._scan = scan
-        return scan

@@ -22,20 +22,20 @@ _PARTS = ("raw_data", "zip_data", "raw_meta", "zip_meta")
 """What an index calls the files of a shard."""
 
 
-def published(publication: Publication, limit: int) -> None:
+def published(publication: Publication) -> None:
     """Have the twins of a split say the same as it does. Errors of `Publication.publish`; NotWritableError where one
     has another version of what was replaced."""
     names = {publication.split + basename_of(shard) for shard in publication.made}
     for twin in publication.twins:
-        _follow(publication, twin, names, limit)
+        _follow(publication, twin, names)
 
 
-def _follow(publication: Publication, twin: str, names: set[str], limit: int) -> None:
+def _follow(publication: Publication, twin: str, names: set[str]) -> None:
     """Have one twin say the same of those shards, raw or stored files of which `names` has: in place of the one they
     replace, or behind all others. What it says already it says once."""
     split, replaces = publication.split, publication.replaces
     rest = twin[len(split) :]
-    above = publication.read_index(limit)[1]["shards"]
+    above = publication.read_index()[1]["shards"]
     wanted = [_below(shard, rest) for shard in above if any(split + name in names for name in _files_of(shard))]
 
     def edit(shards: list[Described]) -> list[Described]:
@@ -50,7 +50,7 @@ def _follow(publication: Publication, twin: str, names: set[str], limit: int) ->
         check_numbers(replaces, shards, at, made[0]["samples"])
         return [*shards[:at], *made, *shards[at + 1 :]]
 
-    Publication(publication.storage, twin, temporary=publication.temporary).publish(edit, limit)
+    Publication(publication.storage, twin, temporary=publication.temporary).publish(edit)
 
 
 def _files_of(shard: Described) -> list[str]:
@@ -67,7 +67,7 @@ def _below(shard: Described, rest: str) -> Described:
     return made
 
 
-def withdraw(storage: Storage, split: str, basename: str, key: Key, limit: int) -> None:
+def withdraw(storage: Storage, split: str, basename: str, key: Key) -> None:
     """Take a shard out of an index; its files stay. RenumberingError, StaleShardError if it is not there any more."""
 
     def edit(shards: list[Described]) -> list[Described]:
@@ -78,10 +78,10 @@ def withdraw(storage: Storage, split: str, basename: str, key: Key, limit: int) 
         check_numbers(key, shards, at, 0)
         return [*shards[:at], *shards[at + 1 :]]
 
-    Publication(storage, split).publish(edit, limit)
+    Publication(storage, split).publish(edit)
 
 
-def settle(storage: Storage, noted: str, named: Callable[[], set[str]], limit: int) -> set[str]:
+def settle(storage: Storage, noted: str, named: Callable[[], set[str]]) -> set[str]:
     """Clean up behind a publication that failed or whose process died, by the last text that its `note` was given. The
     files of it that indexes name, which are durable then. `named` lists the files that indexes name now;
     shards that none names are removed if they are what was written, but in stores far away, where an index that names
@@ -111,5 +111,5 @@ def settle(storage: Storage, noted: str, named: Callable[[], set[str]], limit: i
         storage.sync(f"{split}{INDEX}")
     publication = Publication(storage, split, temporary=told["temporary"], replaces=replaces)
     for twin in twins if found else ():
-        _follow(publication, twin, found, limit)
+        _follow(publication, twin, found)
     return found

@@ -30,13 +30,13 @@ _ENDINGS = tuple(f".mds{codec}" for codec in ("", ".zstd", ".gz", ".bz2", ".br",
 _MAGIC = {"zstd": b"\x28\xb5\x2f\xfd", "gz": b"\x1f\x8b", "bz2": b"BZh"}
 
 
-def garbage(storage: Storage, limit: int) -> list[Garbage]:
-    """All of it: see `Collecting`. Indexes above `limit` bytes are not read. BadStoreError, StorageError.
+def garbage(storage: Storage) -> list[Garbage]:
+    """All of it: see `Collecting`. BadStoreError, StorageError.
 
     Far away a shard is told by its name alone, and indexes above the store's URL are not known: nothing of what is told
     of there is to be removed without a look at those.
     """
-    named, indexes = _named(storage, limit)
+    named, indexes = _named(storage)
     files = listing(storage, *_ENDINGS)
     shards = {listed.name: match for listed in files if (match := _SHARD.fullmatch(listed.name)) is not None}
     since_of = _since(storage)
@@ -56,7 +56,7 @@ def garbage(storage: Storage, limit: int) -> list[Garbage]:
     return sorted(found, key=lambda one: one.name)
 
 
-def discard(storage: Storage, found: Garbage, limit: int) -> None:
+def discard(storage: Storage, found: Garbage) -> None:
     """Remove what `garbage` told of, if that is still true: see `Collecting`. NotWritableError far away."""
     if not isinstance(storage, LocalStorage):
         raise NotWritableError(f"{storage.root} is far away, where nothing is removed")
@@ -67,7 +67,7 @@ def discard(storage: Storage, found: Garbage, limit: int) -> None:
         raise StaleShardError(f"{found.name} is no shard")
 
     def check() -> None:
-        if found.name in _named(storage, limit)[0]:
+        if found.name in _named(storage)[0]:
             raise StaleShardError(f"an index names {found.name} by now")
 
     storage.discard(found.name, found.version, check)
@@ -105,7 +105,7 @@ def _current(
     return current
 
 
-def _named(storage: Storage, limit: int) -> tuple[set[str], dict[str, Listed]]:
+def _named(storage: Storage) -> tuple[set[str], dict[str, Listed]]:
     """All files that indexes name, and the indexes by their directory with a `/` behind it. BadStoreError if there is
     none, or one that cannot be read."""
     named: set[str] = set()
@@ -115,7 +115,8 @@ def _named(storage: Storage, limit: int) -> tuple[set[str], dict[str, Listed]]:
         if last == INDEX:
             split += "/" if split else ""
             indexes[split] = listed
-            named |= {split + name for name in _names_in(storage.read(listed.name, limit), split, listed.name)}
+            data = storage.read(listed.name, config.STREAMING_INDEX)
+            named |= {split + name for name in _names_in(data, split, listed.name)}
     if not indexes:
         raise BadStoreError(f"no {INDEX} in {storage.root} or below it: nobody knows what is needed there")
     if isinstance(storage, LocalStorage):

@@ -103,7 +103,7 @@ class Publication:
             told = {"split": self.split, "temporary": self.temporary, "files": self.marks}
             self.note(json.dumps({**told, "twins": self.twins, "replaces": self.replaces}))
 
-    def read_index(self, limit: int) -> tuple[Listed | None, Described]:
+    def read_index(self) -> tuple[Listed | None, Described]:
         """The index and what the listing says of it; an empty one where there is none.
         BadStoreError for a doubtful one."""
         name = self.split + INDEX
@@ -113,7 +113,7 @@ class Publication:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
             return None, {"shards": [], "version": 2}
-        data = self.storage.read(name, limit)
+        data = self.storage.read(name, config.STREAMING_INDEX)
         try:
             parse_index(data, self.split)
         except BadIndexError as error:
@@ -214,14 +214,14 @@ class Publication:
         else:
             self.storage.put(name, write, replace=False, temporary=self.temporary, marked=told)
 
-    def publish(self, edit: Callable[[list[Described]], list[Described]], limit: int) -> None:
+    def publish(self, edit: Callable[[list[Described]], list[Described]]) -> None:
         """Replace the index by one whose list of shards is what `edit` makes of it; whatever it raises, the shards are
         removed again. StaleShardError for an index that never holds still."""
         try:
             for attempt in range(config.INDEX_RACES if self.local else config.INDEX_RACES_FAR):
                 if attempt and not self.local:
                     time.sleep(random.random() * min(config.INDEX_PAUSE * 2**attempt, 1.0))
-                listed, index = self.read_index(limit)
+                listed, index = self.read_index()
                 there = self._is_in(index["shards"])  # then an attempt was thought to have failed, and had not
                 if not there:
                     index["shards"] = edit(index["shards"])
@@ -234,7 +234,7 @@ class Publication:
                     continue
             raise StaleShardError(f"{self.split}{INDEX} keeps changing while it is being replaced")
         except BaseException:
-            self.abandon(limit)
+            self.abandon()
             raise
         finally:
             self.held.close()
@@ -270,7 +270,7 @@ class Publication:
         made = {basename_of(shard) for shard in self.made}
         return bool(made) and made.issubset(map(basename_of, shards))
 
-    def abandon(self, limit: int) -> None:
+    def abandon(self) -> None:
         """Remove the shards, which were not published: whatever failed, only if the index there is now names none, and
         no index is on its way that would."""
         self.held.close()
@@ -278,7 +278,7 @@ class Publication:
             log.info("%s may stay without being named in %s%s", ", ".join(self.files), self.split, INDEX)
             return
         try:
-            shards = self.read_index(limit)[1]["shards"]
+            shards = self.read_index()[1]["shards"]
         except (ShardfsError, ValueError):
             return  # what nobody names does no harm, and what somebody names is all there is
         if not {shard["raw_data"]["basename"] for shard in self.made}.intersection(map(basename_of, shards)):

@@ -11,17 +11,13 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import struct
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from tempfile import SpooledTemporaryFile
 from typing import Any
-
-import numpy as np
 
 from shardfs import config
 from shardfs.drivers.base import Cell, NewRecord, Verbatim
+from shardfs.drivers.spooled import SpooledRecords
 from shardfs.drivers.streaming_writing import TOO_ALIKE, Described, Publication
 from shardfs.drivers.text_columns import KINDS, encoding_of, is_a
 from shardfs.drivers.text_rows import Columns, columns, least_cost, row_cost, value_limit
@@ -57,11 +53,11 @@ def write_shards(
         rows = stack.enter_context(_Rows(made, publication.scratch))
         for record in itertools.chain((first,), records):
             data = record.data if isinstance(record, Verbatim) else row(made, record.sample, record.name)
-            if limit is not None and len(rows) and rows.bytes + len(data) > limit:
+            if limit is not None and len(rows) and rows.size + len(data) > limit:
                 _store(publication, rows, shard, made, stems)
                 rows.__exit__()
                 rows = stack.enter_context(_Rows(made, publication.scratch))
-            if len(made.header) + rows.bytes + len(data) > config.MDS_SHARD:
+            if len(made.header) + rows.size + len(data) > config.MDS_SHARD:
                 raise StorageError(f"4 GiB or more in one {kind} shard, which has no room for them", errno.EFBIG)
             rows.add(data)
         _store(publication, rows, shard, made, stems)
@@ -70,7 +66,7 @@ def write_shards(
 def _store(publication: Publication, rows: _Rows, shard: Described, made: Columns, stems: Iterator[str]) -> None:
     described: Described = {**shard, "samples": len(rows)}
     meta = rows.positions() + json.dumps(shard, sort_keys=True).encode("ascii")
-    size = len(made.header) + rows.bytes
+    size = len(made.header) + rows.size
 
     def put(stem: str) -> tuple[str, tuple[Described, Described | None]]:
         name = f"{stem}.{made.format}"
@@ -85,46 +81,42 @@ def _store(publication: Publication, rows: _Rows, shard: Described, made: Column
 
 
 class _Rows:
-    """The rows of a shard as they come: in a temporary file (in memory while they are few). Knows where each ends.
-    Closed at the end of a `with` block."""
+    """The rows of a shard as they come. Closed at the end of a `with` block."""
 
     def __init__(self, made: Columns, directory: str | None) -> None:
         self._columns = made
         self._header = made.header
-        self._ends = array("Q")
-        self._file = SpooledTemporaryFile(config.SPOOL, dir=directory)  # noqa: SIM115
-        self.bytes = 0
-        """Of the rows alone."""
+        self._rows = SpooledRecords(directory)
         self.cost = 0
         """What reading them costs, see text_rows."""
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._rows)
 
     def __enter__(self) -> _Rows:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        self._rows.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the rows alone."""
+        return self._rows.size
 
     def add(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+        self._rows.add(data)
         self.cost += row_cost(self._columns, bytes(data))
-        self.bytes += len(data)
-        self._ends.append(self.bytes)
 
     def pieces(self) -> Iterator[bytes]:
         """The file of rows from its beginning, a megabyte at a time."""
         if self._header:
             yield self._header
-        self._file.seek(0)
-        while piece := self._file.read(config.READ_SLICE):
-            yield piece
+        yield from self._rows.pieces()
 
     def positions(self) -> bytes:
         """The beginning of the other file."""
-        offsets = np.concatenate(([np.uint64(0)], np.frombuffer(self._ends, np.uint64))) + np.uint64(len(self._header))
-        return struct.pack("<I", len(self._ends)) + offsets.astype("<u4").tobytes()
+        return self._rows.positions(len(self._header))
 
 
 # --- settings -----------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Bytes under names in a local directory. Knows nothing of what they mean.
 
-Every path is walked component by component with O_NOFOLLOW below the root, so that no symbolic link in a data set can
-lead out of it; only regular files are listed or opened, so that a FIFO named like a shard hangs nobody. Reading never
-writes. Writing is: temporary file in the same directory, fsync, rename, fsync of the directory.
+No symbolic link is followed below the root (local_root.py walks the paths); only regular files are listed or opened, so
+that a FIFO named like a shard hangs nobody. Reading never writes. Writing is: temporary file in the same directory,
+fsync, rename, fsync of the directory.
 """
 
 from __future__ import annotations
@@ -24,16 +24,11 @@ from shardfs.errors import BadStoreError, StaleShardError, StorageError
 from shardfs.model import Version
 from shardfs.storage import renaming, temporaries
 from shardfs.storage.base import Listed as Listed
-from shardfs.storage.local_reader import LocalReader, reason
+from shardfs.storage.local_reader import LocalReader
+from shardfs.storage.local_root import PASSED_OVER, LocalRoot, check_name, status_of
 from shardfs.storage.temporaries import TEMPORARY, temporary_name
 
 log = logging.getLogger("shardfs")
-
-_PASSED_OVER = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM))
-"""What opening a directory below the root may say without failing the whole listing."""
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
 
 Listing = list[Listed]
 Names = list[str]
@@ -74,7 +69,7 @@ class LocalStorage:
             raise BadStoreError(f"{self.root} is no directory")
         self._seen: dict[str, int] = {}
         self._unfinished: list[str] = []
-        self._root: tuple[int, int] | None = None
+        self._root = LocalRoot(self.root)
 
     def list(self, suffixes: tuple[str, ...], *, temporary: bool = False, aside: bool = False) -> list[Listed]:
         """All regular files whose name ends in one of `suffixes`, at any depth, sorted by name; with `temporary` the
@@ -86,16 +81,16 @@ class LocalStorage:
         while pending:
             prefix = pending.pop()
             try:
-                descriptor = self._open_directory(prefix.rstrip("/"))
+                descriptor = self._root.open_directory(prefix.rstrip("/"))
             except StorageError as error:
-                if error.errno == errno.ENOENT or (prefix and error.errno in _PASSED_OVER):
+                if error.errno == errno.ENOENT or (prefix and error.errno in PASSED_OVER):
                     continue  # gone or replaced since its name was read, or not ours to read, as a lost+found is
                 raise
             try:
                 seen[prefix] = _settled_mtime(os.fstat(descriptor))
                 pending.extend(self._scan(descriptor, prefix, suffixes, found, unfinished, temporary))
             except OSError as error:
-                raise self._error(f"listing {prefix or '.'}", error) from error
+                raise self._root.error(f"listing {prefix or '.'}", error) from error
             finally:
                 os.close(descriptor)
         if not (temporary or aside):
@@ -106,12 +101,12 @@ class LocalStorage:
     def files_in(self, directory: str) -> Listing:
         """The regular files right in one directory below the root, sorted by name. StorageError."""
         found: Listing = []
-        descriptor = self._open_directory(directory)
+        descriptor = self._root.open_directory(directory)
         try:
             for _ in self._scan(descriptor, f"{directory}/" if directory else "", ("",), found, []):
                 pass
         except OSError as error:
-            raise self._error(f"listing {directory}", error) from error
+            raise self._root.error(f"listing {directory}", error) from error
         finally:
             os.close(descriptor)
         return sorted(found, key=lambda listed: listed.name)
@@ -136,7 +131,7 @@ class LocalStorage:
                 if ours:
                     unfinished.append(name)
                 if ours == temporary and name.endswith(suffixes):
-                    status = self._status(descriptor, entry.name)
+                    status = status_of(descriptor, entry.name)
                     if status is not None:
                         found.append(Listed(name, status.st_size, status.st_mtime_ns, version_of(status)))
 
@@ -153,15 +148,15 @@ class LocalStorage:
             except FileNotFoundError:
                 return True
             except OSError as error:
-                raise self._error(f"looking at {prefix or '.'}", error) from error
+                raise self._root.error(f"looking at {prefix or '.'}", error) from error
             if status.st_mtime_ns != mtime_ns:
                 return True
         return False
 
     def stat(self, name: str) -> Listed:
         """What the listing says of one file. StorageError with ENOENT where there is no regular file of that name."""
-        with self._parent(name) as (descriptor, last):
-            status = self._status(descriptor, last)
+        with self._root.parent(name) as (descriptor, last):
+            status = status_of(descriptor, last)
         if status is None:
             raise StorageError(f"no such file: {name}", errno.ENOENT)
         return Listed(name, status.st_size, status.st_mtime_ns, version_of(status))
@@ -175,7 +170,7 @@ class LocalStorage:
             by_directory.setdefault(name.rpartition("/")[0], []).append((name, version))
         for path, files in by_directory.items():
             try:
-                descriptor = self._open_directory(path)
+                descriptor = self._root.open_directory(path)
             except StorageError:  # which it is, is said to who looks at each
                 found.update(name for name, _ in files)
                 continue
@@ -214,21 +209,21 @@ class LocalStorage:
             return _mark(reader)
 
     def _open(self, name: str) -> int:
-        with self._parent(name) as (directory, last):
+        with self._root.parent(name) as (directory, last):
             try:
                 # O_NONBLOCK: opening a FIFO must not wait for somebody to write into it
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 return os.open(last, flags, dir_fd=directory)
             except OSError as error:
-                raise self._error(f"opening {name}", error) from error
+                raise self._root.error(f"opening {name}", error) from error
 
     @contextlib.contextmanager
     def directory(self, path: str, make: bool = False) -> Iterator[int]:
         """A descriptor of a directory below the root; with `make` it is made where it is missing. StorageError."""
-        _check_name(self.root, path)
+        check_name(self.root, path)
         if make:
-            self._make_root()
-        descriptor = self._open_directory(path, make)
+            self._root.make(path)
+        descriptor = self._root.open_directory(path, make)
         try:
             yield descriptor
         finally:
@@ -238,13 +233,13 @@ class LocalStorage:
         """Remove all files right in a directory, and it if nothing else is in it, durably. StorageError."""
         for listed in self.files_in(path):
             self.remove(listed.name)
-        with self._parent(path) as (above, last):
+        with self._root.parent(path) as (above, last):
             try:
                 os.rmdir(last, dir_fd=above)
                 os.fsync(above)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise self._error(f"removing {path}", error) from error
+                    raise self._root.error(f"removing {path}", error) from error
 
     def read(self, name: str, limit: int) -> bytes:
         """A whole small file. StorageError, EFBIG above `limit` bytes."""
@@ -258,11 +253,8 @@ class LocalStorage:
 
     def make_directory(self, path: str) -> None:
         """Make a directory below the root (nothing: the root itself), durably, unless it is there. StorageError."""
-        try:
-            self._make_root()
-        except OSError as error:
-            raise self._error(f"making {path or 'the directory'}", error) from error
-        os.close(self._open_directory(path.rstrip("/"), make=True))
+        self._root.make(path or "the directory")
+        os.close(self._root.open_directory(path.rstrip("/"), make=True))
 
     def put(
         self,
@@ -287,12 +279,9 @@ class LocalStorage:
         `temporary` (made by `temporary_name`) is the name until then: who knows it can clean up behind a process that
         died, with `remove_temporary`.
         """
-        _check_name(self.root, name)
-        try:
-            self._make_root()
-        except OSError as error:
-            raise self._error(f"making the directory of {name}", error) from error
-        with self._parent(name, make=True) as (directory, last):
+        check_name(self.root, name)
+        self._root.make(f"the directory of {name}")
+        with self._root.parent(name, make=True) as (directory, last):
             temporary = temporary or temporary_name()
             try:
                 descriptor = temporaries.create(directory, temporary)  # held until it has its name
@@ -316,7 +305,7 @@ class LocalStorage:
                 with contextlib.suppress(OSError):  # what failed is what the caller is told, and not this
                     os.unlink(temporary, dir_fd=directory)
                 if isinstance(error, OSError) and not isinstance(error, StorageError):
-                    raise self._error(f"writing {name}", error) from error
+                    raise self._root.error(f"writing {name}", error) from error
                 raise
 
     def _written(
@@ -342,7 +331,7 @@ class LocalStorage:
 
     def _check_expected(self, directory: int, last: str, name: str, expected: Version | None) -> None:
         if expected is not None:
-            status = self._status(directory, last)
+            status = status_of(directory, last)
             if status is None or version_of(status) != expected:
                 raise StaleShardError(f"{name} was replaced in {self.root} meanwhile")
 
@@ -357,7 +346,7 @@ class LocalStorage:
         unfinished, self._unfinished = self._unfinished, []
         for name in unfinished:
             try:
-                with self._parent(name) as (directory, last):
+                with self._root.parent(name) as (directory, last):
                     if temporaries.remove_dead(directory, last):
                         log.info("removed %s, which a writer that died had left in %s", name, self.root)
             except (OSError, StorageError) as error:
@@ -382,7 +371,7 @@ class LocalStorage:
 
     def sync(self, name: str) -> None:
         """Make a file that is there durable, and its name. StorageError."""
-        with self._parent(name) as (directory, last):
+        with self._root.parent(name) as (directory, last):
             try:
                 descriptor = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
                 try:
@@ -391,21 +380,21 @@ class LocalStorage:
                     os.close(descriptor)
                 os.fsync(directory)
             except OSError as error:
-                raise self._error(f"syncing {name}", error) from error
+                raise self._root.error(f"syncing {name}", error) from error
 
     def remove(self, name: str) -> None:
         """Remove one file, durably. StorageError, ENOENT where there is none."""
-        with self._parent(name) as (directory, last):
+        with self._root.parent(name) as (directory, last):
             try:
                 os.unlink(last, dir_fd=directory)
                 os.fsync(directory)
             except OSError as error:
-                raise self._error(f"removing {name}", error) from error
+                raise self._root.error(f"removing {name}", error) from error
 
     def discard(self, name: str, version: Version, check: Callable[[], None] = lambda: None) -> None:
         """Remove a file that is still this version, durably. `check` is called right before that, and what it raises
         keeps the file. StaleShardError; StorageError, EBUSY for one that a writer of this kind has not ended with."""
-        with self._parent(name) as (directory, last), open(self._open(name), "rb") as file:
+        with self._root.parent(name) as (directory, last), open(self._open(name), "rb") as file:
             if version_of(os.fstat(file.fileno())) != version:
                 raise StaleShardError(f"{name} is another file than it was")
             if not temporaries.unheld(file.fileno()):
@@ -415,76 +404,7 @@ class LocalStorage:
                 os.unlink(last, dir_fd=directory)
                 os.fsync(directory)
             except OSError as error:
-                raise self._error(f"removing {name}", error) from error
-
-    def _error(self, what: str, error: OSError) -> StorageError:
-        return StorageError(f"{what} in {self.root}: {reason(error)}", error.errno or errno.EIO)
-
-    @staticmethod
-    def _status(directory: int, name: str) -> os.stat_result | None:
-        """The status of a regular file in a directory; None for anything else, also if it has just gone."""
-        try:
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StorageError(f"looking at {name}: {reason(error)}", error.errno or errno.EIO) from error
-        return status if stat.S_ISREG(status.st_mode) else None
-
-    def _make_root(self) -> None:
-        if self._root is not None:
-            return  # it has been there: should it be gone now, a new one would be no part of that store
-        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
-        self.root.mkdir(parents=True, exist_ok=True)
-        for path in missing:  # a directory is on disk once the one above it is
-            descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def _open_directory(self, path: str, make: bool = False) -> int:
-        """A descriptor of a directory below the root; with `make` it is made where it is missing."""
-        descriptor = self._open_root()
-        for part in path.split("/") if path else ():
-            try:
-                if make:
-                    _make_directory(part, descriptor)
-                below = os.open(part, _DIRECTORY, dir_fd=descriptor)
-            except OSError as error:
-                raise self._error(f"opening {path}", error) from error
-            finally:
-                os.close(descriptor)
-            descriptor = below
-        return descriptor
-
-    def _open_root(self) -> int:
-        """A descriptor of the root. One that was opened before and is gone, or is another, empty directory now (a disk
-        that was unmounted), is no empty storage, and none to write to: StorageError."""
-        try:
-            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            if self._root is not None and error.errno in _PASSED_OVER:
-                raise StorageError(f"{self.root} is gone: {reason(error)}") from error
-            raise self._error("opening", error) from error
-        status = os.fstat(descriptor)
-        identity = (status.st_dev, status.st_ino)
-        if self._root is not None and identity != self._root and not os.listdir(descriptor):
-            os.close(descriptor)
-            raise StorageError(f"{self.root} is another directory than it was, and empty")
-        self._root = identity
-        return descriptor
-
-    @contextlib.contextmanager
-    def _parent(self, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
-        """A descriptor of the directory that holds `name`, and the last component of `name`."""
-        _check_name(self.root, name)
-        path, _, last = name.rpartition("/")
-        descriptor = self._open_directory(path, make)
-        try:
-            yield descriptor, last
-        finally:
-            os.close(descriptor)
+                raise self._root.error(f"removing {name}", error) from error
 
 
 def touched_ns(listed: Listed) -> int:
@@ -497,22 +417,6 @@ def _mark(reader: LocalReader) -> str:
     while piece := reader.read(config.READ_SLICE):
         made.update(piece)
     return made.hexdigest()
-
-
-def _check_name(root: Path, name: str) -> None:
-    """StorageError, EINVAL, for what is no path to a file below the root: `..`, empty parts, what cannot be a name."""
-    try:
-        known = not {"", ".", ".."}.intersection(name.split("/")) and b"\0" not in os.fsencode(name)
-    except UnicodeEncodeError:
-        known = False
-    if not known:
-        raise StorageError(f"not a name in {root}: {name!r}", errno.EINVAL)
-
-
-def _make_directory(name: str, above: int) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, dir_fd=above)
-        os.fsync(above)
 
 
 __all__ = ["TEMPORARY", "Listed", "LocalStorage", "temporary_name"]

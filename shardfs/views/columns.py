@@ -17,8 +17,9 @@ import numpy as np
 
 from shardfs import config, names
 from shardfs.attributes import Attributes
-from shardfs.index import RENDER, ShardTable, Strings, number_of, sorted_numbers
+from shardfs.index import RENDER, ShardTable
 from shardfs.model import Inode
+from shardfs.strings import Strings, number_of, sorted_numbers
 from shardfs.tree import KeyDirectory
 
 Numbers = np.ndarray[Any, np.dtype[Any]]

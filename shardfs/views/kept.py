@@ -21,7 +21,7 @@ import numpy as np
 import zstandard
 
 from shardfs import config
-from shardfs.index import Strings
+from shardfs.strings import Strings
 from shardfs.tree import KeyDirectory
 from shardfs.views.columns import KeyFiles, Numbers, Rests
 

@@ -6,6 +6,8 @@ import io
 import pickle
 import sqlite3
 import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ class Experiments:
         self.path = folder / "exp.db"
         self.datastore = folder / "mltraq.datastore"
         self.datastore.mkdir(parents=True, exist_ok=True)
-        with self.connect() as database:
+        with self.writing() as database:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS experiments (id_experiment CHAR(32) PRIMARY KEY, name VARCHAR UNIQUE,"
                 " meta BLOB, fields BLOB, unsafe_pickle BLOB)"
@@ -59,6 +61,12 @@ class Experiments:
 
     def connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path)
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A connection whose changes are committed at the end, when it is closed."""
+        with closing(self.connect()) as database, database:
+            yield database
 
     def add(
         self,
@@ -76,14 +84,13 @@ class Experiments:
         cells = cells or {}
         blobs = tuple(cell for cell, value in cells.items() if isinstance(value, bytes))
         said = meta(table, blobs if serialised is None else serialised, **types)
-        with self.connect() as database:
+        with self.writing() as database:
             row = (id_experiment, name, said, dumps({}) if fields is None else fields, b"not to be touched")
             database.execute("INSERT INTO experiments VALUES (?, ?, ?, ?, ?)", row)
             columns = "".join(f', "{cell}"' for cell in cells)
             database.execute(f'CREATE TABLE IF NOT EXISTS "{table}" (id_experiment CHAR(32), id_run CHAR(32){columns})')
             marks = ", ?" * len(cells)
             database.execute(f'INSERT INTO "{table}" VALUES (?, ?{marks})', (id_experiment, run, *cells.values()))
-        database.close()
 
     def add_runs(
         self, name: str, fields: dict[str, Any], runs: list[dict[str, Any]], ids: list[str], replace: bool = False
@@ -92,7 +99,7 @@ class Experiments:
         own, table = uuid.uuid5(uuid.NAMESPACE_URL, name).hex, f"experiment_{name}"
         blobs = tuple(cell for cell, value in fields.items() if not isinstance(value, str | int))
         columns = "".join(f', "{cell}"' for cell in fields)
-        with self.connect() as database:
+        with self.writing() as database:
             if replace:
                 database.execute("DELETE FROM experiments WHERE id_experiment = ?", (own,))
                 database.execute(f'DROP TABLE "{table}"')
@@ -103,7 +110,6 @@ class Experiments:
                 cells = [dumps(value) if cell in blobs else value for cell, value in said.items()]
                 marks = ", ?" * len(cells)
                 database.execute(f'INSERT INTO "{table}" VALUES (?, ?{marks})', (own, run.replace("-", ""), *cells))
-        database.close()
 
     def open(self) -> Store:
         return open_store(f"mltraq+sqlite:///{self.path}")

@@ -19,7 +19,7 @@ import mongomock
 import numpy as np
 import pytest
 
-from shardfs import index, open_store
+from shardfs import open_store, table_building
 from shardfs.converting import convert_all
 from shardfs.drivers.base import Value
 from shardfs.drivers.hashes import HASHES
@@ -170,7 +170,7 @@ Files = list[tuple[bytes, Source]]
 def files_of(driver: Any, entry: Any) -> tuple[Base, Files]:
     """All files of a stored shard, as they are."""
     shard = driver.load(entry, lambda _: None)
-    base = Base(shard, index.build(shard, "png"), "png")
+    base = Base(shard, table_building.build(shard, "png"), "png")
     table = base.table
     return base, [(table.name(at), Stored(table.sample_of(at), at)) for at in range(table.files)]
 

@@ -49,8 +49,8 @@ def attempt(kind: str, operations: list[Operation]) -> tuple[int, Exception] | N
     return None
 
 
-def run(kind: str, seed: int, count: int) -> None:
-    """Failure, with the command that shows it again."""
+def run(kind: str, seed: int, count: int) -> int:
+    """How many operations were played without a difference: all. Failure, with the command that shows it again."""
     operations = Dice(seed).operations(count)
     failed = attempt(kind, operations)
     if failed is not None:
@@ -60,6 +60,7 @@ def run(kind: str, seed: int, count: int) -> None:
             f"step {number} of seed {seed}: {type(error).__name__}: {error}\nafter {last}\nto see it again: "
             f".venv/bin/python -m tests.model.play --kind {kind} --seed {seed} --steps {count} --shorten"
         ) from error
+    return len(operations)
 
 
 def seeds(runs: int) -> list[int]:

@@ -54,6 +54,15 @@ def shardfs(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "shardfs", *map(str, FAR.words(words))]
 
 
+def sync(folder: Path) -> None:
+    """fsync of a directory, as sync(1) does, with the error as it is: has a key stored."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def run(*words: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the real program to its end."""
     return subprocess.run(

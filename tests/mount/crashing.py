@@ -28,7 +28,7 @@ from shardfs import open_store
 from shardfs.staging import StagingArea
 from shardfs.staging.area import store_id
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import SECONDS, is_mounted, shardfs, wipe
+from tests.mount.conftest import SECONDS, is_mounted, shardfs, sync, wipe
 
 JPEG = b"\xff\xd8\xff\xe0"
 GONE = frozenset((errno.ENOTCONN, errno.ECONNABORTED))
@@ -231,15 +231,6 @@ def same_bytes(name: str, one: bytes, two: bytes) -> bool:
         return False
 
 
-def sync_directory(path: Path) -> None:
-    """What `sync PATH` does."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # --- strace -----------------------------------------------------------------------------------------------------------
 
 
@@ -439,5 +430,5 @@ class Scene:
         if work.place != work.key:
             os.rename(self.mnt / work.place, self.mnt / work.key)
         else:
-            sync_directory(self.mnt / work.key)
+            sync(self.mnt / work.key)
         work.sealed = True

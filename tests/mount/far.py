@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from shardfs.storage.urls import open_remote
-from tests.mount.conftest import mounting
+from tests.mount.conftest import mounting, sync
 from tests.servers import Server
 
 SYSTEMS = ("squirrel", "streaming", "webdataset")
@@ -50,20 +49,11 @@ def text(path: Path) -> str:
     return ""
 
 
-def fsync(path: Path) -> None:
-    """Have a key stored; the error as it is, which sync(1) has not."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def stored(key: Path) -> None:
-    """The same, waiting for files that are just being closed."""
+    """Have a key stored, waiting for files that are just being closed."""
     while True:
         try:
-            return fsync(key)
+            return sync(key)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shardfs import daemon, open_store
 from tests.conformance.trees import fails
-from tests.mount.conftest import mounting
+from tests.mount.conftest import mounting, sync
 
 JPEG = b"\xff\xd8\xff\xe0"
 refused = fails  # in the words of docs/SEMANTICS.md
@@ -79,15 +79,6 @@ def samples(store: Path, key: Path) -> list[dict[str, object]]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def sync(folder: Path) -> None:
-    """fsync of a directory, as sync(1) does."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def command(*words: str | Path, status: int = 0) -> str:

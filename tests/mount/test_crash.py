@@ -21,7 +21,7 @@ import pytest
 
 from shardfs import open_store
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import SECONDS, SlowStore, is_mounted, mounting, shardfs
+from tests.mount.conftest import SECONDS, SlowStore, is_mounted, mounting, shardfs, sync
 from tests.mount.crashing import (
     GONE,
     MAIN,
@@ -37,7 +37,6 @@ from tests.mount.crashing import (
     need_strace,
     samples_of,
     stored,
-    sync_directory,
     temporaries,
     victim,
     write_files,
@@ -130,7 +129,7 @@ class Writer:
     def seal(self, work: Work, way: str) -> None:
         """Have it sealed in that way, and note that it was."""
         if way == "sync":
-            sync_directory(self.mount.path / work.key)
+            sync(self.mount.path / work.key)
         elif way == "rename":
             command = ["mv", "-T", self.mount.path / work.place, self.mount.path / work.key]
             self._run(*map(str, command))
@@ -182,7 +181,7 @@ def again(mount: Victim, work: Work) -> None:
     if place.name != work.key:
         os.rename(place, mount.path / work.key)
     else:
-        sync_directory(place)
+        sync(place)
     work.sealed = True
 
 
@@ -293,7 +292,7 @@ def test_a_kill_while_it_cleans_up_after_a_kill(tmp_path: Path, call: str) -> No
             (mount.path / "new").mkdir()
             (mount.path / "new/000000.json").write_text('{"label": 7}')
             with injecting(mount.pid, folder / "trace", "unlinkat:signal=KILL", traced="unlinkat"), dying(mount):
-                sync_directory(mount.path / "new")
+                sync(mount.path / "new")
             assert mount.dead
             assert len(temporaries(mount.store)) == 1
             assert mount.staged() == {"new": "sealing"}

@@ -17,7 +17,7 @@ import pytest
 
 from shardfs import open_store
 from tests.conformance.trees import wait_for
-from tests.mount.conftest import SECONDS, SlowStore, mount_point, run
+from tests.mount.conftest import SECONDS, SlowStore, mount_point, run, sync
 from tests.mount.crashing import (
     ONE_WORKER,
     Scene,
@@ -28,7 +28,6 @@ from tests.mount.crashing import (
     need_strace,
     samples_of,
     stored,
-    sync_directory,
     temporaries,
     victim,
 )
@@ -199,11 +198,11 @@ def test_a_full_staging_disk_is_told_at_the_write_and_all_else_works(tmp_path: P
         with fails(errno.ENOSPC):
             write_key(mount.path / "more")
         subprocess.run(["rm", "-r", mount.path / "gone"], check=True, timeout=SECONDS)
-        sync_directory(mount.path / "new")
-        sync_directory(mount.path / "a")
+        sync(mount.path / "new")
+        sync(mount.path / "a")
         os.rename(mount.path / "moved.tmp", mount.path / "moved")
         with fails(errno.ESTALE):
-            sync_directory(mount.path / "b")
+            sync(mount.path / "b")
         (aside,) = [name for name in os.listdir(mount.path) if name.startswith("b.conflict-")]
         assert (mount.path / aside / "000000.json").read_text() == '{"label": 70}'
         subprocess.run(["rm", "-r", mount.path / aside], check=True, timeout=SECONDS)
@@ -241,7 +240,7 @@ def test_a_full_store_is_told_at_the_seal_and_nothing_is_lost(tmp_path: Path, wa
 def seal(mount: Victim, way: str) -> None:
     """Have `new` stored. OSError."""
     if way == "sync":
-        sync_directory(mount.path / "new")
+        sync(mount.path / "new")
     elif way == "rename":
         os.rename(mount.path / "new.tmp", mount.path / "new")
     else:
@@ -375,7 +374,7 @@ def test_a_store_that_is_away_for_a_while(tmp_path: Path, instead: str) -> None:
         for _ in range(2):
             for key in ("new", "a"):
                 with fails(errno.EIO):
-                    sync_directory(mount.path / key)
+                    sync(mount.path / key)
             with fails(errno.EIO):
                 os.rename(mount.path / "moved.tmp", mount.path / "moved")
             done = run("commit", mount.path)

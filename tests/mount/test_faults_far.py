@@ -22,8 +22,7 @@ from shardfs.opening import open_store
 from shardfs.storage.cache_files import CacheFiles
 from tests.conformance.trees import wait_for
 from tests.fault_proxy import FAULTS, FaultProxy, fault_proxy
-from tests.mount.conftest import is_mounted, mount_point, processes, run
-from tests.mount.far import fsync
+from tests.mount.conftest import is_mounted, mount_point, processes, run, sync
 from tests.servers import Server
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(120)]
@@ -120,7 +119,7 @@ def test_documents_answer_while_readers_a_seal_and_a_rename_wait_for_the_store(
         waiting = [
             threading.Thread(target=os.listdir, args=(path / "k",)),
             threading.Thread(target=os.rename, args=(path / "x.tmp", path / "y")),
-            threading.Thread(target=fsync, args=(path / "new",)),
+            threading.Thread(target=sync, args=(path / "new",)),
         ]
         for number, thread in enumerate(waiting):
             before = len(proxy.requests)
@@ -178,13 +177,10 @@ def test_a_seal_in_every_fault_is_stored_in_the_end_and_whole(
 
 def sealed(key: Path) -> int | None:
     """The errno of storing a key; None where it is stored."""
-    descriptor = os.open(key, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        sync(key)
     except OSError as error:
         return error.errno
-    finally:
-        os.close(descriptor)
     return None
 
 

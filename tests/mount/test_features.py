@@ -13,7 +13,6 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +140,17 @@ def test_fixtures_are_right_without(feature: Feature, shims: Path, system: str, 
 @pytest.mark.parametrize("test", TESTS, ids=[test.removeprefix("test_") for test in TESTS])
 @pytest.mark.parametrize("feature", [*SINGLE, ALL_OFF], ids=names((*SINGLE, ALL_OFF)))
 def test_the_tree_behaves_the_same_without(feature: Feature, shims: Path, test: str, tmp_path: Path) -> None:
-    getattr(Suite(partial(mounted_with, feature, shims)), test)(tmp_path)
+    paths: list[Path] = []
+
+    @contextlib.contextmanager
+    def mount(*words: Any) -> Iterator[Path]:
+        with mounted_with(feature, shims, *words) as path:
+            paths.append(path)
+            yield path
+
+    getattr(Suite(mount), test)(tmp_path)
+    assert paths, "the suite has looked at mounts"
+    assert not any(map(os.path.ismount, paths))
 
 
 @pytest.mark.parametrize(("system", "case"), CASES, ids=[case for _, case in CASES])

@@ -18,7 +18,7 @@ import pytest
 
 from shardfs.mltraq import DataStoreIO
 from tests.conformance.trees import fails, wait_for
-from tests.mount.conftest import mount_point, run
+from tests.mount.conftest import mount_point, run, sync
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(60)]
 
@@ -104,7 +104,7 @@ def test_a_part_of_a_stored_file_is_not_changed_by_itself(store: Path, mounted: 
     with mounted(url_of(store), "--rw", "--allow-delete", "--write-back", "off", **state) as path:
         (path / "own" / f"{name}.json").write_text('{"b": 2}')
         with fails(errno.EINVAL):
-            _sync(path / "own")
+            sync(path / "own")
         assert (datastore / "own" / name).read_bytes() == stored
         for file in (f"{name}.a.npy", f"{name}.json"):
             os.unlink(path / "own" / file)
@@ -112,14 +112,6 @@ def test_a_part_of_a_stored_file_is_not_changed_by_itself(store: Path, mounted: 
         commit(path / "own")
         assert os.listdir(path / "own") == ["kept.json"]
     assert os.listdir(datastore / "own") == ["kept.json"]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def test_experiments_are_read_only_and_say_so(store: Path, mounted: Mounted) -> None:
@@ -174,7 +166,7 @@ def test_a_file_without_an_extension_or_that_does_not_parse_is_told(store: Path,
         ):
             (path / "p" / name).write_bytes(data)
             with fails(errno.EINVAL):
-                _sync(path / "p")
+                sync(path / "p")
             assert not (store / "mltraq.datastore/p").exists() or os.listdir(store / "mltraq.datastore/p") == []
             os.unlink(path / "p" / name)
 
@@ -194,7 +186,7 @@ def test_a_conflict_is_set_aside(store: Path, mounted: Mounted) -> None:
         (path / "undefined/mine.txt").write_text("mine")
         DataStoreIO.write(b"theirs", datastore=datastore)
         with fails(errno.ESTALE):
-            _sync(path / "undefined")
+            sync(path / "undefined")
         (aside,) = [name for name in os.listdir(path) if name.startswith("undefined.conflict-")]
         assert (path / aside / "mine.txt").read_text() == "mine"
         shutil.rmtree(path / aside)

@@ -11,4 +11,4 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(110)]
 
 @pytest.mark.parametrize("seed", play.seeds(4))
 def test_a_mount_does_as_the_model(seed: int) -> None:
-    play.run("mount", seed, 500)
+    assert play.run("mount", seed, 500) == 500

@@ -80,6 +80,7 @@ class TestErrors:
 
     def test_eperm_means_that_a_key_cannot_hold_it(self, world: World) -> None:
         key = world.key()
+        before = contents(key)
         plain = world.mnt / f"{world.name()}.tmp"
         plain.mkdir()
         all_refused(
@@ -92,6 +93,7 @@ class TestErrors:
             lambda: os.rename(plain, key / plain.name),
         )
         command("mv", plain, key, status=1)
+        assert contents(key) == before
         plain.rmdir()
 
     def test_eperm_means_that_an_option_is_missing(self, world: World) -> None:
@@ -104,6 +106,7 @@ class TestErrors:
             lambda: (key / "000000.x.bin").unlink(),
             lambda: (key / "other.x.bin").unlink(),
         )
+        assert {"000000.json", "000000.x.bin", "other.x.bin"} <= set(os.listdir(key))
         os.rename(key / "other.x.bin", key / "000001.x.bin")
         sync(key)
 
@@ -237,6 +240,7 @@ class TestErrors:
         for folder in (new, plain):
             folder.mkdir()
             fill(folder, 1)
+        before = [contents(folder) for folder in (key, new, plain)]
         all_refused(
             errno.ENOTEMPTY,
             lambda: key.rmdir(),
@@ -244,18 +248,22 @@ class TestErrors:
             lambda: plain.rmdir(),
             lambda: os.rename(plain, new),
         )
+        assert [contents(folder) for folder in (key, new, plain)] == before
         shutil.rmtree(plain)
 
     def test_enametoolong_means_over_255_bytes(self, world: World) -> None:
         key = world.key()
+        before = os.listdir(key)
         all_refused(
             errno.ENAMETOOLONG,
             lambda: (key / ("x" * 252 + ".bin")).write_bytes(b""),
             lambda: (world.mnt / ("x" * 256)).mkdir(),
             lambda: os.rename(key / "000000.json", key / ("x" * 251 + ".json")),
         )
-        (key / ("x" * 251 + ".bin")).write_bytes(b"")
-        os.unlink(key / ("x" * 251 + ".bin"))
+        longest = "x" * 251 + ".bin"
+        (key / longest).write_bytes(b"")
+        assert sorted(os.listdir(key)) == sorted([*before, longest])
+        os.unlink(key / longest)
 
     def test_eopnotsupp_means_that_there_is_no_such_thing_here(self, world: World) -> None:
         key = world.key()

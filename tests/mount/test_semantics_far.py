@@ -16,7 +16,8 @@ import pytest
 from shardfs import open_store
 from tests.conformance.trees import wait_for
 from tests.mount.conftest import mounting, run
-from tests.mount.far import SYSTEMS, far, fsync, hosts, objects, stored, text, words
+from tests.mount.conftest import sync as fsync
+from tests.mount.far import SYSTEMS, far, hosts, objects, stored, text, words
 from tests.mount.test_writing import refused, sync
 from tests.mount.test_writing import run as tool
 from tests.servers import Server, nginx_server

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardfs import bulk_listing, index
+from shardfs import bulk_listing, table_building
 from shardfs.bulk_listing import Answer, Bulk
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.index import ShardTable
@@ -50,7 +50,7 @@ def tables(draw: Any) -> ShardTable:
         for at, sample in enumerate(samples):
             sample["__key__"] = draw(st.text("xyzü", max_size=12)) + str(at)
     raw = b"".join(msgpack.packb(sample) for sample in samples)
-    return index.build(SquirrelShard(raw, len(raw), "msgpack"), "png")
+    return table_building.build(SquirrelShard(raw, len(raw), "msgpack"), "png")
 
 
 @given(tables(), st.data())

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shardfs import index
+from shardfs import table_building
 from shardfs.copying import copied
 from shardfs.drivers.base import Value
 from shardfs.drivers.squirrel_shards import SquirrelShard, line_cost
@@ -27,7 +27,7 @@ RELAXED = settings(
 
 def read_back(shard: SquirrelShard) -> list[Any]:
     """All samples as the seal of a copy of their files has them."""
-    table = index.build(shard, "npy")
+    table = table_building.build(shard, "npy")
     files = []
     for at in range(table.files):
         run = table.slice_of(at)

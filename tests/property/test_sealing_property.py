@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shardfs import index, layout, names, sealing, values
+from shardfs import layout, names, sealing, table_building, values
 from shardfs.drivers.base import Value, Verbatim
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.drivers.squirrel_writing import packed
@@ -57,7 +57,7 @@ def test_samples_come_back_out_of_their_files_in_their_order(
 @RELAXED
 @given(st.lists(st.tuples(texts, st.dictionaries(texts, leaves, max_size=3)), max_size=3))
 def test_samples_with_names_of_their_own_come_back(written: list[tuple[str, dict[str, Any]]]) -> None:
-    expected = {names.escape_sample(key): {**sample, index.KEY_FIELD: key} for key, sample in written}
+    expected = {names.escape_sample(key): {**sample, table_building.KEY_FIELD: key} for key, sample in written}
     files = [file for stem, sample in expected.items() for file in files_of(sample, stem, "png")]
     assert not any(is_temporary(name) for name, _ in files)
     made = seal(files)
@@ -80,7 +80,7 @@ def shard_of(written: Sequence[Any], form: str) -> SquirrelShard:
 
 
 def opened(shard: SquirrelShard, how: str) -> tuple[Base, list[tuple[bytes, sealing.Source]]]:
-    base = Base(shard, index.build(shard, how), how)
+    base = Base(shard, table_building.build(shard, how), how)
     table = base.table
     return base, [(table.name(file), Stored(table.sample_of(file), file)) for file in range(table.files)]
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shardfs import config, index, light_json, msgpack_spans, shapes, values
+from shardfs import config, light_json, msgpack_spans, shapes, table_building, values
 from shardfs.drivers import squirrel_records
 from shardfs.drivers.base import Shard
 from shardfs.drivers.mds import MdsShard, columns
@@ -62,7 +62,7 @@ def outcome(make: Callable[[], Shard], how: str) -> Any:
     """All that a mount can learn of a shard."""
     try:
         shard = make()
-        table = index.build(shard, how)
+        table = table_building.build(shard, how)
     except DamagedShardError as error:
         return type(error), error.reason, error.offset
     contents = []

@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardfs import bulk_listing, index, inodes
+from shardfs import bulk_listing, inodes, table_building
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Inode, Key, Version
@@ -32,7 +32,7 @@ stems = st.lists(st.text("ab-.~/é", min_size=1, max_size=6), unique=True, min_s
 
 def table_of(samples: list[dict[str, Any]]) -> tuple[ShardTable, bytes]:
     raw = b"".join(msgpack.packb(sample) for sample in samples)
-    return index.build(SquirrelShard(raw, len(raw), "msgpack"), "png"), raw
+    return table_building.build(SquirrelShard(raw, len(raw), "msgpack"), "png"), raw
 
 
 def directory(key: str, slot: int) -> KeyDirectory:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from shardfs import index
+from shardfs import table_building
 from shardfs.drivers.base import Driver, Value
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.streaming import StreamingDriver
@@ -48,7 +48,7 @@ def area_of(root: Path) -> StagingArea:
 
 def stored(driver: Driver) -> Base:
     shard = driver.load(driver.entry(KEY), lambda _: None)
-    return Base(shard, index.build(shard, "png"), "png")
+    return Base(shard, table_building.build(shard, "png"), "png")
 
 
 def named(staged: StagedDirectory | None, table: ShardTable) -> dict[bytes, int | None]:

@@ -18,6 +18,7 @@ import pytest
 
 from shardfs import cli, commands, config, daemon
 from shardfs.commands import explain, mount8, options, said
+from shardfs.commands.arguments import COMMANDS
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -211,7 +212,7 @@ def test_help_names_every_exit_status(capsys: pytest.CaptureFixture[str]) -> Non
     assert (status, err) == (0, "")
     for number, meaning in commands.EXIT_STATUS.items():
         assert re.search(rf"^ *{number}  {re.escape(meaning)}$", out, re.M)
-    for command in cli.COMMANDS:
+    for command in COMMANDS:
         assert run(capsys, command, "--help")[0] == 0
 
 
@@ -349,7 +350,7 @@ def test_other_words_are_errors_that_name_them(word: str) -> None:
 
 def test_two_arguments_and_o_mean_mount() -> None:
     words = ["store", "mnt", "-o", "ro"]
-    assert mount8.is_its_form(words, cli.COMMANDS)
+    assert mount8.is_its_form(words, COMMANDS)
     assert mount8.words_of(words) == ["mount", "store", "mnt", "-o", "ro"]
     for words in (
         ["store"],
@@ -359,7 +360,7 @@ def test_two_arguments_and_o_mean_mount() -> None:
         ["ls", "-o"],
         [],
     ):
-        assert not mount8.is_its_form(words, cli.COMMANDS)
+        assert not mount8.is_its_form(words, COMMANDS)
 
 
 def test_as_mount_shardfs() -> None:

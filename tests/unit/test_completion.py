@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardfs import cli
+from shardfs.commands.arguments import COMMANDS, build_parser
 from shardfs.commands.completion import ZSH, commands_of
 
 
@@ -36,7 +37,7 @@ def completed(script: str, *words: str) -> list[str]:
 def test_bash(script: str) -> None:
     script = "\n".join(line for line in script.splitlines() if line not in ZSH)
     assert completed(script, "mo") == ["mount"]
-    assert set(completed(script, "")) == {*cli.COMMANDS, "--version", "-h", "--help"}
+    assert set(completed(script, "")) == {*COMMANDS, "--version", "-h", "--help"}
     assert completed(script, "mount", "--mem") == ["--memory"]
     assert completed(script, "mount", "store", "mnt", "--allow-o") == ["--allow-other", "--allow-overwrite"]
     assert completed(script, "staging", "re") == ["recover"]
@@ -69,7 +70,7 @@ def test_a_zsh_that_completes_nothing_yet(script: str, tmp_path: Path) -> None:
 def test_fish_has_a_line_for_each_option(script: str) -> None:
     lines = script.splitlines()
     assert all(re.fullmatch(r"complete -c shardfs .*-d '(?:[^'\\]|\\.)*'", line) for line in lines[1:])
-    count = sum(len(one.below) + (len(one.options) if one.path else 0) for one in commands_of(cli.build_parser()))
+    count = sum(len(one.below) + (len(one.options) if one.path else 0) for one in commands_of(build_parser()))
     assert len(lines) == count + 1
     if shutil.which("fish"):
         asked = f"{script}\ncomplete -C 'shardfs mount --mem'"

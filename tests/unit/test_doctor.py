@@ -21,6 +21,7 @@ import pytest
 
 from shardfs import cli, config, daemon
 from shardfs.commands import doctor
+from shardfs.commands.arguments import build_parser
 from shardfs.examining import FAILURE, NOTE, OK, WARNING, Places
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ Examined = dict[str, dict[str, Any]]
 @pytest.fixture
 def examined(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, Examined]]:
     def run(*words: str | Path, **places: Any) -> tuple[int, Examined]:
-        arguments = cli.build_parser().parse_args(["doctor", "--json", *map(str, words)])
+        arguments = build_parser().parse_args(["doctor", "--json", *map(str, words)])
         status = doctor.run(arguments, Places(**places) if places else None)
         return status, worst(capsys.readouterr().out)
 

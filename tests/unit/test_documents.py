@@ -7,14 +7,15 @@ import errno
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shardfs import __version__, config, errors
-from shardfs.cli import COMMANDS, build_parser
 from shardfs.commands import EXIT_STATUS
+from shardfs.commands.arguments import COMMANDS, build_parser
 from shardfs.commands.manual import page
 from shardfs.commands.settings import BY_NAME, PRESETS, SETTINGS, Setting
 from shardfs.metering import text_of
@@ -229,3 +230,30 @@ def test_operations_names_every_unit() -> None:
     told = section("As a service of systemd")
     for path in (REPOSITORY / "systemd").rglob("*"):
         assert path.is_dir() or f"`{path.relative_to(REPOSITORY / 'systemd')}`" in told, path
+
+
+# --- the house --------------------------------------------------------------------------------------------------------
+
+
+def house() -> tuple[str, set[str]]:
+    """The part of DESIGN.md about rooms: what comes before their table, and the names in it without their packages."""
+    text = (REPOSITORY / "docs/DESIGN.md").read_text(encoding="utf-8")
+    before, table = text.split("\n## The house\n", 1)[1].split("\n## ", 1)[0].split("\n| room |", 1)
+    return before, {name.rstrip("/").rpartition("/")[2] for name in re.findall(r"`([\w/]+)`", table)}
+
+
+def test_every_room_has_a_row() -> None:
+    """But those of one command, which are called as it is."""
+    rooms = {path.stem for path in (REPOSITORY / "shardfs").rglob("*.py") if not path.stem.startswith("__")}
+    assert rooms - house()[1] <= {*COMMANDS, "look"}
+
+
+@pytest.mark.parametrize("package", ["trio", "pyfuse3"])
+def test_who_imports_what_is_what_the_contracts_say(package: str) -> None:
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    (contract,) = [one for one in contracts["contracts"] if one.get("forbidden_modules") == [package]]
+    allowed = {line.partition(" ")[0].rpartition(".")[2] for line in contract["ignore_imports"]}
+    sentences = house()[0].replace("pyfuse3 by", "pyfuse3 is imported by")
+    told = re.search(rf"{package} is imported by(.+?)\sonly", sentences, re.DOTALL)
+    assert told is not None
+    assert set(re.findall(r"`(\w+)`", told[1])) == allowed

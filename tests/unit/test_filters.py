@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardfs import index
+from shardfs import table_building
 from shardfs.drivers.chosen import ChosenDriver
 from shardfs.errors import BadSettingError, MissingKeyError
 from shardfs.indexing import open_database
@@ -128,7 +128,7 @@ def test_a_table_of_some_samples_is_that_of_all_without_the_others(tmp_path: Pat
     narrower = 0
     for entry in store.driver.entries():
         shard = store.driver.load(entry, lambda _: None)
-        table = index.build(shard, "png")
+        table = table_building.build(shard, "png")
         every = [(name, size, table.sample_of(file), file) for name, size, file in table.listing(0)]
         for at in range(table.samples):
             for shown in (np.arange(table.samples) == at, np.arange(table.samples) != at):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from shardfs import packing
 from shardfs.drivers.linked import position
-from shardfs.index import RENDER, SLICE, FolderTable, ShardTable, Strings, make_table
+from shardfs.index import RENDER, SLICE, FolderTable, ShardTable, make_table
+from shardfs.strings import Strings
 
 NAME = st.text("ab.~%é", min_size=1, max_size=3).filter(lambda name: name not in (".", ".."))
 Model = dict[str, Any]

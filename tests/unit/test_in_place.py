@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from shardfs import config, index
+from shardfs import config, table_building
 from shardfs.drivers.base import ShardReader
 from shardfs.drivers.in_place import InPlace
 from shardfs.drivers.streaming import StreamingDriver
@@ -67,7 +67,7 @@ def test_parts_are_those_of_the_loaded_shard(data_set: Path) -> None:
     for start, end in ((0, 1), (0, reader.size), (5, 5000), (reader.size - 7, reader.size), (100, 100)):
         assert reader.fetch(start, end) == shard.raw[start:end]
         assert reader.part(start, end) == shard.raw[start:end]
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     for file in range(table.files):
         if table.slice_of(file) is None:
             assert table.render(file, reader, "png") == table.render(file, shard, "png")
@@ -139,7 +139,7 @@ def test_a_file_that_a_hash_stands_for_is_loaded_and_checked(tmp_path: Path) -> 
         shutil.copytree(position.parent, root)
         driver = StreamingDriver(LocalStorage(root))
         for entry in driver.entries():
-            place = driver._fresh(entry.key).places[entry.key]
+            place = driver._scanner.fresh(entry.key).places[entry.key]
             if place.raw.hashes and entry.version.split(".", 2)[1] == "raw":
                 found += 1
                 assert driver.open(entry, entry.raw_bytes or 0) is None

@@ -9,7 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
-from shardfs import config, index, layout, packing
+from shardfs import config, layout, packing, table_building
 from shardfs.drivers.base import Record
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.errors import DamagedShardError
@@ -53,7 +53,7 @@ SAMPLES: list[Any] = [
 
 def test_a_table_says_what_laying_out_each_sample_says() -> None:
     shard = shard_of(SAMPLES)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     assert (table.samples, table.raw_bytes) == (len(SAMPLES), len(shard.raw))
     listed = list(table.listing(0))
     assert [number for _, _, number in listed] == list(range(table.files))
@@ -85,7 +85,7 @@ def test_a_table_says_what_laying_out_each_sample_says() -> None:
 
 def test_a_listing_goes_on_from_any_file() -> None:
     shard = shard_of([{"a": b"x", "n": at} for at in range(1500)])
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     whole = list(table.listing(0))
     assert len(whole) == 3000
     for start in (1, 511, 512, 513, 1024, 2999, 3000, 5000):
@@ -93,7 +93,7 @@ def test_a_listing_goes_on_from_any_file() -> None:
 
 
 def test_a_shard_with_no_samples_has_an_empty_table() -> None:
-    table = index.build(shard_of([]), "png")
+    table = table_building.build(shard_of([]), "png")
     assert (table.samples, table.files, table.total_size(), list(table.listing(0))) == (0, 0, 0, [])
     assert table.find(b"000000.json") is None
 
@@ -119,13 +119,13 @@ def test_a_shard_with_no_samples_has_an_empty_table() -> None:
     ],
 )
 def test_names_that_are_not_there_are_not_found(name: bytes) -> None:
-    assert index.build(shard_of(SAMPLES), "png").find(name) is None
+    assert table_building.build(shard_of(SAMPLES), "png").find(name) is None
 
 
 def test_samples_with_keys_of_their_own_are_named_by_them() -> None:
     keys = ["n01/440.x", "b", "", "é", "x" * 300, "000001"]
     shard = shard_of([{"__key__": key, "image": b"\xff\xd8\xff\xe0"} for key in keys])
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     stems = [table.stem(at).decode() for at in range(table.samples)]
     assert stems[:4] == ["n01%2F440%2Ex", "b", "%", "é"]
     assert stems[5] == "000001"
@@ -148,14 +148,14 @@ def test_samples_with_keys_of_their_own_are_named_by_them() -> None:
     ids=repr,
 )
 def test_keys_that_do_not_tell_samples_apart_are_fields_like_others(samples: list[Any]) -> None:
-    table = index.build(shard_of(samples), "png")
+    table = table_building.build(shard_of(samples), "png")
     assert [table.stem(at) for at in range(table.samples)] == [b"%06d" % at for at in range(len(samples))]
 
 
 def test_damage_anywhere_is_damage_of_the_whole() -> None:
     raw = msgpack.packb({"a": 1}) * 3 + b"\xc1"
     with pytest.raises(DamagedShardError) as caught:
-        index.build(SquirrelShard(raw, len(raw), "msgpack"), "png")
+        table_building.build(SquirrelShard(raw, len(raw), "msgpack"), "png")
     assert caught.value.offset == len(raw) - 1
 
 
@@ -178,7 +178,7 @@ class _Through:
 
 
 def test_samples_numbered_through_a_split_have_its_width() -> None:
-    table = index.build(_Through(), "png")
+    table = table_building.build(_Through(), "png")
     assert [name for name, _, _ in table.listing(0)] == [
         b"1999999.x.bin",
         b"1999999.json",
@@ -195,20 +195,20 @@ def test_samples_numbered_through_a_split_have_its_width() -> None:
 
 def test_a_shard_that_needs_more_digits_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "SAMPLE_DIGITS", 1)
-    table = index.build(shard_of([{"n": at} for at in range(11)]), "png")
+    table = table_building.build(shard_of([{"n": at} for at in range(11)]), "png")
     assert [table.stem(at) for at in (0, 10)] == [b"00", b"10"]
 
 
 def test_a_file_rendered_from_another_shard_is_damage_and_no_other_content() -> None:
     shard, other = shard_of([{"n": 1}, {"n": 2}]), shard_of([{"n": 1234567}])
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     with pytest.raises(DamagedShardError):
         table.render(0, other, "png")
 
 
 def test_only_small_files_of_small_samples_are_rendered_at_once() -> None:
     shard = shard_of([{"n": 1}, {"t": "x" * (config.INLINE_RENDER + 1)}, {"n": 1, "b": bytes(config.INLINE_RECORD)}])
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     small, long, beside = (table.find(b"%06d.json" % at) for at in range(3))
     assert small is not None
     assert long is not None
@@ -218,7 +218,7 @@ def test_only_small_files_of_small_samples_are_rendered_at_once() -> None:
 
 @pytest.mark.parametrize("samples", [[], SAMPLES, [{"__key__": f"k{at}", "b": b"x" * at} for at in range(50)]], ids=len)
 def test_a_packed_table_is_the_same_when_unpacked(samples: list[Any]) -> None:
-    table = index.build(shard_of(samples), "png")
+    table = table_building.build(shard_of(samples), "png")
     again = packing.unpack(packing.pack(table))
     assert list(again.listing(0)) == list(table.listing(0))
     assert [again.record_of(file) for file in range(again.files)] == [table.record_of(at) for at in range(table.files)]
@@ -233,6 +233,6 @@ def test_a_packed_table_is_the_same_when_unpacked(samples: list[Any]) -> None:
 
 def test_a_file_takes_few_bytes_of_table() -> None:
     samples = [{"image": b"\xff\xd8\xff\xe0" + bytes(at % 7), "label": at} for at in range(2000)]
-    table = index.build(shard_of(samples), "png")
+    table = table_building.build(shard_of(samples), "png")
     assert table.files == 4000
     assert table.nbytes / table.files < 45

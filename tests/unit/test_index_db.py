@@ -14,7 +14,7 @@ import msgpack
 import pytest
 import zstandard
 
-from shardfs import index, packing
+from shardfs import packing, table_building
 from shardfs.commands import as_json
 from shardfs.config import base_directory
 from shardfs.index_db import PUBLISHED, IndexDb
@@ -53,7 +53,7 @@ def test_a_table_comes_back_as_it_was(tmp_path: Path) -> None:
     store = make(tmp_path / "s")
     database = indexed(store)
     for entry in store.driver.entries():
-        built = index.build(store.driver.load(entry, lambda _: None), "png")
+        built = table_building.build(store.driver.load(entry, lambda _: None), "png")
         kept = database.get(entry, no_mark)
         assert kept is not None
         assert list(kept.listing(0)) == list(built.listing(0))
@@ -303,7 +303,7 @@ def test_a_hostile_row_is_a_miss(tmp_path: Path, what: str) -> None:
 
 def test_sizes_that_a_shard_cannot_have_are_a_miss(tmp_path: Path) -> None:
     store = make(tmp_path / "s", 1)
-    table = index.build(store.driver.load(store.entry("k0"), lambda _: None), "png")
+    table = table_building.build(store.driver.load(store.entry("k0"), lambda _: None), "png")
     for column, value in (("length", 1 << 60), ("offset", 1 << 40), ("record_end", 1 << 40)):
         changed = table.columns[column].copy()
         changed[0] = value

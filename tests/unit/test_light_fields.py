@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardfs import config, index, light_lines, light_reading
+from shardfs import config, light_lines, light_reading, table_building
 from shardfs.errors import DamagedShardError, MissingKeyError
 from shardfs.index_db import IndexDb
 from shardfs.indexing import build_all, open_database
@@ -48,7 +48,7 @@ def make(path: Path, samples: list[Any], keys: int = 1) -> Store:
 
 def columns_of(store: Store, key: str = "k0") -> LightColumns:
     shard = store.driver.load(store.entry(key), lambda _: None)
-    return light_reading.of_reader(index.build(shard, "png"), shard, "png")
+    return light_reading.of_reader(table_building.build(shard, "png"), shard, "png")
 
 
 def test_values_are_those_of_the_samples(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_records_are_fetched_many_at_a_time(tmp_path: Path, monkeypatch: pytest.
     """Each fetch was of one record, and may be a request to a store far away."""
     store = make(tmp_path / "s", SAMPLES * 20)
     shard = store.driver.load(store.entry("k0"), lambda _: None)
-    table, fetch, asked = index.build(shard, "png"), shard.fetch, []
+    table, fetch, asked = table_building.build(shard, "png"), shard.fetch, []
 
     def watched(start: int, end: int) -> Any:
         asked.append(end - start)
@@ -165,7 +165,7 @@ def test_of_every_system_they_are_what_the_json_says() -> None:
         for entry in store.driver.entries():
             try:
                 shard = store.driver.load(entry, lambda _: None)
-                table = index.build(shard, "png")
+                table = table_building.build(shard, "png")
             except DamagedShardError:
                 continue
             columns = light_reading.of_reader(table, shard, "png")

@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from shardfs import config, index, values
+from shardfs import config, table_building, values
 from shardfs.drivers import mds, mds_writing, streaming_settings, streaming_writing
 from shardfs.drivers.base import Cell, NewRecord, Value, Verbatim
 from shardfs.drivers.streaming import StreamingDriver
@@ -58,7 +58,7 @@ def copy_of(case: str, tmp_path: Path) -> StreamingDriver:
 
 def laid_out(driver: StreamingDriver, entry: Entry, arrays: str = "png") -> tuple[mds.MdsShard, Base, Files]:
     shard = driver.load(entry, quiet)
-    base = Base(shard, index.build(shard, arrays), arrays)
+    base = Base(shard, table_building.build(shard, arrays), arrays)
     table = base.table
     return shard, base, [(table.name(at), Stored(table.sample_of(at), at)) for at in range(table.files)]
 
@@ -464,8 +464,8 @@ def test_shards_that_an_index_names_are_never_removed(tmp_path: Path) -> None:
     """Whatever failed behind the rename of the index: it is there, and names them."""
     publication = streaming_writing.Publication(LocalStorage(tmp_path), "")
     publication.write_shards(some(1), None, None, iter(["a"]))
-    publication.publish(lambda shards: [*shards, *publication.made], 1 << 20)
-    publication.abandon(1 << 20)
+    publication.publish(lambda shards: [*shards, *publication.made])
+    publication.abandon()
     assert ns(opened(tmp_path)) == [1]
 
 
@@ -480,7 +480,7 @@ def test_an_index_that_never_holds_still_is_given_up(tmp_path: Path) -> None:
         return [*shards, *publication.made]
 
     with pytest.raises(StaleShardError, match="keeps changing"):
-        publication.publish(edit, 1 << 20)
+        publication.publish(edit)
     assert sorted(found.name for found in tmp_path.iterdir()) == ["a.mds", "index.json"]
 
 
@@ -508,4 +508,4 @@ def test_what_failed_is_told_and_not_that_its_shard_could_not_be_removed(
     made = streaming_writing.Publication(LocalStorage(tmp_path), "")
     made.write_shards([Value({"n": 1}, "0")], None, None, iter(["a"]))
     with pytest.raises(KeyExistsError):
-        made.publish(edit, 1 << 20)
+        made.publish(edit)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardfs import index, open_store
+from shardfs import open_store, table_building
 from shardfs.errors import (
     BadSettingError,
     BadStoreError,
@@ -45,12 +45,12 @@ def experiments(tmp_path: Path) -> Experiments:
 
 
 def notes(store: Store, key: str = "e") -> dict[str, str]:
-    table = index.build(store.driver.load(store.entry(key), lambda _: None), "png")
+    table = table_building.build(store.driver.load(store.entry(key), lambda _: None), "png")
     return {note.file: note.reason for note in table.notes}
 
 
 def names(store: Store, key: str = "e") -> list[str]:
-    table = index.build(store.driver.load(store.entry(key), lambda _: None), "png")
+    table = table_building.build(store.driver.load(store.entry(key), lambda _: None), "png")
     return [name.decode() for name, _, _ in table.listing(0)]
 
 
@@ -96,7 +96,7 @@ def test_native_columns_have_their_types(experiments: Experiments) -> None:
 
 def test_runs_of_one_id_or_none_are_told_apart(experiments: Experiments) -> None:
     experiments.add("e", {"x": 1}, run=None)
-    with experiments.connect() as database:
+    with experiments.writing() as database:
         database.executemany("INSERT INTO experiment_e VALUES (?, ?, 2)", [(ID, RUN), (ID, RUN), (ID, "experiment")])
     stems = {name.partition(".")[0] for name in names(experiments.open())}
     dashed = "f3e5c0d4-3823-449e-96c4-d4b904171683"
@@ -249,7 +249,7 @@ def test_what_is_no_database_of_experiments_is_told(tmp_path: Path) -> None:
 def test_sql_in_the_database_is_not_run(experiments: Experiments) -> None:
     """A view in the place of a table could compute for ever."""
     experiments.add("e", {"x": 1})
-    with experiments.connect() as database:
+    with experiments.writing() as database:
         database.execute("DROP TABLE experiment_e")
         endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"
         database.execute(f"CREATE VIEW experiment_e AS SELECT '{ID}' AS id_experiment, ({endless}) AS id_run")
@@ -263,7 +263,7 @@ def test_sql_in_the_database_is_not_run(experiments: Experiments) -> None:
 def test_a_persist_that_failed_is_a_damaged_key_and_the_rest_lives(experiments: Experiments) -> None:
     experiments.add("bad", table="experiment_bad")
     experiments.add("good", {"x": 1}, id_experiment="f" * 32, table="experiment_good")
-    with experiments.connect() as database:
+    with experiments.writing() as database:
         database.execute("DROP TABLE experiment_bad")
     store = experiments.open()
     with pytest.raises(DamagedShardError, match="not persisted to the end"):
@@ -274,7 +274,7 @@ def test_a_persist_that_failed_is_a_damaged_key_and_the_rest_lives(experiments: 
 @pytest.mark.parametrize("blob", [None, b"", b"\x80\x05.", dumps([1]), dumps({"runs": 5})])
 def test_a_meta_that_says_nothing_is_damage(experiments: Experiments, blob: bytes | None) -> None:
     experiments.add("e", {"x": 1})
-    with experiments.connect() as database:
+    with experiments.writing() as database:
         database.execute("UPDATE experiments SET meta = ?", (blob,))
     with pytest.raises(DamagedShardError, match="meta"):
         experiments.open().get("e")
@@ -447,7 +447,7 @@ def test_a_datastore_that_refers_to_itself_ends(experiments: Experiments) -> Non
 def test_many_runs_that_refer_to_one_large_file_end(experiments: Experiments) -> None:
     url = experiments.file("p/x", dumps({"x": list(range(300_000))}))
     experiments.add("e", {"ds": dumps(packed("mltraq.DataStore-0", url))})
-    with experiments.connect() as database:
+    with experiments.writing() as database:
         database.execute(
             "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000)"
             " INSERT INTO experiment_e SELECT id_experiment, id_run || n, ds FROM experiment_e, c"
@@ -531,7 +531,7 @@ def test_files_stay_where_they_are(experiments: Experiments) -> None:
     store = experiments.open()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     shard = store.driver.load(store.entry("e"), lambda _: None)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     assert shard.size > 320_000_000
     assert shard.held < 1 << 20
     file = table.find(b"f3e5c0d4-3823-449e-96c4-d4b904171683.ds7.a.npy")

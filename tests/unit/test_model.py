@@ -12,4 +12,4 @@ pytestmark = pytest.mark.timeout(110)
 # the seeds are told by what fails: as names they would be other ones in each process of a run
 @pytest.mark.parametrize("seed", play.seeds(8), ids=map(str, range(8)))
 def test_a_file_system_in_this_process_does_as_the_model(seed: int) -> None:
-    play.run("process", seed, 250)
+    assert play.run("process", seed, 250) == 250

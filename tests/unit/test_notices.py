@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shardfs import config, index, notices
+from shardfs import config, notices, table_building
 from shardfs.inodes import ROOT
 from shardfs.model import Inode
 from shardfs.notices import Notices
@@ -43,7 +43,7 @@ def test_prefills_that_ended_at_once_are_no_reason_to_make_none(
     store.set([{"data": b"x" * 10}], "k")
     entry = store.entry("k")
     shard = store.driver.load(entry, lambda _: None)
-    loaded = Loaded(shard, index.build(shard, "png"))
+    loaded = Loaded(shard, table_building.build(shard, "png"))
     key = KeyDirectory(Inode(2), ROOT, b"k", entry, 1, lookups=config.PREFILL_KNOWN + 1)
     given: list[int] = []
     told = Hasty(lambda parent, name: None, lambda inode: None, lambda inode, data: given.append(inode))

@@ -647,6 +647,7 @@ def test_the_end_awaits_a_seal_under_way_and_begins_none(slow: tuple[World, Slow
         put(world.area.create("late"), b"000000.json", line(n=1))
         world.sealer.touched(staged)
         await driver.wait_reached()
+        assert world.sealed == []
         threading.Timer(0.1, driver.go_on.set).start()
 
     world.run(test, QUIET)
@@ -1144,7 +1145,7 @@ def test_log_levels(world: World, caplog: pytest.LogCaptureFixture) -> None:
 
     async def test() -> None:
         put(staged := world.area.create(K), b"000000.json", line(n=1))
-        await world.sealer.seal(staged)
+        assert await world.sealer.seal(staged) is world.sealed[-1]
 
     world.run(test)
     assert caplog.records == []

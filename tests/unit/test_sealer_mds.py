@@ -62,7 +62,7 @@ def test_a_change_that_keeps_the_count_stops_nothing(mds: World) -> None:  # noq
     async def test() -> None:
         await mds.edit(mds.over("shard.00001"), b"000004.json", b"{")
         put(new := mds.area.create("shard.00002"), b"000000.json", line(n=7, text=""))
-        await mds.sealer.seal(new)
+        assert await mds.sealer.seal(new) is mds.sealed[-1]
 
     mds.run(test)
     assert keys(mds)["shard.00002"] == [7]

@@ -23,7 +23,7 @@ import PIL.Image
 import pytest
 import webdataset
 
-from shardfs import config, images, index, reading_back, values
+from shardfs import config, images, reading_back, table_building, values
 from shardfs.drivers.base import Cell, Value, Verbatim
 from shardfs.drivers.squirrel import SquirrelDriver
 from shardfs.drivers.squirrel_shards import SquirrelShard
@@ -72,7 +72,7 @@ def stored(samples: list[Any], arrays: str = "png") -> tuple[SquirrelShard, Base
 
 
 def laid_out(shard: SquirrelShard, arrays: str = "png") -> tuple[SquirrelShard, Base, Files]:
-    base = Base(shard, index.build(shard, arrays), arrays)
+    base = Base(shard, table_building.build(shard, arrays), arrays)
     table = base.table
     return shard, base, [(table.name(at), Stored(table.sample_of(at), at)) for at in range(table.files)]
 
@@ -302,7 +302,7 @@ def test_removing_a_sample_renumbers_and_says_so() -> None:
     records = [bytes(record.data) for record in made.records() if isinstance(record, Verbatim)]
     assert [msgpack.unpackb(record)["a"] for record in records] == [2, 3]
     raw = b"".join(records)
-    assert made.renamed(index.build(SquirrelShard(raw, 9, "msgpack"), "png")) == [
+    assert made.renamed(table_building.build(SquirrelShard(raw, 9, "msgpack"), "png")) == [
         (b"000001.b.bin", b"000000.b.bin"),
         (b"000001.json", b"000000.json"),
         (b"000002.json", b"000001.json"),

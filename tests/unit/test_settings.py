@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shardfs import cli, config
+from shardfs.commands.arguments import build_parser
 from shardfs.commands.config_file import config_path
 from shardfs.commands.options import cache_options
 from shardfs.commands.resolving import Settled, mount_point_of, settle
@@ -52,7 +53,7 @@ def write(text: str) -> Path:
 
 
 def settled(*words: str, **environment: str) -> tuple[argparse.Namespace, Settled]:
-    arguments = cli.build_parser().parse_args(words)
+    arguments = build_parser().parse_args(words)
     return arguments, settle(arguments, environment)
 
 
@@ -324,7 +325,7 @@ def test_what_lost_its_ground_nearer_by_does_not_count() -> None:
 def test_mount8s_rw_says_nothing_of_what_the_file_says() -> None:
     write("[mount.m]\nstore = '/s'\nrw = true\n")
     for name, writable in (("m", True), ("/s", False)):
-        arguments = cli.build_parser().parse_args(["mount", name, "/m", "-o", "rw,dev"])
+        arguments = build_parser().parse_args(["mount", name, "/m", "-o", "rw,dev"])
         arguments.from_mount8 = True
         found = settle(arguments, {})
         assert (arguments.rw, found.read_only_unasked) == (writable, not writable)

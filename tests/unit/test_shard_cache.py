@@ -773,7 +773,8 @@ def test_cells_shown_as_bytes_are_logged_once(caplog: pytest.LogCaptureFixture) 
 
     async def test(cache: ShardCache) -> None:
         for key in ("key", "other", "key"):
-            await cache.shard(a(key))
+            loaded = await cache.shard(a(key))
+            assert [note.reason for note in loaded.table.notes] == (["jpeg: no picture"] if key == "key" else [])
 
     with caplog.at_level(logging.DEBUG, "shardfs"):
         run(test, driver, 10)

@@ -21,7 +21,7 @@ import pytest
 import trio
 import zstandard
 
-from shardfs import compression, config, index
+from shardfs import compression, config, table_building
 from shardfs.drivers import squirrel, squirrel_shards
 from shardfs.drivers.base import Verbatim
 from shardfs.drivers.squirrel import SquirrelDriver
@@ -256,7 +256,7 @@ def test_a_line_that_is_no_sample_damns_the_shard(line: bytes, reason: str) -> N
 def test_json_nests_as_deep_as_msgpack_does() -> None:
     deep = b"[" * config.NESTING + b"]" * config.NESTING
     assert repr(samples_of(deep + b"\n")).count("[") == config.NESTING + 1
-    index.build(shard_of(deep + b"\n"), "png")
+    table_building.build(shard_of(deep + b"\n"), "png")
     assert samples_of(b'"' + b"[" * 1000 + b'"\n') == ["[" * 1000]
     assert samples_of(b"[" + b"[]," * 1000 + b"[]]\n") == [[[]] * 1001]
 
@@ -581,7 +581,7 @@ def test_a_large_shard_of_frames_is_opened_and_all_records_are_the_same(frames: 
         opened = driver_of(frames, format=reading).open(entry, shard.size)
         assert opened is not None
         assert (opened.size, opened.computes) == (shard.size, True)
-        table = index.build(shard, "png")
+        table = table_building.build(shard, "png")
         for file in range(table.files):
             if table.slice_of(file) is None:
                 assert table.render(file, opened, "png") == table.render(file, shard, "png")
@@ -761,7 +761,7 @@ def test_frames_are_made_ready_ahead_within_the_budget_and_go_with_their_shard(f
         with trio.fail_after(20):
             async with cache.running():
                 entry = store.driver.entries()[0]
-                cache.tables.keep(entry, index.build(store.driver.load(entry, lambda _: None), "png"))
+                cache.tables.keep(entry, table_building.build(store.driver.load(entry, lambda _: None), "png"))
                 loaded = await cache.shard(entry)
                 assert loaded.partial
                 whole = bytes(store.driver.load(entry, lambda _: None).raw)
@@ -797,7 +797,7 @@ def test_regression_frames_that_a_rendering_fetched_are_counted(frames: Path) ->
         with trio.fail_after(20):
             async with cache.running():
                 entry = store.driver.entries()[0]
-                cache.tables.keep(entry, index.build(store.driver.load(entry, lambda _: None), "png"))
+                cache.tables.keep(entry, table_building.build(store.driver.load(entry, lambda _: None), "png"))
                 loaded = await cache.shard(entry)
                 before = loaded.counted
                 assert len(await cache.rendered(entry, loaded, 0)) == loaded.table.size(0)

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import trio
 
-from shardfs import cli, config, daemon, index
+from shardfs import cli, config, daemon, table_building
 from shardfs.commands import storing, tabular, umount
+from shardfs.commands.arguments import build_parser
 from shardfs.control import error_as_json
 from shardfs.errors import (
     BadSampleError,
@@ -185,7 +186,7 @@ def test_stored_files_that_were_taken_over_are_copied_from_the_store(
     opened = open_store(store, "squirrel")
     opened.set([{"x": b"\1" * 10, "label": 1}, {"x": b"\2" * 10, "label": 2}], "k")
     directory = area.create("k", base_version=opened.entry("k").version)
-    table = index.build(opened.driver.load(opened.entry("k"), lambda _: None), "png")
+    table = table_building.build(opened.driver.load(opened.entry("k"), lambda _: None), "png")
     number = table.find(b"000001.x.bin")
     assert number is not None
     directory.adopt(b"renamed.bin", number, table.size(number), 0o644, 0, 0, 0)
@@ -384,7 +385,7 @@ def test_recover_shows_samples_as_whoever_staged_over_them_saw_them(
     monkeypatch.setenv("SHARDFS_TEXT", "json")  # which is said for mounts, and not for what one of them has left
     opened = open_store(store, "squirrel")
     opened.set([{"note": "one", "x": b"\1" * 9}, {"note": "two", "x": b"\2" * 9}], "k")
-    table = index.build(opened.driver.load(opened.entry("k"), lambda _: None), "png+text")
+    table = table_building.build(opened.driver.load(opened.entry("k"), lambda _: None), "png+text")
     removed = table.find(b"000001.x.bin")
     assert removed is not None
     area.shown(f"{opened.driver.name} {opened.driver.reading} png+text")
@@ -576,5 +577,5 @@ def test_ages_for_people(seconds: int, text: str) -> None:
 
 
 def test_parser_of_umount_knows_force() -> None:
-    parsed: argparse.Namespace = cli.build_parser().parse_args(["umount", "m", "--force", "--lazy"])
+    parsed: argparse.Namespace = build_parser().parse_args(["umount", "m", "--force", "--lazy"])
     assert (parsed.force, parsed.lazy) == (True, True)

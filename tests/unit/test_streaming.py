@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
-import gzip
 import hashlib
 import io
 import json
@@ -17,13 +15,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import brotli
-import cramjam
 import numpy as np
 import PIL.Image
 import pytest
 import xxhash
-import zstandard
 
 from shardfs import values
 from shardfs.drivers import hashes
@@ -41,6 +36,7 @@ from shardfs.errors import (
 from shardfs.model import Entry, Key
 from shardfs.opening import open_store
 from shardfs.storage.local import LocalStorage
+from tests.conformance.streaming_shards import PACK
 
 DATA = Path(__file__).parent.parent / "data" / "streaming"
 CASES = sorted(path.name for path in DATA.iterdir())
@@ -200,15 +196,6 @@ def mds_bytes(texts: list[str]) -> bytes:
 
 def hashes_of(data: bytes, names: tuple[str, ...]) -> dict[str, str]:
     return {name: getattr(xxhash if name.startswith("xxh") else hashlib, name)(data).hexdigest() for name in names}
-
-
-PACK: dict[str, Callable[[bytes], bytes]] = {
-    "br": brotli.compress,
-    "bz2": bz2.compress,
-    "snappy": lambda data: bytes(cramjam.snappy.compress_raw(data)),
-    "gz": gzip.compress,
-    "zstd": lambda data: zstandard.ZstdCompressor().compress(data),
-}
 
 
 def put_shard(

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -42,6 +42,10 @@ def numbers(driver: StreamingDriver, key: Key) -> list[int]:
     return [shard.sample(record.tree)["n"] for record in shard.records()]
 
 
+def replace(driver: StreamingDriver, number: int) -> None:
+    driver.write_records(K, some(number), base=driver.entry(K))
+
+
 def storage_of(driver: StreamingDriver) -> RemoteStorage:
     assert isinstance(driver.storage, RemoteStorage)
     return driver.storage
@@ -49,6 +53,27 @@ def storage_of(driver: StreamingDriver) -> RemoteStorage:
 
 def names(driver: StreamingDriver) -> list[str]:
     return [listed.name for listed in driver.storage.list(("",))]
+
+
+@contextlib.contextmanager
+def in_the_moment_of(
+    driver: StreamingDriver, name: str, act: Callable[[], object], behind: bool = False
+) -> Iterator[None]:
+    """Another acts while a driver puts the object `name` for the first time: right before that, or `behind` it."""
+    storage, met = storage_of(driver), list[str]()
+    put = storage._put
+
+    def putting(at: str, *what: Any) -> str | None:
+        result = put(at, *what) if behind else None
+        if at == name and not met:
+            met.append(at)
+            act()
+        return result if behind else put(at, *what)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "_put", putting)
+        yield
+    assert met == [name]
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -105,68 +130,36 @@ def test_an_answer_that_was_lost_on_the_way_is_no_conflict(
 
 
 def test_a_shard_that_another_adds_in_the_moment_of_the_put_is_kept(
-    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[], StreamingDriver],
 ) -> None:
     driver, other = opened(), opened()
     driver.write_records(K, some(1), base=None)
-    storage = storage_of(driver)
-    put, met = storage._put, list[str]()
-
-    def late(name: str, *what: Any) -> str | None:
-        if name == "index.json" and not met:
-            met.append(name)
-            other.write_records(L, some(7), base=None)
-        return put(name, *what)
-
-    monkeypatch.setattr(storage, "_put", late)
-    driver.write_records(K, some(2), base=driver.entry(K))
-    monkeypatch.undo()
+    with in_the_moment_of(driver, "index.json", lambda: other.write_records(L, some(7), base=None)):
+        driver.write_records(K, some(2), base=driver.entry(K))
     assert (numbers(opened(), K), numbers(opened(), L)) == ([2], [7])
 
 
 def test_a_shard_that_another_replaces_in_that_moment_is_stale_and_leaves_nothing(
-    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[], StreamingDriver],
 ) -> None:
     """Also where the other writes the same, under the name that was just free."""
     driver, other, notes = opened(), opened(), list[str]()
     driver.write_records(K, some(1), base=None)
     base = driver.entry(K)
-    storage = storage_of(driver)
-    put, met = storage._put, list[str]()
-
-    def late(name: str, *what: Any) -> str | None:
-        if name == "k.r2.mds" and not met:
-            met.append(name)
-            other.write_records(K, some(2), base=other.entry(K))
-        return put(name, *what)
-
-    monkeypatch.setattr(storage, "_put", late)
-    with pytest.raises(StaleShardError):
+    with in_the_moment_of(driver, "k.r2.mds", lambda: replace(other, 2)), pytest.raises(StaleShardError):
         driver.write_records(K, some(2), base=base, note=notes.append)
-    monkeypatch.undo()
     assert driver.settle(K, notes[-1]) is None
     assert names(driver) == ["index.json", "k.mds", "k.r2.mds"]
     assert json.loads(driver.storage.read("index.json", 10_000))["shards"][0]["raw_data"]["basename"] == "k.r2.mds"
 
 
 def test_what_was_written_is_told_although_it_was_replaced_in_the_moment_after(
-    opened: Callable[[], StreamingDriver], monkeypatch: pytest.MonkeyPatch
+    opened: Callable[[], StreamingDriver],
 ) -> None:
     driver, other = opened(), opened()
     driver.write_records(K, some(1), base=None)
-    storage = storage_of(driver)
-    put, met = storage._put, list[str]()
-
-    def early(name: str, *what: Any) -> str | None:
-        result = put(name, *what)
-        if name == "index.json" and not met:
-            met.append(name)
-            other.write_records(K, some(3), base=other.entry(K))
-        return result
-
-    monkeypatch.setattr(storage, "_put", early)
-    entry = driver.write_records(K, some(2), base=driver.entry(K))
-    monkeypatch.undo()
+    with in_the_moment_of(driver, "index.json", lambda: replace(other, 3), behind=True):
+        entry = driver.write_records(K, some(2), base=driver.entry(K))
     shard = driver.load(entry, lambda held: None)
     assert [shard.sample(record.tree)["n"] for record in shard.records()] == [2]
     assert numbers(opened(), K) == [3]

@@ -135,9 +135,9 @@ def test_the_last_key_is_removed_and_its_file_stays(driver: StreamingDriver, tmp
 
 
 def test_removing_what_somebody_has_just_replaced(driver: StreamingDriver, tmp_path: Path) -> None:
-    places = driver._places(B)
+    places = driver._scanner.places(B)
     opened(tmp_path).write_records(B, values(5, 6), base=driver.entry(B))
-    driver._places = lambda key: places  # type: ignore[method-assign]  # it has looked just before
+    driver._scanner.places = lambda key: places  # type: ignore[method-assign]  # it has looked just before
     with pytest.raises(StaleShardError):
         driver.remove(B)
     assert ns(opened(tmp_path), opened(tmp_path).entry(B)) == [5, 6]

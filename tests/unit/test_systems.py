@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardfs import cli, open_store
+from shardfs import open_store
 from shardfs.browse import Browser
+from shardfs.commands.arguments import build_parser
 from shardfs.opening import driver_options
 from shardfs.store import Store
 from shardfs.superduper import EMPTY, Artifact, FileArtifact, artifact, file, insert, lazy_artifact
@@ -67,7 +68,7 @@ def spans(section: str) -> Iterator[str]:
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
-    (action,) = [one for one in cli.build_parser()._actions if isinstance(one, argparse._SubParsersAction)]
+    (action,) = [one for one in build_parser()._actions if isinstance(one, argparse._SubParsersAction)]
     return dict(action.choices)
 
 

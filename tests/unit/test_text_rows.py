@@ -21,7 +21,7 @@ import pytest
 import xxhash
 import zstandard
 
-from shardfs import config, index, layout
+from shardfs import config, layout, table_building
 from shardfs.drivers import hashes, text_rows, text_writing
 from shardfs.drivers.base import NewRecord, Value, Verbatim
 from shardfs.drivers.streaming import StreamingDriver
@@ -150,7 +150,7 @@ def test_each_format_and_compression_is_read(tmp_path: Path, kind: str, compress
     assert [entry.key for entry in driver.entries()] == ["shard.00000"]
     assert driver.problems == []
     assert samples_of(driver) == SAMPLES
-    table = index.build(driver.load(driver.entry(Key("shard.00000")), quiet), "png")
+    table = table_building.build(driver.load(driver.entry(Key("shard.00000")), quiet), "png")
     assert [(table.name(at), table.notes) for at in range(table.files)] == [(b"000000.json", ()), (b"000001.json", ())]
 
 
@@ -180,7 +180,7 @@ def test_json_rows_are_whatever_json_gives(tmp_path: Path) -> None:
     expected = [*values, {"spaced": 1}, {"no": "newline"}, {"twice": 2}]
     assert samples_of(driver) == expected
     shard = driver.load(driver.entry(Key("shard.00000")), quiet)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     read = [layout.read_back({"json": table.render(at, shard, "png")}) for at in range(table.files)]
     assert read == expected
 
@@ -210,7 +210,7 @@ def test_a_cell_that_is_no_number_is_shown_as_its_bytes(tmp_path: Path, kind: st
         {"a": "x", "n": 2, "x": b"half", "z": b"?"},
     ]
     shard = driver.load(driver.entry(Key("shard.00000")), quiet)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     assert [note.file for note in table.notes] == ["000000.n.bin", "000000.z.bin", "000001.x.bin", "000001.z.bin"]
     assert "an encoding that is not known" in table.notes[1].reason
     at = table.find(b"000001.x.bin")
@@ -227,7 +227,7 @@ def test_odd_column_names(tmp_path: Path) -> None:
     driver = opened(tmp_path)
     assert samples_of(driver)[1] == {name: f"b{at}" for at, name in enumerate(names)}
     shard = driver.load(driver.entry(Key("shard.00000")), quiet)
-    table = index.build(shard, "png+text")
+    table = table_building.build(shard, "png+text")
     files: dict[str, bytes] = {}
     for at in range(table.files):
         if table.name(at).startswith(b"000001."):
@@ -238,7 +238,7 @@ def test_odd_column_names(tmp_path: Path) -> None:
 def test_a_column_of_names_names_the_samples(tmp_path: Path) -> None:
     one(tmp_path, "tsv", [b"cat.1\t1\n", b"dog/2\t2\n"], {"__key__": "str", "n": "int"})
     driver = opened(tmp_path)
-    table = index.build(driver.load(driver.entry(Key("shard.00000")), quiet), "png")
+    table = table_building.build(driver.load(driver.entry(Key("shard.00000")), quiet), "png")
     assert [table.name(at) for at in range(table.files)] == [b"cat%2E1.json", b"dog%2F2.json"]
 
 
@@ -338,7 +338,7 @@ def test_raw_rows_are_read_where_they_lie(tmp_path: Path) -> None:
         one(tmp_path / kind, kind, ROWS[kind], COLUMNS)
         driver = opened(tmp_path / kind)
         entry = driver.entry(Key("shard.00000"))
-        table = index.build(driver.load(entry, quiet), "png")
+        table = table_building.build(driver.load(entry, quiet), "png")
         reader = driver.open(entry, table.raw_bytes)
         assert reader is not None
         assert reader.held == 0
@@ -518,7 +518,7 @@ def test_a_table_decodes_each_row_once(tmp_path: Path, monkeypatch: pytest.Monke
 
         with monkeypatch.context() as patch:
             patch.setattr(text_rows, "parse_json", counted)
-            table = index.build(shard, "png")
+            table = table_building.build(shard, "png")
         assert (table.samples, count) == (50, 50)
 
 

@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardfs import index, inodes
+from shardfs import inodes, table_building
 from shardfs.drivers.squirrel_shards import SquirrelShard
 from shardfs.index_db import IndexDb
 from shardfs.light_where import Where
@@ -77,7 +77,7 @@ def test_what_is_kept_may_be_anything(
     entry = Entry(Key("k"), Version("v"), 0, 5)
     key = KeyDirectory(Inode(10), inodes.ROOT, b"k", entry, 3)
     raw = b"".join(msgpack.packb({"image": JPEG, "n": number}) for number in range(4))
-    table = index.build(SquirrelShard(raw, len(raw), "msgpack"), "png")
+    table = table_building.build(SquirrelShard(raw, len(raw), "msgpack"), "png")
     files = KeyFiles.of_table(key, table, b"k-", all_files(table), Rests())
     path = tmp_path_factory.mktemp("kept") / "kept"
     kept.save(path, [(key, files, np.zeros(len(files), np.int32))], [()])

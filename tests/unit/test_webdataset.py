@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webdataset import autodecode, tariterators
 
-from shardfs import config, index, patterns
+from shardfs import config, patterns, table_building
 from shardfs.browse import Browser
 from shardfs.converting import convert_all
 from shardfs.drivers.base import Files, KeepsFiles, KeptFiles, Value
@@ -258,7 +258,7 @@ def test_a_tar_is_read_by_headers_and_then_file_by_file(tmp_path: Path) -> None:
     before = _bytes_read()
     shard = driver.load(entry, quiet)
     assert isinstance(shard, TarInPlace)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     assert _bytes_read() - before < 500_000
     assert (shard.held, table.raw_bytes) == (20 * (config.TAR_MEMBER + 7), entry.stored_bytes), (
         "what was walked is counted"
@@ -301,7 +301,7 @@ def test_a_large_zstd_tar_of_frames_is_read_in_parts(tmp_path: Path, monkeypatch
     entry = store.entry("k")
     shard = store.driver.load(entry, quiet)
     assert isinstance(shard, TarShard)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     reader = store.driver.open(entry, table.raw_bytes)
     assert isinstance(reader, FramedTar)
     _, offset, length = table.slice_of(3) or (b"", 0, 0)
@@ -318,7 +318,7 @@ def test_a_shard_that_nobody_uses_is_free_at_once(tmp_path: Path) -> None:
     driver = WebDatasetDriver(LocalStorage(tmp_path))
     for key in "ab":
         shard = driver.load(driver.entry(Key(key)), quiet)
-        index.build(shard, "png")
+        table_building.build(shard, "png")
         gone = weakref.ref(shard)
         del shard
         assert gone() is None
@@ -493,7 +493,7 @@ def test_settle_knows_what_the_store_has(tmp_path: Path) -> None:
 
 def laid_out(driver: WebDatasetDriver, entry: Entry) -> tuple[Base, list[tuple[bytes, Source]]]:
     shard = driver.load(entry, quiet)
-    table = index.build(shard, "png")
+    table = table_building.build(shard, "png")
     files = [(name, Stored(table.sample_of(at), at)) for name, _, at in table.listing(0)]
     return Base(shard, table, "png"), list(files)
 
