@@ -154,7 +154,7 @@ class Player:
             assert snapshot is not None
             for entry in snapshot.entries:
                 if entry.path is not None and os.path.exists(entry.path):
-                    assert Path(entry.path).read_bytes() == self.snapshot[entry.name], "the seal read something else"
+                    assert entry.read() == self.snapshot[entry.name], "the seal read something else"
             self.directory.seal.done(version, {e.id: number[e.name] for e in snapshot.entries}, olds.get)
         self.version, self.snapshot = version, None
         for name, item in self.where.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,7 @@ __all__ = ["place"]
 
 def content(snapshot: Snapshot, name: bytes) -> bytes:
     (entry,) = [entry for entry in snapshot.entries if entry.name == name]
-    assert entry.path is not None
-    return Path(entry.path).read_bytes()
+    return entry.read()
 
 
 def numbered(snapshot: Snapshot) -> dict[int, int]:
