@@ -1,6 +1,6 @@
 """Plays random operations on a staged directory and on dicts, which say what it must be like after each of them.
 
-As a program (`python -m tests.unit.staging_player ROOT SEED`) it plays until it is killed, and says after each
+As a program (`python -m tests.unit.staging_player ROOT SEED HEAP_FROM`) it plays until it is killed, and says after each
 operation that it is done: whoever kills it plays the same on dicts alone, and compares.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardfs import config
 from shardfs.staging import ROOT, StagedDirectory, StagingArea
 
 URL = "file:///the/store"
@@ -192,7 +193,8 @@ def choose(player: Player, dice: random.Random) -> Callable[[Player], None]:
     return lambda p: p.write(name, data, offset, sync)
 
 
-def main(root: str, seed: str) -> None:
+def main(root: str, seed: str, heap_from: str) -> None:
+    config.HEAP_FROM = int(heap_from)
     area = StagingArea.open(URL, root=Path(root))
     player, dice = Player(area.create(KEY, base_version="v0")), random.Random(int(seed))
     os.write(1, b".")
