@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import msgpack
 
@@ -30,8 +30,10 @@ Kind = Literal["key", "plain"]
 """What a staged directory is: a key to be (or one that is stored already), or a directory with any names."""
 
 
-class StagedEntry(NamedTuple):
-    """What is known of one file or directory. A tuple, as one is made with each request."""
+@dataclass(slots=True, unsafe_hash=True)
+class StagedEntry:
+    """What is known of one file or directory. Not to be changed; not frozen, as one is made with each request and that
+    takes three times as long."""
 
     id: int
     """Never used again within its staged directory; rises in the order of creation; kept by a rename."""

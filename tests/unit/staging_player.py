@@ -1,7 +1,7 @@
 """Plays random operations on a staged directory and on dicts, which say what it must be like after each of them.
 
-As a program (`python -m tests.unit.staging_player ROOT SEED HEAP_FROM`) it plays until it is killed, and says after each
-operation that it is done: whoever kills it plays the same on dicts alone, and compares.
+As a program (`python -m tests.unit.staging_player ROOT SEED HEAP_FROM`) it plays until it is killed, and says after
+each operation that it is done: whoever kills it plays the same on dicts alone, and compares.
 """
 
 from __future__ import annotations
