@@ -576,7 +576,8 @@ SEAL_RESCUES = 4
 another file of it."""
 
 JOURNALS_OPEN = 256
-"""Journals with a descriptor held; one more closes the one used longest ago. 1,024 descriptors are the usual limit."""
+"""Journals with a descriptor held, and one for the heap beside it; one more closes the one used longest ago. 1,024
+descriptors are the usual limit."""
 
 MOUNT_ANSWER = 30.0
 """A new mount that has not answered statvfs within so many seconds is taken for broken. It needs a millisecond."""
