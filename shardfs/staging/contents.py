@@ -232,7 +232,7 @@ class Contents:
 
     def refresh(self, node: Node) -> None:
         """Take over the mtime that writing has given a data file."""
-        if node.touched and node.data:
+        if node.touched and node.data is not None and node.data > NOTHING:
             node.touched = False
             with contextlib.suppress(FileNotFoundError):  # of a removed file, nobody asks
                 node.mtime_ns = os.stat(self._ledger.data_path(node.data)).st_mtime_ns
@@ -283,7 +283,7 @@ class Contents:
         try:
             fill(descriptor, self._pieces(opened))
             if before <= NOTHING:
-                with contextlib.suppress(OverflowError):
+                with contextlib.suppress(OSError, OverflowError):  # a time that this file system does not have
                     os.utime(descriptor, ns=(node.atime_ns, node.mtime_ns))
             if durable:
                 os.fsync(descriptor)
@@ -306,6 +306,8 @@ class Contents:
             self._check(opened)
             node = opened.node
             size = len(data)
+            if not size:
+                return 0
             growth = max(0, offset + size - node.size)
             if growth and opened.linked:
                 self.reserve.grow(growth)

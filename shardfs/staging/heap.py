@@ -76,7 +76,7 @@ class Heap:
 
     def found(self, size: int, sizes: dict[int, int]) -> list[Run]:
         """Take up what is there: a file of `size` bytes, of which these runs are in use. The runs that are not."""
-        self.is_known, self.sizes = True, sizes
+        self.is_known, self.sizes = size > 0, sizes
         gaps, at = [], 0
         for number in sorted(sizes, reverse=True):
             offset = offset_of(number)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from shardfs import config
-from shardfs.staging import ROOT, StagedDirectory, StagingArea, heap, recovery
+from shardfs.staging import ROOT, StagedDirectory, StagingArea, heap, recovery, tree
 from tests.unit.test_staging import URL, Place, get, names, place, put, refused
 from tests.unit.test_staging_journal import small_disk
 
@@ -294,6 +294,38 @@ def test_a_full_disk_is_told_at_the_write_and_keeps_nothing_of_it(small_disk: Pa
     assert found is not None
     assert [get(found, name) for name in names(found)] == [content] * count
     area.close()
+
+
+def test_a_journal_of_an_older_version_goes_on_with_files(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take what it does not know for lost."""
+    with monkeypatch.context() as patch:
+        patch.setattr(tree, "FORMAT", 1)
+        directory = place.area.create("k")
+        patch.setattr(config, "HEAP_FROM", 1000)
+        put(directory, b"a", b"a")
+    place.again()
+    put(place["k"], b"b", b"b")
+    assert data(place, place["k"]) == {"1", "2"}
+    monkeypatch.setattr(config, "JOURNAL_SLACK", 0)
+    place.again()
+    for number in range(20):
+        place["k"].hide(number)  # upon which the journal is written anew
+    put(place["k"], b"c", b"c")
+    place.again()
+    assert [get(place["k"], name) for name in (b"a", b"b", b"c")] == [b"a", b"b", b"c"]
+    assert data(place, place["k"]) == {"1", "2", "heap"}
+
+
+def test_nothing_written_is_no_run(place: Place) -> None:
+    directory = place.area.create("k")
+    for name in (b"a", b"b"):
+        with directory.create(ROOT, name) as file:
+            assert file.pwrite(b"", 0) == file.pwrite(b"", 7) == 0
+            assert directory.entry(file.id).size == 0
+    put(directory, b"c", b"c")
+    put(directory, b"d", b"d")
+    place.again()
+    assert [get(place["k"], name) for name in (b"a", b"b", b"c", b"d")] == [b"", b"", b"c", b"d"]
 
 
 def test_a_disk_without_holes_has_files(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
