@@ -146,6 +146,11 @@ def _settle_heap(ledger: Ledger, size: int | None) -> bool:
     runs = {
         node.data: node.size for node in ledger.tree.nodes.values() if node.data is not None and node.data < NOTHING
     }
+    seal = ledger.tree.seal
+    if seal is not None:  # what it took stays until it has ended, as a hole would not show that it is one
+        for place in seal.places.values():
+            if place.data is not None and place.data < NOTHING:
+                runs.setdefault(place.data, place.size)
     if size is None and not runs:
         return False
     ledger.doomed += ledger.heap.found(size or 0, runs)

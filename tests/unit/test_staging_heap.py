@@ -198,6 +198,23 @@ def test_what_a_seal_reads_stands_still_and_the_rest_is_left(place: Place) -> No
     assert get(directory, b"added") == b"new"
 
 
+def test_a_seal_that_is_found_running_still_has_what_it_took(place: Place) -> None:
+    """It became a hole, which reads as zeros where a file that is gone says so."""
+    directory = place.area.create("k")
+    number = put(directory, b"f", b"old" * 3000)
+    directory.seal.begin("k", "t")
+    with directory.open(number, True) as file:
+        file.pwrite(b"new", 0)
+    place.again()
+    snapshot = place["k"].seal.snapshot
+    assert snapshot is not None
+    assert snapshot.entries[0].read() == b"old" * 3000
+    place["k"].seal.failed()
+    place["k"].sync()
+    assert blocks(place, place["k"]) == 0
+    assert get(place["k"], b"f") == b"new" + b"old" * 2999
+
+
 def test_bytes_of_the_heap_that_the_disk_failed_to_take_are_written_anew(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
