@@ -220,11 +220,11 @@ class Ledger:
     def data_path(self, number: int) -> str:
         return f"{self._data}{number}"  # a Path costs more than opening the file
 
-    def where(self, number: int) -> tuple[str, int]:
-        """The file on disk that has the bytes of a data file, and from which of its own on."""
+    def where(self, number: int) -> tuple[str, int | None]:
+        """The file on disk that has the bytes of a data file, and where they begin if they are a part of it."""
         if is_in_heap(number):
             return self.heap.path, offset_of(number)
-        return self.data_path(number) if number else os.devnull, 0
+        return self.data_path(number) if number else os.devnull, None
 
     def data_numbers(self) -> set[int]:
         """Data files, and runs of the heap, that entries have."""

@@ -31,14 +31,17 @@ class SnapshotEntry:
     was recovered is settled by asking the store, and not sealed again.) None if `base` has them."""
     size: int
     """Bytes."""
-    offset: int = 0
-    """Where in that file they begin."""
+    offset: int | None = None
+    """Where in that file they begin, if they are a part of it. (Else they are all of it: after a crash `size` may be of
+    a time before the last of them.)"""
 
     def read(self) -> bytes:
         """The bytes that `path` has. StagingError."""
         assert self.path is not None
         try:
             with open(self.path, "rb", buffering=0) as file:
+                if self.offset is None:
+                    return file.readall()
                 file.seek(self.offset)
                 return _all(file, self.size)
         except OSError as error:
@@ -69,11 +72,11 @@ class Snapshot:
     """What `begin` was given to be had after a crash; None also where the disk was too full for it."""
 
 
-def snapshot_of(seal: SealState, base_version: str | None, where: Callable[[int], tuple[str, int]]) -> Snapshot:
+def snapshot_of(seal: SealState, base_version: str | None, where: Callable[[int], tuple[str, int | None]]) -> Snapshot:
     """What the seal that has begun is of; `where` says where a data file lies."""
     entries = []
     for number, place in seal.places.items():
-        path, offset = (None, 0) if place.data is None else where(place.data)
+        path, offset = (None, None) if place.data is None else where(place.data)
         entries.append(SnapshotEntry(number, place.name, place.base, path, place.size, offset))
     return Snapshot(seal.key, seal.token, base_version, tuple(entries), seal.hidden, seal.keepsake)
 
