@@ -292,7 +292,7 @@ class ChangingVfs(SettledVfs):
         if opened is None or opened.file is None or not opened.writing:
             raise StorageError("not open for writing", errno.EBADF)
         file, staged = opened.file, opened.ref.overlay.staged
-        if file.waits():
+        if file.waits(offset, len(data)):
             count = await self.calls.patient(staged, lambda: file.pwrite(data, offset), steady=False)
         else:
             count = await self.calls.quick(staged, lambda: file.pwrite(data, offset), steady=False)

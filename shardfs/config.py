@@ -515,6 +515,16 @@ STAGED_ENTRIES = 1_000_000
 STAGED_COPY = MIB
 """A staged file is copied in pieces of this size."""
 
+HEAP_FROM = 16
+"""A staged directory in which so many entries were made puts further small files into one file on disk: to make, close
+and remove a file each takes longer than writing 50 KB. Whoever edits a few files keeps files."""
+
+HEAP_FILE = 128 * 1024 - 1
+"""Bytes of the largest file there: programs write 128 KiB at a time where there is more to come."""
+
+HEAP_BLOCK = 4096
+"""Each begins at a multiple of this, so that its blocks can be given back alone."""
+
 STAGED_SPARE = 64 * 1024
 """Bytes of disk that each staged directory keeps for its journal, so that removing files, sealing and setting aside
 still work on a full disk: 500 records."""
@@ -595,7 +605,8 @@ SEAL_RESCUES = 4
 another file of it."""
 
 JOURNALS_OPEN = 256
-"""Journals with a descriptor held; one more closes the one used longest ago. 1,024 descriptors are the usual limit."""
+"""Journals with a descriptor held, and one for the heap beside it; one more closes the one used longest ago. 1,024
+descriptors are the usual limit."""
 
 MOUNT_ANSWER = 30.0
 """A new mount that has not answered statvfs within so many seconds is taken for broken. It needs a millisecond."""

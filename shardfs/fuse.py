@@ -238,6 +238,8 @@ class Operations(pyfuse3.Operations):
         found = self._vfs.lookup_now(parent_inode, name)
         if found is not None:
             return self._fill_file(*found)
+        if self._vfs.lacks_now(parent_inode, name):
+            refuse(errno.ENOENT)
         try:
             with self.seen["lookup"].waiting():
                 return self._fill(await self._vfs.lookup(parent_inode, name, ctx.pid))

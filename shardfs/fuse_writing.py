@@ -8,6 +8,8 @@ a mapping are sent by the kernel before it.
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from typing import TYPE_CHECKING
 
 from pyfuse3 import EntryAttributes, FileInfo, RequestContext, SetattrFields, StatvfsData
@@ -74,6 +76,14 @@ class WritableOperations(Operations):
     @handler
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._writable.fsyncdir(fh)
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        # asked without default_permissions only, and so by root, for whom all else is allowed
+        if not mode & os.X_OK:
+            return True
+        found = (await self._vfs.getattr(inode)).mode
+        return not stat.S_ISREG(found) or bool(found & 0o111)
 
     # --- attributes and names --------------------------------------------------------------------------------------
 

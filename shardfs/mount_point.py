@@ -107,9 +107,14 @@ def fuse_options(url: str, writable: bool, allow_other: bool) -> set[str]:
         "rw" if writable else "ro",  # ro also keeps reads from marking atime stale, which costs a GETATTR per stat
         "nosuid",  # both are fusermount3's default and not the kernel's, when root mounts
         "nodev",
-        "default_permissions",  # allow_other without it would let anybody in anywhere
     }
-    return chosen | {"allow_other"} if allow_other else chosen
+    if allow_other:
+        chosen.add("allow_other")
+    # allow_other without it would let anybody in anywhere. Where nobody but root gets in, modes forbid nothing, and to
+    # look at that of a directory the kernel would ask for it after each change there: a request for each new file
+    if allow_other or not writable or os.geteuid() != 0:
+        chosen.add("default_permissions")
+    return chosen
 
 
 def source_name(url: str) -> str:

@@ -26,7 +26,7 @@ from shardfs.index import ShardTable
 from shardfs.overlay import ROOT, Listing, OpenFile, Overlay, Ref, Sealing, attributes_of, overlay_of, same_bytes
 from shardfs.shard_cache import ShardCache
 from shardfs.staged_calls import StagedCalls
-from shardfs.staging import StagedEntry
+from shardfs.staging import StagedDirectory, StagedEntry
 from shardfs.tree import AnyDirectory, KeyDirectory, NewDirectory
 from shardfs.vfs import WRITING, Vfs
 
@@ -149,6 +149,14 @@ class OverlaidVfs(Vfs):
             del ref.overlay.refs[ref.entry]
 
     # --- names and attributes -----------------------------------------------------------------------------------
+
+    def lacks_now(self, parent: int, name: bytes) -> bool:
+        # each file that is made is looked for first
+        directory = self.tree.directory(parent)
+        if type(directory) is not NewDirectory or directory.overlay is None:
+            return False
+        staged: StagedDirectory = directory.overlay.staged
+        return staged.lacks_now(name)
 
     def lookup_now(self, parent: int, name: bytes) -> tuple[Attributes, int, int] | None:
         key = self.tree.directory(parent)

@@ -16,19 +16,17 @@ whether an index names a file that was noted, with that hash. Then the seal goes
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import zstandard
 
 from shardfs import config, copying, keeping, packing, sealing
 from shardfs.drivers.base import Driver, KeepsFiles, NewRecord, Note, Value, WritesFiles
 from shardfs.drivers.numbered import NumberedThrough
-from shardfs.errors import MissingKeyError, ShardfsError, StagingError, StaleShardError
+from shardfs.errors import MissingKeyError, ShardfsError, StaleShardError
 from shardfs.index import ShardTable
 from shardfs.model import Entry, Key
 from shardfs.sealing import Base, Changed, Source, Stored
@@ -269,15 +267,7 @@ def _files(snapshot: Snapshot, table: ShardTable | None) -> list[tuple[bytes, So
         ]
     for entry in snapshot.entries:
         if entry.path is not None:
-            files.append((entry.name, Changed(partial(_content, entry.path), entry.size)))
+            files.append((entry.name, Changed(entry.read, entry.size)))
         elif entry.base is not None and table is not None:
             files.append((entry.name, Stored(table.sample_of(entry.base), entry.base)))
     return files
-
-
-def _content(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise StagingError(f"reading {path}: {error.strerror or error}", error.errno or errno.EIO) from error

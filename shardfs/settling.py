@@ -102,8 +102,7 @@ class SettledVfs(OverlaidVfs):
         del ref.overlay.refs[ref.entry]
         ref.overlay.origins.pop(ref.entry, None)
         if file is not None:
-            status = file.status()
-            size, mtime_ns = status.st_size, status.st_mtime_ns
+            size, mtime_ns = file.size_and_mtime()
         mode = DIRECTORY_MODE if directory else FILE_MODE
         ref.last = Attributes(ref.inode, mode, size, mtime_ns, 1, 0.0, 0.0)
         self.let_go(ref)

@@ -175,6 +175,10 @@ class Vfs:
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
+    def lacks_now(self, parent: int, name: bytes) -> bool:
+        """Whether a directory has no such name, for now, where nothing has to be waited for to know."""
+        return False
+
     def lookup_now(self, parent: int, name: bytes) -> tuple[Attributes, int, int] | None:
         """As `lookup` of a key's file, where nothing has to be waited for: what all files of the key have in common
         (one object for each key), the inode number and the size. None where something has, or the name is not there."""

@@ -93,6 +93,8 @@ class StagingArea:
         self._keys: dict[str, StagedDirectory] = {}
         self._journals: OrderedDict[str, StagedDirectory] = OrderedDict()
         self._journals_lock = threading.Lock()
+        self._newest: StagedDirectory | None = None
+        """The last one of them."""
 
     @classmethod
     def open(
@@ -154,7 +156,10 @@ class StagingArea:
     def _used(self, directory: StagedDirectory) -> None:
         """A journal was written to: close another one if too many are open. Called with that directory's lock held,
         so no other's may be waited for."""
+        if self._newest is directory:
+            return
         with self._journals_lock:
+            self._newest = directory
             self._journals[directory.id] = directory
             self._journals.move_to_end(directory.id)
             if len(self._journals) > config.JOURNALS_OPEN:
@@ -333,6 +338,7 @@ class StagingArea:
         self._publish({name: left for name, left in self._directories.items() if left is not directory})
         with self._journals_lock:
             self._journals.pop(directory.id, None)
+            self._newest = None
 
     def sync(self) -> None:
         """Make everything durable; damaged directories are passed over."""

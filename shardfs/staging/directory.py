@@ -16,7 +16,8 @@ from typing import Literal
 
 from shardfs import config
 from shardfs.errors import StagingError
-from shardfs.staging.contents import StagedFile
+from shardfs.staging.heap import NOTHING
+from shardfs.staging.opened import StagedFile
 from shardfs.staging.tree import ROOT, Kind, Node, StagedEntry
 from shardfs.staging.view import DirectoryView, refuse
 
@@ -61,16 +62,18 @@ class StagedDirectory(DirectoryView):
         """Make a new, empty file and open it for writing. EEXIST, ENOENT, ENOTDIR, ENAMETOOLONG, ENOSPC."""
         with self._lock:
             self._check_new(parent, name)
-            data, descriptor = self._ledger.new_data()
+            # one without bytes yet has no file either: its first write says where they go
+            data, descriptor = (NOTHING, -1) if self._ledger.uses_heap() else self._ledger.new_data()
             now = time.time_ns()
             node = Node(self._tree.next_id, parent, name, None, data, None, 0, mode, uid, gid, now, now)
             try:
                 self._ledger.record("create", *node.fields())
             except StagingError:
-                self._ledger.unmake(data, descriptor)
+                if descriptor >= 0:
+                    self._ledger.unmake(data, descriptor)
                 raise
             made = self._tree.nodes[node.id]
-            made.touched = True
+            made.touched = descriptor >= 0
             return self._contents.open(made, True, descriptor)
 
     def mkdir(self, parent: int, name: bytes, mode: int = 0o755, uid: int = 0, gid: int = 0) -> StagedEntry:

@@ -17,15 +17,21 @@ from typing import Any, TypeVar
 
 from shardfs import config
 from shardfs.errors import StagingError
+from shardfs.staging.heap import Heap, Run, is_in_heap, offset_of
 from shardfs.staging.journal import Journal, sync_directory
 from shardfs.staging.room import Room
-from shardfs.staging.tree import Tree, pack
+from shardfs.staging.tree import FORMAT, Tree, pack
 
 log = logging.getLogger("shardfs")
 
 JOURNAL = "journal"
 DATA = "data"
+HEAP = "heap"
+"""In `data`: the file of many files."""
 ROOM = "room"
+
+IN_HEAP = 0
+"""Stands for the heap among the numbers of data files that are not on disk."""
 
 
 T = TypeVar("T")
@@ -39,25 +45,27 @@ def failed(what: str, error: OSError) -> StagingError:
 
 
 class Ledger:
-    """One staged directory's state on disk. All but `commit` is called with `lock` held."""
+    """One staged directory's state on disk. All but `commit` and `sync_data` is called with `lock` held."""
 
     def __init__(self, path: Path, tree: Tree, journal: Journal | None) -> None:
         """`journal` is None for a directory that may only be looked at."""
         self.path = path
         self._data = f"{path / DATA}/"
+        self.heap = Heap(self._data + HEAP)
         self.tree = tree
         self.lock = threading.RLock()
         self.room = Room(path / ROOM)
         self.refusal: tuple[str, int] | None = None
         """Why nothing may be changed, with the errno; None if it may."""
         self.on_append: Callable[[], None] = lambda: None
-        self.unsynced = set() if tree.clean else self.data_numbers()
-        """Data files with bytes that may not be on disk."""
+        self.unsynced = set() if tree.clean else {max(number, IN_HEAP) for number in self.data_numbers()}
+        """Data files with bytes that may not be on disk; IN_HEAP for the heap."""
         self.new_files = False
         """True if the directory of the data files has names that may not be on disk."""
         self.settled = tree.next_data
         """Data files below this number were on disk when the tree was last clean."""
-        self.doomed: list[int] = []
+        self.doomed: list[int | Run] = []
+        """Data files, and runs of the heap, that are needed no more."""
         self._doomed_bytes = 0
         self._puts_off = False
         self._journal = journal
@@ -105,7 +113,7 @@ class Ledger:
             self.journal.append(payload)
 
     def waits(self, number: int) -> bool:
-        """Whether `before_change` would wait for the disk."""
+        """Whether `before_change` would wait for the disk; of a data file, not of a run of the heap."""
         return number < self.settled and not self._dirt_durable
 
     def before_change(self, number: int) -> None:
@@ -160,8 +168,13 @@ class Ledger:
         """A data file is needed no more, by the records so far."""
         if self.refusal is not None:
             return
-        self.unsynced.discard(number)
-        self.doomed.append(number)
+        if number == IN_HEAP:
+            return
+        if is_in_heap(number):
+            self.doomed.append(self.heap.drop(number))
+        else:
+            self.unsynced.discard(number)
+            self.doomed.append(number)
         self._doomed_bytes += size
         if len(self.doomed) > config.DOOMED_FILES or self._doomed_bytes > config.DOOMED_BYTES:
             self.reap()
@@ -189,19 +202,44 @@ class Ledger:
         self._unlink(doomed)
         return True
 
-    def _unlink(self, numbers: list[int]) -> None:
+    def _unlink(self, numbers: Iterable[int | Run]) -> None:
+        runs = []
         for number in numbers:
+            if isinstance(number, tuple):
+                runs.append(number)
+                continue
             with contextlib.suppress(OSError):  # found as nobody's, and removed, at the next recovery
                 os.unlink(self.data_path(number))
+        if runs:
+            with self.lock, contextlib.suppress(OSError):
+                if self.refusal is None:
+                    self.heap.free(runs)
 
     # --- data files ---------------------------------------------------------------------------------------------
 
     def data_path(self, number: int) -> str:
         return f"{self._data}{number}"  # a Path costs more than opening the file
 
+    def where(self, number: int) -> tuple[str, int | None]:
+        """The file on disk that has the bytes of a data file, and where they begin if they are a part of it."""
+        if is_in_heap(number):
+            return self.heap.path, offset_of(number)
+        return self.data_path(number) if number else os.devnull, None
+
     def data_numbers(self) -> set[int]:
-        """Data files that entries have."""
-        return {node.data for node in self.tree.nodes.values() if node.data is not None}
+        """Data files, and runs of the heap, that entries have."""
+        return {node.data for node in self.tree.nodes.values() if node.data}
+
+    def uses_heap(self) -> bool:
+        """Whether a new file is to have its bytes in the heap."""
+        if self.tree.next_id <= config.HEAP_FROM or self.tree.form != FORMAT:
+            return False
+        try:
+            if not self.heap.is_known:
+                self.new_files = True
+            return self.heap.usable()
+        except OSError:
+            return False  # a file of its own, then, will say what is wrong
 
     def new_data(self) -> tuple[int, int]:
         """(number, descriptor) of a new, empty data file. StagingError."""
@@ -221,7 +259,17 @@ class Ledger:
         self._unlink([number])
 
     def sync_data(self, number: int) -> None:
-        """Make the bytes of one data file durable. OSError."""
+        """Make the bytes of one data file durable, or of the heap. OSError."""
+        if number == IN_HEAP:
+            with self.lock:
+                descriptor, end = os.dup(self.heap.descriptor()), self.heap.closed()
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            with self.lock:
+                self.heap.reached(end)
+            return
         descriptor = os.open(self.data_path(number), os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -265,10 +313,13 @@ class Ledger:
             if must:
                 raise failed(f"the journal {self.journal.path}", error) from error
             log.warning("the journal %s stays long: %s", self.journal.path, error)
+        else:
+            self.tree.form = FORMAT
         self._plan_compaction()
 
     def close(self) -> None:
         """Give descriptors back."""
+        self.heap.close()
         if self._journal is not None:
             self._journal.close()
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from shardfs import config
 from shardfs.errors import StagingError
 from shardfs.staging import journal
+from shardfs.staging.heap import NOTHING, offset_of
 from shardfs.staging.journal import Journal
-from shardfs.staging.ledger import DATA, JOURNAL, Ledger, failed
+from shardfs.staging.ledger import DATA, HEAP, IN_HEAP, JOURNAL, Ledger, failed
 from shardfs.staging.tree import Kind, Tree
 
 log = logging.getLogger("shardfs")
@@ -77,16 +78,19 @@ def _load(path: Path, writable: bool) -> Ledger:
     damage = _replay(tree, scanned)
     sizes = _data_files(path)
     missing = _take_sizes(tree, sizes)
+    heap = _heap_size(path)
     if damage is not None:
         log.error("the staged directory %s is damaged: %s", path, damage)
         ledger = Ledger(path, tree, None)
         ledger.refusal = (f"{path} is damaged: {damage}", errno.EIO)
+        ledger.heap.read_only = True
     elif not writable:
         ledger = Ledger(path, tree, None)
         ledger.refusal = (f"{path} is opened for looking only", errno.EROFS)
+        ledger.heap.read_only = True
     else:
         ledger = Ledger(path, tree, Journal(path / JOURNAL, len(scanned.payloads), scanned.end))
-        _settle(ledger, scanned, sizes, missing)
+        _settle(ledger, scanned, sizes, missing, heap)
     return ledger
 
 
@@ -114,11 +118,19 @@ def _data_files(path: Path) -> dict[int, os.stat_result]:
     return found
 
 
+def _heap_size(path: Path) -> int | None:
+    """Bytes of the file of many files; None if there is none."""
+    try:
+        return os.stat(path / DATA / HEAP).st_size
+    except FileNotFoundError:
+        return None
+
+
 def _take_sizes(tree: Tree, sizes: dict[int, os.stat_result]) -> list[int]:
     """Give each file the size its data really have; the numbers of data files that are missing."""
     missing = []
     for node in tree.nodes.values():
-        if node.data is None:
+        if node.data is None or node.data <= NOTHING:
             continue
         status = sizes.get(node.data)
         if status is None:
@@ -129,7 +141,31 @@ def _take_sizes(tree: Tree, sizes: dict[int, os.stat_result]) -> list[int]:
     return missing
 
 
-def _settle(ledger: Ledger, scanned: journal.Scanned, sizes: dict[int, os.stat_result], missing: list[int]) -> None:
+def _settle_heap(ledger: Ledger, size: int | None) -> bool:
+    """Find what of the heap is in use, and doom the rest; whether some of it is missing."""
+    runs = {
+        node.data: node.size for node in ledger.tree.nodes.values() if node.data is not None and node.data < NOTHING
+    }
+    seal = ledger.tree.seal
+    if seal is not None:  # what it took stays until it has ended, as a hole would not show that it is one
+        for place in seal.places.values():
+            if place.data is not None and place.data < NOTHING:
+                runs.setdefault(place.data, place.size)
+    if size is None and not runs:
+        return False
+    ledger.doomed += ledger.heap.found(size or 0, runs)
+    end = max((offset_of(number) + length for number, length in runs.items()), default=0)
+    if size is not None and size >= end:
+        return False
+    ledger.heap.reach(end)  # what is missing reads as zeros
+    ledger.new_files = True
+    ledger.unsynced.add(IN_HEAP)
+    return True
+
+
+def _settle(
+    ledger: Ledger, scanned: journal.Scanned, sizes: dict[int, os.stat_result], missing: list[int], heap: int | None
+) -> None:
     """Clean up behind whoever died here, and note what may be lost."""
     tree, path = ledger.tree, ledger.path
     if scanned.size > scanned.end:
@@ -141,7 +177,8 @@ def _settle(ledger: Ledger, scanned: journal.Scanned, sizes: dict[int, os.stat_r
         os.close(os.open(ledger.data_path(number), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         ledger.new_files = True
         ledger.unsynced.add(number)
-    doubt = _MISSING if missing else _LOST if tree.boot != boot and not tree.clean else None
+    lost = _settle_heap(ledger, heap)
+    doubt = _MISSING if missing else _LOST if lost else _LOST if tree.boot != boot and not tree.clean else None
     if doubt is not None and tree.doubt is None:
         log.warning("the staged directory %s: %s", path, doubt)
         ledger.record("doubt", doubt)

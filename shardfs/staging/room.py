@@ -1,4 +1,5 @@
-"""Disk space kept aside in a file that holds nothing, to be given back when it is needed. Knows nothing of what for."""
+"""Disk space of files, by the run: kept aside in a file that holds nothing, to be given back when it is needed; and
+holes. Knows nothing of what for."""
 
 from __future__ import annotations
 
@@ -28,12 +29,26 @@ def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
 _fallocate = _find_fallocate()
 
 
+_PUNCH_HOLE = 0x02 | 0x01
+"""FALLOC_FL_PUNCH_HOLE, which needs FALLOC_FL_KEEP_SIZE (linux/falloc.h)."""
+
+
 def allocate(descriptor: int, offset: int, length: int) -> bool:
     """Allocate disk blocks for a run of a file, which grows to hold it. False where the file system cannot. OSError:
     then the file may have grown by a part."""
+    return _allocate(descriptor, 0, offset, length)
+
+
+def punch(descriptor: int, offset: int, length: int) -> bool:
+    """Free the disk blocks of a run of a file, which then reads as zeros. False where the file system cannot.
+    OSError."""
+    return _allocate(descriptor, _PUNCH_HOLE, offset, length)
+
+
+def _allocate(descriptor: int, mode: int, offset: int, length: int) -> bool:
     if _fallocate is None:
         return False
-    while _fallocate(descriptor, 0, offset, length):
+    while _fallocate(descriptor, mode, offset, length):
         code = ctypes.get_errno()
         if code in _UNSUPPORTED:
             return False

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from typing import Any
 
 from shardfs.errors import StagingError
 from shardfs.staging.contents import Contents
-from shardfs.staging.ledger import Ledger
+from shardfs.staging.ledger import Ledger, failed
 from shardfs.staging.tree import ROOT, Node, SealState, Tree
 
 
@@ -30,6 +31,29 @@ class SnapshotEntry:
     was recovered is settled by asking the store, and not sealed again.) None if `base` has them."""
     size: int
     """Bytes."""
+    offset: int | None = None
+    """Where in that file they begin, if they are a part of it. (Else they are all of it: after a crash `size` may be of
+    a time before the last of them.)"""
+
+    def read(self) -> bytes:
+        """The bytes that `path` has. StagingError."""
+        assert self.path is not None
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                if self.offset is None:
+                    return file.readall()
+                file.seek(self.offset)
+                return _all(file, self.size)
+        except OSError as error:
+            raise failed(f"reading {self.path}", error) from error
+
+
+def _all(file: FileIO, size: int) -> bytes:
+    """So many bytes, or as many as there are."""
+    found = file.read(size)
+    while len(found) < size and (more := file.read(size - len(found))):
+        found += more
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +72,13 @@ class Snapshot:
     """What `begin` was given to be had after a crash; None also where the disk was too full for it."""
 
 
-def snapshot_of(seal: SealState, base_version: str | None, path: Callable[[int], str]) -> Snapshot:
-    """What the seal that has begun is of; `path` says where a data file lies."""
-    entries = tuple(
-        SnapshotEntry(number, place.name, place.base, None if place.data is None else path(place.data), place.size)
-        for number, place in seal.places.items()
-    )
-    return Snapshot(seal.key, seal.token, base_version, entries, seal.hidden, seal.keepsake)
+def snapshot_of(seal: SealState, base_version: str | None, where: Callable[[int], tuple[str, int | None]]) -> Snapshot:
+    """What the seal that has begun is of; `where` says where a data file lies."""
+    entries = []
+    for number, place in seal.places.items():
+        path, offset = (None, None) if place.data is None else where(place.data)
+        entries.append(SnapshotEntry(number, place.name, place.base, path, place.size, offset))
+    return Snapshot(seal.key, seal.token, base_version, tuple(entries), seal.hidden, seal.keepsake)
 
 
 def remaining(
@@ -129,7 +153,7 @@ class Seal:
 
     def _take(self) -> Snapshot:
         assert self._tree.seal is not None
-        return snapshot_of(self._tree.seal, self._tree.base_version, self._ledger.data_path)
+        return snapshot_of(self._tree.seal, self._tree.base_version, self._ledger.where)
 
     def begin(self, key: str, token: str, keepsake: bytes | None = None) -> Snapshot:
         """Begin to seal what is there now, to be stored under `key`; durable when this returns.

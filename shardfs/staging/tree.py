@@ -17,8 +17,11 @@ import msgpack
 
 from shardfs import config
 
-FORMAT = 1
-"""Raised whenever a record means something else."""
+FORMAT = 2
+"""Raised whenever a record means something else. 2: numbers of data files that are zero or less (`heap`)."""
+
+_FORMATS = (1, FORMAT)
+"""Those that are understood."""
 
 ROOT = 0
 """Number of the staged directory itself among its entries."""
@@ -27,9 +30,10 @@ Kind = Literal["key", "plain"]
 """What a staged directory is: a key to be (or one that is stored already), or a directory with any names."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class StagedEntry:
-    """What is known of one file or directory."""
+    """What is known of one file or directory. Not to be changed; not frozen, as one is made with each request and that
+    takes three times as long."""
 
     id: int
     """Never used again within its staged directory; rises in the order of creation; kept by a rename."""
@@ -59,6 +63,8 @@ class Node:
     name: bytes
     children: dict[bytes, Node] | None
     data: int | None
+    """The number of the data file that has its bytes; below zero it is a run of the heap, and 0 is nowhere: it is
+    empty."""
     base: int | None
     size: int
     mode: int
@@ -125,6 +131,8 @@ class Tree:
     """The state of one staged directory."""
 
     def __init__(self) -> None:
+        self.form = FORMAT
+        """What its journal says it is."""
         self.id = ""
         self.key = ""
         self.kind: Kind = "key"
@@ -181,8 +189,9 @@ class Tree:
         self._apply[operation](*record[1:])
 
     def _on_head(self, form: int, fields: dict[str, Any]) -> None:
-        if form != FORMAT:
+        if form not in _FORMATS:
             raise ValueError(f"its journal has format {form}, this release knows {FORMAT}")
+        self.form = form
         for name in _HEAD:
             setattr(self, name, fields[name])
 
@@ -225,10 +234,12 @@ class Tree:
         if now_ns:
             self._touch(ROOT, now_ns)
 
-    def _on_content(self, number: int, data: int, size: int) -> None:
-        """A file's bytes are in another data file from now on."""
+    def _on_content(self, number: int, data: int, size: int, mtime_ns: int | None = None) -> None:
+        """A file's bytes are in another data file from now on, or there are more of them in the heap."""
         node = self.nodes[number]
         node.data, node.base, node.size = data, None, size
+        if mtime_ns is not None:
+            node.mtime_ns = mtime_ns
         self.next_data = max(self.next_data, data + 1)
 
     def _on_remove(self, number: int, now_ns: int) -> None:

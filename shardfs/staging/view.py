@@ -105,6 +105,15 @@ class DirectoryView:
             node = self._children(parent).get(name)
             return None if node is None else self._view(node)
 
+    def lacks_now(self, name: bytes) -> bool:
+        """Whether the directory itself has no entry of that name; False where somebody has the lock."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            return name not in (self._tree.root.children or ())
+        finally:
+            self._lock.release()
+
     def children(self, parent: int = ROOT) -> list[StagedEntry]:
         """All entries of a directory, in the order of creation. ENOENT, ENOTDIR."""
         with self._lock:

@@ -110,6 +110,15 @@ def test_mount_options_in_the_mount_table(tiny_store: Path) -> None:
         assert run("umount", path).returncode == 0
 
 
+def test_roots_own_writable_mount_looks_at_no_modes(tiny_store: Path) -> None:
+    for words, looks in ((("--rw",), os.geteuid() != 0), (("--rw", "--allow-other"), True)):
+        with mount_point() as path:
+            background(tiny_store, path, *words)
+            (line,) = [text for text in Path("/proc/self/mountinfo").read_text().splitlines() if f" {path} " in text]
+            assert ("default_permissions" in line.split(" - ")[1].split()[2].split(",")) is looks
+            assert run("umount", path).returncode == 0
+
+
 def test_allow_other_on_request(tiny_store: Path) -> None:
     with mount_point() as path:
         background(tiny_store, path, "--allow-other")

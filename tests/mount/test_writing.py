@@ -313,6 +313,40 @@ def test_a_file_that_was_removed_is_written_and_read_by_who_has_it_open(mnt: Pat
         assert file.read() == b"x" * 100_000
 
 
+def test_many_small_files_are_changed_removed_and_stored(mnt: Path, store: Path) -> None:
+    """Behind the first few they lie in one file on disk; root's own mount looks at no modes but x."""
+    path = mnt / "new"
+    path.mkdir()
+    files = {f"{number:06d}.x.bin": bytes([number]) * (5_000 + number) for number in range(60)}
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    reader, removed = os.open(path / "000040.x.bin", os.O_RDONLY), os.open(path / "000043.x.bin", os.O_RDWR)
+    with open(path / "000040.x.bin", "r+b") as file:
+        file.write(b"changed")
+    with open(path / "000041.x.bin", "ab") as file:
+        file.write(b"appended")
+    os.truncate(path / "000042.x.bin", 100)
+    os.unlink(path / "000043.x.bin")
+    os.rename(path / "000044.x.bin", path / "000045.x.bin")
+    files["000040.x.bin"] = b"changed" + files["000040.x.bin"][7:]
+    files["000041.x.bin"] += b"appended"
+    files["000042.x.bin"] = files["000042.x.bin"][:100]
+    gone, files["000045.x.bin"] = files.pop("000043.x.bin"), files.pop("000044.x.bin")
+    assert {one.name: one.read_bytes() for one in path.iterdir()} == files
+    assert [os.access(path / "000001.x.bin", mode) for mode in (os.R_OK | os.W_OK, os.X_OK)] == [True, False]
+    assert os.access(path, os.R_OK | os.W_OK | os.X_OK)
+    os.chmod(path / "000001.x.bin", 0o755)
+    assert os.access(path / "000001.x.bin", os.X_OK)
+    sync(path)
+    assert [len(sample["x"]) for sample in stored(store, "new")] == [len(files[name]) for name in sorted(files)]
+    assert os.read(reader, 10_000) == files["000040.x.bin"]
+    assert os.read(removed, 10_000) == gone
+    assert os.write(removed, b"more") == 4
+    assert os.pread(removed, 100, len(gone)) == b"more"
+    os.close(reader)
+    os.close(removed)
+
+
 def test_a_stored_file_that_was_renamed_and_replaced_is_read_by_who_has_it_open(free: Path) -> None:
     key = free / "a"
     os.rename(key / "000001.x.bin", key / "000005.x.bin")

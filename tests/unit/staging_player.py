@@ -1,7 +1,7 @@
 """Plays random operations on a staged directory and on dicts, which say what it must be like after each of them.
 
-As a program (`python -m tests.unit.staging_player ROOT SEED`) it plays until it is killed, and says after each
-operation that it is done: whoever kills it plays the same on dicts alone, and compares.
+As a program (`python -m tests.unit.staging_player ROOT SEED HEAP_FROM`) it plays until it is killed, and says after
+each operation that it is done: whoever kills it plays the same on dicts alone, and compares.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardfs import config
 from shardfs.staging import ROOT, StagedDirectory, StagingArea
 
 URL = "file:///the/store"
@@ -154,7 +155,7 @@ class Player:
             assert snapshot is not None
             for entry in snapshot.entries:
                 if entry.path is not None and os.path.exists(entry.path):
-                    assert Path(entry.path).read_bytes() == self.snapshot[entry.name], "the seal read something else"
+                    assert entry.read() == self.snapshot[entry.name], "the seal read something else"
             self.directory.seal.done(version, {e.id: number[e.name] for e in snapshot.entries}, olds.get)
         self.version, self.snapshot = version, None
         for name, item in self.where.items():
@@ -192,7 +193,8 @@ def choose(player: Player, dice: random.Random) -> Callable[[Player], None]:
     return lambda p: p.write(name, data, offset, sync)
 
 
-def main(root: str, seed: str) -> None:
+def main(root: str, seed: str, heap_from: str) -> None:
+    config.HEAP_FROM = int(heap_from)
     area = StagingArea.open(URL, root=Path(root))
     player, dice = Player(area.create(KEY, base_version="v0")), random.Random(int(seed))
     os.write(1, b".")

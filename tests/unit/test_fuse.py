@@ -80,6 +80,9 @@ class MadeUpVfs:
         self._note("readdir", handle, start)
         return ((f"{at}".encode(), self._numbered(at), at + 1) for at in range(start, 4))
 
+    def lacks_now(self, parent: int, name: bytes) -> bool:
+        return False
+
     def lookup_now(self, parent: int, name: bytes) -> None:
         return None
 

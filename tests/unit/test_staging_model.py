@@ -30,8 +30,10 @@ STEPS = settings(
 class Keys(RuleBasedStateMachine):
     """A key over a stored shard: operations, seals, and the process dying anywhere between."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(heap_from=st.sampled_from((0, 0, 1000)))
+    def begin(self, heap_from: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(config, "HEAP_FROM", heap_from)
         self.root = Path(tempfile.mkdtemp())
         self.area = StagingArea.open(URL, root=self.root)
         self.player = Player(self.area.create(KEY, base_version="v0"))
@@ -40,6 +42,7 @@ class Keys(RuleBasedStateMachine):
         if hasattr(self, "area"):
             self.area.close()
             shutil.rmtree(self.root)
+            self.patch.undo()
 
     @rule(seed=st.integers(0, 1 << 20))
     def play(self, seed: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +16,7 @@ __all__ = ["place"]
 
 def content(snapshot: Snapshot, name: bytes) -> bytes:
     (entry,) = [entry for entry in snapshot.entries if entry.name == name]
-    assert entry.path is not None
-    return Path(entry.path).read_bytes()
+    return entry.read()
 
 
 def numbered(snapshot: Snapshot) -> dict[int, int]:
@@ -199,7 +197,8 @@ def test_a_keepsake_is_there_after_a_crash(place: Place, crash: bool) -> None:
     assert (found.keepsake, found.token) == (b"kept\0", "later")
 
 
-def test_what_is_done_without_the_disk_is_made_durable_later(place: Place) -> None:
+def test_what_is_done_without_the_disk_is_made_durable_later(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "HEAP_FROM", 1_000_000)
     directory = place.area.create("k")
     for number in range(config.DOOMED_FILES + 10):
         put(directory, b"%d" % number, b"x")
