@@ -835,6 +835,10 @@ DETECTED_INDEX = 1 << 30
 CACHE_SHARE = 10
 """Per cent of the disk that the cache lies on which it may fill, unless it is told otherwise."""
 
+CACHE_COPY = 256 * 1024
+"""Bytes of an object that go into the cache on disk at a time: summed up and written while they are in the processor's
+own cache. Fresh memory for a part of 8 MiB would cost more than fetching it."""
+
 CACHE_MIN_FREE = 1 << 30
 """Bytes of that disk that the cache leaves free: others need some to work at all."""
 

@@ -256,12 +256,14 @@ class Flipping:
         self.left = times
         get = storage._get
 
-        def flipped(*words: object) -> bytes:
+        def flipped(*words: object) -> memoryview:
             data = get(*words)  # type: ignore[arg-type]
             if self.left <= 0:
                 return data
             self.left -= 1
-            return data[:7] + bytes((data[7] ^ 1,)) + data[8:]
+            damaged = bytearray(data)
+            damaged[7] ^= 1
+            return memoryview(damaged)
 
         monkeypatch.setattr(storage, "_get", flipped)
 
