@@ -117,10 +117,10 @@ class RawForms:
         view = memoryview(raw)
 
         def write(file: Summed) -> None:
-            for start in range(0, len(view), config.READ_SLICE):
+            for start in range(0, len(view), config.CACHE_COPY):
                 if self._ended:
                     raise _EndedError
-                file.write(view[start : start + config.READ_SLICE])
+                file.write(view[start : start + config.CACHE_COPY])
 
         try:
             with self.files.bringing(about, 0.0) as works:
