@@ -581,6 +581,10 @@ UNMOUNT_AGAIN = 0.02
 MOUNT_GONE = 10.0
 """`shardfs umount` waits so many seconds for the daemon to end."""
 
+HELD_GONE = 2.0
+"""After so many of them it is looked whether another mount namespace has a copy of the mount, which ends with that: a
+container that is being started lets go of what it got sooner."""
+
 DETACHED_GONE = 1.0
 """A detached mount's daemon ends at once if nobody uses it, else with its last user: that is not waited for."""
 
