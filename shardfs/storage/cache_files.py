@@ -332,7 +332,13 @@ class CacheFiles:
         for entry in gone:
             self._remove(entry.path)
             self._checked.discard(entry.about.id)
+        self._count_anew()
         return sum(entry.size for entry in gone)
+
+    def _count_anew(self) -> None:
+        """Have `held` tell what there is, after files went that were not to make room."""
+        with contextlib.suppress(OSError), self._lock, self._room_lock():
+            self._tell_size(sum(entry.size for entry in self.entries()) + self._coming(None))
 
     def verify(self) -> list[Cached]:
         """Compare every file with its CRC-32; those that differ are removed, and returned."""
@@ -349,6 +355,8 @@ class CacheFiles:
             if not sound:
                 self._remove(entry.path)
                 bad.append(entry)
+        if bad:
+            self._count_anew()
         return bad
 
     # --- what is to stay ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,9 +13,10 @@ import pytest
 
 from shardfs import config
 from shardfs.errors import BadSettingError, BadStoreError, KeyExistsError, StaleShardError, StorageError
-from shardfs.model import Key
+from shardfs.model import Key, Version
 from shardfs.opening import open_store
 from shardfs.storage.etags import Etags
+from shardfs.storage.obstore_objects import _listed
 from shardfs.storage.remote import RemoteStorage
 from shardfs.storage.urls import open_remote, without_secrets
 from shardfs.storage.versions import parse_version
@@ -244,6 +246,19 @@ def test_urls_that_cannot_be_opened() -> None:
 
 def test_secrets_of_a_url_are_not_shown() -> None:
     assert without_secrets("https://user:pass@host/a/b/?token=abc#x") == "https://host/a/b"
+
+
+def test_a_time_that_is_told_later_makes_no_other_version_of_what_has_a_strong_etag() -> None:
+    """rclone says the time of an upload first, and the file's a moment later: seals ended with ESTALE."""
+
+    def told(etag: str | None, second: int) -> Version:
+        when = datetime.fromtimestamp(second, UTC)
+        return _listed({"path": "k", "size": 7, "e_tag": etag, "last_modified": when}).version
+
+    assert told('"abc"', 1) == told('"abc"', 2) == told("abc", 3)
+    assert told('"abc"', 1) != told('"abd"', 1)
+    for weak in ('W/"abc"', None):
+        assert told(weak, 1) != told(weak, 2)
 
 
 # --- damage on the way ------------------------------------------------------------------------------------------------
