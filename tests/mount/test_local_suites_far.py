@@ -69,8 +69,7 @@ pytestmark = [
 @pytest.mark.parametrize("server", ["moto", "rclone"])
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_passes_far_away(server: str, suite: str, tmp_path: Path) -> None:
-    words = ["-q", "-p", "tests.far_plugin", "-p", "no:cacheprovider", "--timeout", "600"]
-    words += ["--basetemp", str(tmp_path / "far")]
+    words = ["-q", "-p", "tests.far_plugin", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "far")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words, str(REPOSITORY / "tests" / suite)], cwd=REPOSITORY, text=True,
         capture_output=True, timeout=1700, env={**os.environ, "SHARDFS_TESTS_FAR": server},
