@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import parse_qs, urlsplit
 
 import obstore
 import pytest
@@ -20,7 +23,7 @@ from shardfs.storage.obstore_objects import _listed
 from shardfs.storage.remote import RemoteStorage
 from shardfs.storage.urls import open_remote, without_secrets
 from shardfs.storage.versions import parse_version
-from tests.servers import Server
+from tests.servers import CREDENTIALS, Server
 
 pytestmark = pytest.mark.timeout(60)
 BIG = os.urandom(1 << 20) * 25
@@ -427,3 +430,44 @@ def test_names_that_no_object_can_have(storage: RemoteStorage) -> None:
         with pytest.raises(StorageError) as raised:
             storage.put(name, writing(b"x"))  # type: ignore[arg-type]
         assert raised.value.errno == errno.EINVAL
+
+
+class _Paged(BaseHTTPRequestHandler):
+    """A bucket of KEYS objects `s/000000.gz` and so on, 1,000 of which are told at a time."""
+
+    protocol_version = "HTTP/1.1"
+    KEYS = 100_000
+    asked: list[int] = []  # noqa: RUF012
+
+    def log_message(self, *words: object) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        begin = int(parse_qs(urlsplit(self.path).query).get("continuation-token", ["0"])[0])
+        self.asked.append(begin)
+        told = "".join(
+            f"<Contents><Key>s/{number:06}.gz</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            f"<ETag>&quot;{number:032x}&quot;</ETag><Size>10</Size></Contents>"
+            for number in range(begin, begin + 1000)
+        )
+        last = begin + 1000 >= self.KEYS
+        more = "" if last else f"<NextContinuationToken>{begin + 1000}</NextContinuationToken>"
+        body = f"<ListBucketResult><IsTruncated>{str(not last).lower()}</IsTruncated>{told}{more}</ListBucketResult>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+def test_a_hundred_thousand_keys_are_listed_by_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    _Paged.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Paged) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            store = open_store("s3://b/s", "squirrel", endpoint=f"http://127.0.0.1:{server.server_port}", cache_size=0)
+            assert store.keys() == [f"{number:06}" for number in range(_Paged.KEYS)]
+        finally:
+            server.shutdown()
+    assert _Paged.asked == list(range(0, _Paged.KEYS, 1000))
