@@ -621,6 +621,10 @@ UNMOUNT_AGAIN = 0.02
 MOUNT_GONE = 10.0
 """`shardfs umount` waits so many seconds for the daemon to end."""
 
+HELD_GONE = 2.0
+"""After so many of them it is looked whether another mount namespace has a copy of the mount, which ends with that: a
+container that is being started lets go of what it got sooner."""
+
 DETACHED_GONE = 1.0
 """A detached mount's daemon ends at once if nobody uses it, else with its last user: that is not waited for."""
 
@@ -882,6 +886,11 @@ DETECTED_INDEX = 1 << 30
 
 CACHE_SHARE = 10
 """Per cent of the disk that the cache lies on which it may fill, unless it is told otherwise."""
+
+CACHE_COPY = 64 * 1024
+"""Bytes of an object that go into the cache on disk at a time: summed up and written while they are in the processor's
+own cache. With 256 KiB and more at once ext4 takes larger pages, which on a virtual machine are mostly such as its host
+has yet to give it: 0.4 s of processor time for a gigabyte become 2 to 3."""
 
 CACHE_MIN_FREE = 1 << 30
 """Bytes of that disk that the cache leaves free: others need some to work at all."""

@@ -345,6 +345,21 @@ def hear_word(mountpoint: str, owner: int | None = None) -> tuple[dict[str, str]
     return {}, {}
 
 
+def held_elsewhere(device: str) -> int | None:
+    """A process in another mount namespace that has a mount of `device` (`major:minor`), of those that this user may
+    look at. A namespace begins with a copy of all mounts, each of which keeps its daemon as long as there is one."""
+    looked_at = {os.readlink("/proc/self/ns/mnt")}
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            space = os.readlink(f"/proc/{name}/ns/mnt")
+            if space in looked_at:
+                continue
+            looked_at.add(space)
+            if any((one.device, one.fstype) == (device, FSTYPE) for one in mounts(f"/proc/{name}/mountinfo")):
+                return int(name)
+    return None
+
+
 def wait_until_gone(record: Record, seconds: float = config.MOUNT_GONE) -> bool:
     """Wait for a process's end; False if it still runs after that time."""
     try:

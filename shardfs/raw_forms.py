@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import OrderedDict
-from typing import BinaryIO
 
 from shardfs import config
 from shardfs.drivers.base import Driver, KeepsRaw, ShardReader
 from shardfs.errors import BadSettingError, ShardfsError, StaleShardError, StorageError
 from shardfs.model import Entry, Key, Version
 from shardfs.storage.cache_files import CacheFiles
-from shardfs.storage.descriptions import About
+from shardfs.storage.descriptions import About, Summed
 from shardfs.storage.local_reader import LocalReader
 from shardfs.values import Buffer
 
@@ -117,11 +116,11 @@ class RawForms:
             return
         view = memoryview(raw)
 
-        def write(file: BinaryIO) -> None:
-            for start in range(0, len(view), config.READ_SLICE):
+        def write(file: Summed) -> None:
+            for start in range(0, len(view), config.CACHE_COPY):
                 if self._ended:
                     raise _EndedError
-                file.write(view[start : start + config.READ_SLICE])
+                file.write(view[start : start + config.CACHE_COPY])
 
         try:
             with self.files.bringing(about, 0.0) as works:

@@ -26,6 +26,8 @@ from shardfs.store import Store
 from tests.servers import Server, directory_server, rclone_server
 
 HOW = os.environ.get("SHARDFS_TESTS_FAR", "")
+SLOWER = 5
+"""So many times as long may a test take as on this machine's disk: a request to these servers takes milliseconds."""
 REFRESH = "0.2"
 """Seconds: a test that waits for a change waits for one on this machine."""
 
@@ -105,6 +107,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = f"{item.path.name}::{item.nodeid.partition('::')[2]}"
         if HOW in left_out.get(name.partition("[")[0], ()) or HOW in left_out.get(name, ()):
             item.add_marker(pytest.mark.skip(reason="tests/far_exclusions.txt says why"))
+        own = item.get_closest_marker("timeout")
+        seconds = own.args[0] if own is not None and own.args else float(item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(SLOWER * seconds), append=False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

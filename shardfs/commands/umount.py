@@ -44,14 +44,14 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
     daemon.unmount(path, lazy)
     if record is None:
         return status
-    gone = _gone(record, lazy, force, mountpoint)
+    gone = _gone(record, mounted.device, lazy, force, mountpoint)
     if gone or force:
         failed, kept = daemon.hear_word(path, mounted.owner)  # of what came between
         for key, reason in (*failed.items(), *kept.items()):
             if key not in told:
                 tell(one_line(f"stays staged: {key}: {reason}"))
         status = status or (FAILED if failed else OK)
-    if gone:
+    if gone is not False:
         return status
     if lazy:
         tell(f"{mountpoint} is detached; its process {record.pid} ends when nobody uses it any more")
@@ -61,12 +61,22 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
     )
 
 
-def _gone(record: daemon.Record, lazy: bool, force: bool, mountpoint: str) -> bool:
-    """Whether a daemon has ended. One that may have something to store is waited for; with `force` only as long as it
-    may take when its store hangs."""
-    if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else config.MOUNT_GONE):
+def _gone(record: daemon.Record, device: str, lazy: bool, force: bool, mountpoint: str) -> bool | None:
+    """Whether a daemon has ended; None where it serves a copy of the mount elsewhere, as is told. One that may have
+    something to store is waited for; with `force` only as long as it may take when its store hangs."""
+    if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else config.HELD_GONE):
         return True
-    if lazy or not record.writable:
+    if lazy:
+        return False
+    if (holder := daemon.held_elsewhere(device)) is not None:
+        tell(
+            f"{mountpoint} is unmounted here; process {holder} has it in a mount namespace of its own, "
+            f"for which its process {record.pid} goes on"
+        )
+        return None
+    if daemon.wait_until_gone(record, config.MOUNT_GONE - config.HELD_GONE):
+        return True
+    if not record.writable:
         return False
     tell(f"{mountpoint} is unmounted; its process {record.pid} is storing what was written")
     return daemon.wait_until_gone(record, record.patience if force else config.STORING_GONE)

@@ -1,7 +1,7 @@
 """A directory of cached files with a size limit, shared by threads and by processes. Knows nothing of what they hold.
 
     <root>/<2 hex>/<id>.data     the content
-                  /<id>.about    what it is, its size and hash, as a line of JSON, written before the content is
+                  /<id>.about    what it is, its size and CRC-32, as a line of JSON, written before the content is
                                  there; its time is that of the last use (the content's own must not change under
                                  its readers), its mode says whether that was the first
                   /<id>.<pid>-<thread>  the content while it comes
@@ -13,7 +13,7 @@
 
 Everything is found by looking, so nothing has to be recovered after a death. A file is renamed into place when it is
 complete; a machine that died may all the same have left it without its bytes, so what was brought under another boot is
-compared with its hash when it is first used.
+compared with its CRC-32 when it is first used.
 
 Which files go: first those that were used once, drawn at random, so that reading more than fits, again and again, keeps
 a part of it (the oldest first would lose each one just before it is wanted); then those used again, oldest first.
@@ -34,11 +34,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from shardfs import config
 from shardfs.errors import StorageError
-from shardfs.storage.descriptions import About, about_of, beside, content_hash, describe, told_of
+from shardfs.storage.descriptions import About, Summed, about_of, beside, content_sum, describe, told_of
 from shardfs.storage.pins import Pins, is_pinned
 
 log = logging.getLogger("shardfs")
@@ -139,7 +138,7 @@ class CacheFiles:
                 pause = min(2 * pause, 0.05)
             os.close(descriptor)
 
-    def keep(self, about: About, size: int, write: Callable[[BinaryIO], None]) -> Path | None:
+    def keep(self, about: About, size: int, write: Callable[[Summed], None]) -> Path | None:
         """Keep what `write` writes, `size` bytes; None, and a warning once, where the disk does not take it. What
         `write` raises passes on, and nothing is kept."""
         path = self._path(about.id)
@@ -159,12 +158,12 @@ class CacheFiles:
             self._warn(error)
             return None
         try:
-            with open(descriptor, "w+b") as file:
-                write(file)
-                file.flush()
-                if file.tell() != size:
-                    raise StorageError(f"{about.name}: {file.tell()} bytes came where there should be {size}")
-                describe(path, about, size, content_hash(file))
+            with open(descriptor, "wb", buffering=0) as file:
+                summed = Summed(file)
+                write(summed)
+                if summed.size != size:
+                    raise StorageError(f"{about.name}: {summed.size} bytes came where there should be {size}")
+                describe(path, about, size, summed.sum)
             os.rename(temporary, path)
         except OSError as error:
             self._not_kept(temporary, size)
@@ -194,9 +193,9 @@ class CacheFiles:
             return True
         try:
             with open(path, "rb") as file:
-                if content_hash(file) != told["hash"]:
+                if content_sum(file) != told["crc"]:
                     return False
-            describe(path, about, size, told["hash"])
+            describe(path, about, size, told["crc"])
         except OSError:
             return False
         return True
@@ -333,16 +332,22 @@ class CacheFiles:
         for entry in gone:
             self._remove(entry.path)
             self._checked.discard(entry.about.id)
+        self._count_anew()
         return sum(entry.size for entry in gone)
 
+    def _count_anew(self) -> None:
+        """Have `held` tell what there is, after files went that were not to make room."""
+        with contextlib.suppress(OSError), self._lock, self._room_lock():
+            self._tell_size(sum(entry.size for entry in self.entries()) + self._coming(None))
+
     def verify(self) -> list[Cached]:
-        """Compare every file with its hash; those that differ are removed, and returned."""
+        """Compare every file with its CRC-32; those that differ are removed, and returned."""
         bad = []
         for entry in self.entries():
             told = told_of(entry.path)
             try:
                 with open(entry.path, "rb") as file:
-                    sound = told is not None and told["size"] == entry.size and content_hash(file) == told["hash"]
+                    sound = told is not None and told["size"] == entry.size and content_sum(file) == told["crc"]
             except FileNotFoundError:
                 continue
             except OSError:
@@ -350,6 +355,8 @@ class CacheFiles:
             if not sound:
                 self._remove(entry.path)
                 bad.append(entry)
+        if bad:
+            self._count_anew()
         return bad
 
     # --- what is to stay ----------------------------------------------------------------------------------------------

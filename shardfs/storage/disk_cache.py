@@ -21,7 +21,7 @@ from shardfs.errors import CameDamagedError, StorageError
 from shardfs.model import Version
 from shardfs.storage.base import Listed, Reader, Storage
 from shardfs.storage.cache_files import CacheFiles
-from shardfs.storage.descriptions import About
+from shardfs.storage.descriptions import About, Summed
 from shardfs.storage.local_reader import LocalReader
 
 log = logging.getLogger("shardfs")
@@ -172,10 +172,10 @@ class DiskCache:
     def _brought(self, about: About, name: str, version: Version) -> LocalReader | None:
         size = self.inner.size_of(version)
 
-        def write(file: BinaryIO) -> None:
-            with self.inner.open(name, version) as source:
-                while piece := source.read(config.REMOTE_PART):
-                    file.write(piece)
+        def write(file: Summed) -> None:
+            with self.inner.open(name, version) as source, memoryview(bytearray(config.CACHE_COPY)) as piece:
+                while count := source.readinto(piece):
+                    file.write(piece[:count])
 
         try:
             path = self.files.keep(about, size, write)

@@ -49,6 +49,6 @@ class Etags:
         return self._are_md5 is False
 
 
-def md5(data: bytes) -> str:
+def md5(data: bytes | memoryview) -> str:
     """As ETags have it: a check of the network, and none of who wrote it."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -148,17 +148,17 @@ class FsspecObjects:
         mtime_ns = 0 if self._hub else _time(about)  # which its listing does not tell
         return Listed(name.removeprefix(above), int(size), mtime_ns, _version(int(size), mtime_ns, about))
 
-    def get(self, name: str, version: Version, part: tuple[int, int] | None) -> bytes:
+    def get(self, name: str, version: Version, part: tuple[int, int] | None) -> memoryview:
         size = parse_version(version)[0]
         path = f"{self._root}/{name}"
         with self._one() as files:
             if self._hub:
                 start, end = part or (0, size)
-                data = bytes(files.cat_file(path, start, end, size=size, cache_type="none"))
+                data = memoryview(files.cat_file(path, start, end, size=size, cache_type="none"))
             elif part is None:
-                data = bytes(files.cat_file(path))
+                data = memoryview(files.cat_file(path))
             else:
-                data = bytes(files.cat_file(path, *part))
+                data = memoryview(files.cat_file(path, *part))
             if self._looked_at(files, name).version != version:
                 raise StaleShardError(f"{self._requests.where}/{name} was replaced since it was listed")
         self._requests.heard(len(data))

@@ -26,9 +26,9 @@ class Objects(Protocol):
 
     def head(self, name: str) -> Listed: ...
 
-    def get(self, name: str, version: Version, part: tuple[int, int] | None) -> bytes:
-        """The bytes of one version, or a part of them (first, behind last). StaleShardError, ShortBodyError,
-        RangesIgnoredError."""
+    def get(self, name: str, version: Version, part: tuple[int, int] | None) -> memoryview:
+        """The bytes of one version, or a part of them (first, behind last), where they lie: a copy would cost more than
+        fetching them. StaleShardError, ShortBodyError, RangesIgnoredError."""
 
     def put(self, name: str, file: BinaryIO, condition: Any, mark: str | None) -> str | None:
         """Store a file's bytes, with a mark that tells this write apart; the ETag, as far as it is told. `condition` is

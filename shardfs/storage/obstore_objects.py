@@ -17,7 +17,7 @@ from shardfs.model import Version
 from shardfs.storage.base import Listed
 from shardfs.storage.objects import PROBE
 from shardfs.storage.requests import RangesIgnoredError, Requests, ShortBodyError, understood
-from shardfs.storage.versions import INSTEAD, SECOND, parse_version, quoted, version_of
+from shardfs.storage.versions import INSTEAD, SECOND, is_strong, parse_version, quoted, version_of
 
 _MARK = "shardfs-mark"
 """Attribute by which a write tells itself apart: whether one whose answer was lost was done."""
@@ -70,12 +70,12 @@ class ObstoreObjects:
             raise ShortBodyError("what came is no answer of the store")
         return _listed(meta)
 
-    def get(self, name: str, version: Version, part: tuple[int, int] | None) -> bytes:
+    def get(self, name: str, version: Version, part: tuple[int, int] | None) -> memoryview:
         size, _, etag = parse_version(version)
         options: Any = {}
         if part is not None:
             options["range"] = part
-        if etag and not etag.startswith(("W/", INSTEAD)):
+        if is_strong(etag):
             options["if_match"] = etag
         try:
             result = obstore.get(self.store, name, options=options)
@@ -92,7 +92,7 @@ class ObstoreObjects:
             raise ShortBodyError(f"{meta['size']} bytes are offered where there should be {size}")
         if (meta["size"], tag) != (size, etag):
             raise StaleShardError(f"{self._requests.where}/{name} was replaced since it was listed")
-        data = bytes(result.bytes())
+        data = memoryview(result.bytes())
         self._requests.heard(len(data))
         return data
 
@@ -134,7 +134,8 @@ def _named(ask: Callable[[], Any]) -> Any:
 
 def _listed(meta: Any) -> Listed:
     mtime_ns = int(meta["last_modified"].timestamp()) * SECOND
-    return Listed(meta["path"], meta["size"], mtime_ns, version_of(meta["size"], mtime_ns, _tag(meta)))
+    size, tag = meta["size"], _tag(meta)
+    return Listed(meta["path"], size, mtime_ns, version_of(size, 0 if is_strong(tag) else mtime_ns, tag))
 
 
 def _tag(meta: Any) -> str:

@@ -37,7 +37,7 @@ from shardfs.storage.requests import (
     is_condition,
 )
 from shardfs.storage.threads import Threads
-from shardfs.storage.versions import parse_version, version_of
+from shardfs.storage.versions import is_strong, parse_version, version_of
 from shardfs.storage.written import Written
 
 
@@ -146,7 +146,7 @@ class RemoteStorage:
                 if listed.size > limit:
                     raise StorageError(f"{self.root}/{name} has {listed.size} bytes, over {limit}", errno.EFBIG)
                 try:
-                    return self.fetch(name, listed.version, 0, listed.size)
+                    return bytes(self.fetch(name, listed.version, 0, listed.size))
                 except StaleShardError:  # any version will do
                     if attempt == config.REMOTE_RETRIES - 1:
                         raise
@@ -159,13 +159,13 @@ class RemoteStorage:
                 made.update(piece)
             return made.hexdigest()
 
-    def fetch(self, name: str, version: Version, start: int, end: int, until: float | None = None) -> bytes:
+    def fetch(self, name: str, version: Version, start: int, end: int, until: float | None = None) -> memoryview:
         """The bytes of one version from `start` to `end`, in one request. StaleShardError, StorageError."""
         size = self.size_of(version)
         if start >= end:
-            return b""
+            return memoryview(b"")
 
-        def attempt() -> bytes:
+        def attempt() -> memoryview:
             if (start == 0 and end == size) or not self._ranges:
                 return self._whole(name, version)[start:end]
             try:
@@ -176,7 +176,7 @@ class RemoteStorage:
 
         return self.requests.run(f"reading {name}", attempt, until=until, hedge=True)
 
-    def _whole(self, name: str, version: Version) -> bytes:
+    def _whole(self, name: str, version: Version) -> memoryview:
         etag = self.etag_of(version)
         data = self._get(name, version, None)
         if self.etags.told(etag) is not None and not self.fits(name, version, md5(data)):
@@ -199,7 +199,7 @@ class RemoteStorage:
         ask = (lambda: self.requests.run(f"checking {name}", again)) if apart else again
         return self.etags.fits(etag, digest, ask)
 
-    def _get(self, name: str, version: Version, part: tuple[int, int] | None) -> bytes:
+    def _get(self, name: str, version: Version, part: tuple[int, int] | None) -> memoryview:
         data = self.objects.get(name, version, part)
         expected = self.size_of(version) if part is None else part[1] - part[0]
         if len(data) != expected:
@@ -245,7 +245,8 @@ class RemoteStorage:
                 etag = self._put(name, file, condition, own, until)
                 listed = self.stat(name)
             if etag and parse_version(listed.version)[2] != etag and self.objects.told_mark(name)[0] != own:
-                listed = Listed(name, size, listed.mtime_ns, version_of(size, listed.mtime_ns, etag))
+                mtime_ns = 0 if is_strong(etag) else listed.mtime_ns
+                listed = Listed(name, size, listed.mtime_ns, version_of(size, mtime_ns, etag))
             if listed.size != size:
                 raise StaleShardError(f"{self.root}/{name} was replaced as soon as it was written")
             if marked is not None:  # who keeps an account of what he writes will look at it
@@ -314,7 +315,7 @@ class RemoteStorage:
         """False once the server was found to answer a range with all of the object."""
         return self._ranges
 
-    def in_background(self, call: Callable[[], bytes]) -> Future[bytes]:
+    def in_background(self, call: Callable[[], memoryview]) -> Future[memoryview]:
         return self._pool.start(call)
 
 

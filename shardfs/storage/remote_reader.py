@@ -34,11 +34,11 @@ class Fetching(Protocol):
 
     def etag_of(self, version: Version) -> str: ...
 
-    def fetch(self, name: str, version: Version, start: int, end: int, until: float | None = None) -> bytes: ...
+    def fetch(self, name: str, version: Version, start: int, end: int, until: float | None = None) -> memoryview: ...
 
     def fits(self, name: str, version: Version, digest: str, *, apart: bool = False) -> bool: ...
 
-    def in_background(self, call: Callable[[], bytes]) -> Future[bytes]: ...
+    def in_background(self, call: Callable[[], memoryview]) -> Future[memoryview]: ...
 
 
 class RemoteReader:
@@ -56,7 +56,7 @@ class RemoteReader:
         """MD5 of what was read so far, where all of it is read in order and in several parts."""
         if self._count > 1 and storage.etags.told(storage.etag_of(version)) is not None:
             self._digest = hashlib.md5(usedforsecurity=False)
-        self._parts: dict[int, Future[bytes]] = {}
+        self._parts: dict[int, Future[memoryview]] = {}
         self._fetching = threading.Lock()
         """Held while all of a small object is fetched."""
         self._left = storage.deadline
@@ -101,13 +101,13 @@ class RemoteReader:
         finally:
             self._left -= requests.now() - begun
         start = position - first * self._part_size
-        return memoryview(data)[start : start + count]
+        return data[start : start + count]
 
     @property
     def _count(self) -> int:
         return -(-self.size // self._part_size)
 
-    def _part(self, number: int, until: float) -> Future[bytes]:
+    def _part(self, number: int, until: float) -> Future[memoryview]:
         if self._count == 1:
             return self._only(until)
         with self._lock:
@@ -121,7 +121,7 @@ class RemoteReader:
                 self._parts[number] = known
             return known
 
-    def _only(self, until: float) -> Future[bytes]:
+    def _only(self, until: float) -> Future[memoryview]:
         """All of a small object, fetched by who asks: another thread would take as long as the request."""
         if not self._fetching.acquire(timeout=max(0.0, until - self._storage.requests.now())):
             raise StorageError(f"{self._name}: another who reads it waits for too long", errno.ETIMEDOUT)
@@ -136,7 +136,7 @@ class RemoteReader:
         finally:
             self._fetching.release()
 
-    def _result(self, number: int, part: Future[bytes], until: float) -> bytes:
+    def _result(self, number: int, part: Future[memoryview], until: float) -> memoryview:
         try:
             # it has its own end, and this is for one that has not begun by then
             return part.result(max(0.0, until - self._storage.requests.now()) + 0.5)
@@ -166,8 +166,8 @@ class RemoteReader:
         if part is None and self._count == 1:
             part = self._part(0, until)  # small ones are fetched once, whatever is asked of them
         if part is not None and start + count <= self._part_size:
-            return self._result(number, part, until)[start : start + count]
-        return self._storage.fetch(self._name, self._version, offset, offset + count, until)
+            return bytes(self._result(number, part, until)[start : start + count])
+        return bytes(self._storage.fetch(self._name, self._version, offset, offset + count, until))
 
     def cached_at(self, offset: int, count: int) -> memoryview | None:
         return None

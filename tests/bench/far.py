@@ -88,6 +88,15 @@ def make(folder: Path, shards: int, samples: int, size: int) -> Stored:
     return Stored(folder, shards, samples)
 
 
+def blocks_of(stored: Stored) -> str:
+    """What a gzip shard's first block is (RFC 1951, 3.2.3), behind a header without further fields."""
+    with open(stored.folder / "0000.gz", "rb") as file:
+        head = file.read(11)
+    if head[3]:
+        return "unknown, as its header has more fields"
+    return ("stored as it is", "fixed codes", "Huffman codes", "damaged")[head[10] >> 1 & 3]
+
+
 def make_tars(folder: Path, like: Stored) -> Stored:
     """The same samples as a WebDataset's tars."""
     if not (folder / ".done").exists():
@@ -396,7 +405,13 @@ def main() -> int:
                     say(f"round {number}, {work}: {records[work][-1]}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    facts = {**machine.facts(data), "MiB": mib, "rounds": rounds, "load at the end": os.getloadavg()[0]}
+    facts = {
+        **machine.facts(data),
+        "noise in gzip shards": blocks_of(large),
+        "MiB": mib,
+        "rounds": rounds,
+        "load at the end": os.getloadavg()[0],
+    }
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({"machine": facts, "records": records}, indent=1))
     print("\n".join(f"{name}: {value}" for name, value in facts.items()), end="\n\n")

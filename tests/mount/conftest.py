@@ -128,7 +128,11 @@ def mounting(store: Path | str, *words: str, **environment: str) -> Iterator[Pat
         said = log.read_text() if log.exists() else ""
         assert "unexpected" not in said, said
         ended = run("umount", path)
-        assert (ended.returncode, ended.stderr) == (0, ""), f"{ended.stderr}{said}"
+        if "in a mount namespace of its own" in ended.stderr and not daemon.wait_until_gone(record, 10):
+            assert not is_mounted(path)
+            return  # somebody on this machine has got a copy of the mount, and may keep it
+        told = "" if "in a mount namespace of its own" in ended.stderr else ended.stderr
+        assert (ended.returncode, told) == (0, ""), f"{ended.stderr}{said}"
         assert not is_mounted(path)
         assert not path.exists(), "the mount point that mount made is still there"
         assert daemon.find(str(path)) is None

@@ -385,6 +385,26 @@ def test_busy_stays_and_lazy_detaches(tiny_store: Path) -> None:
         assert_ended(record, path)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a mount namespace")
+def test_a_mount_that_another_mount_namespace_has_a_copy_of_is_told_of(tiny_store: Path) -> None:
+    """Whoever makes one meanwhile (a container, a service) keeps the daemon going, and it seemed to hang."""
+    with mount_point() as path:
+        record = background(tiny_store, path)
+        words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec cat"]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            assert other.stdout.readline() == "ready\n"
+            done = run("umount", path)
+            assert done.returncode == 0
+            assert f"process {other.pid} has it" in one_line(done.stderr)
+            assert not is_mounted(path)
+            here = Path(f"/proc/{other.pid}/root/{path}/a/000001.json")
+            assert here.read_text() == '{"label": 1, "key": "a"}\n', "there it is still served"
+            other.stdin.close()
+        assert_ended(record, path)
+
+
 def test_a_mount_that_is_in_use_for_a_moment_is_unmounted(tiny_store: Path) -> None:
     with mount_point() as path:
         record = background(tiny_store, path)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,7 @@ import pytest
 from shardfs import config
 from shardfs.errors import BadSettingError, StorageError
 from shardfs.storage.cache_files import CacheFiles
-from shardfs.storage.descriptions import About
+from shardfs.storage.descriptions import About, Summed
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -211,6 +212,27 @@ def test_a_file_of_another_size_is_not_believed(files: CacheFiles) -> None:
     assert CacheFiles(files.root, 1000).find(about("a")) is None
 
 
+def test_what_the_system_takes_in_parts_is_written_and_summed_up_whole() -> None:
+    taken = bytearray()
+
+    class Slow:
+        def write(self, data: memoryview, /) -> int:
+            taken.extend(data[:3])
+            return min(3, len(data))
+
+    summed = Summed(Slow())
+    assert (summed.write(b"0123456789"), summed.write(b""), summed.write(b"ab")) == (10, 0, 2)
+    assert (bytes(taken), summed.size, summed.sum) == (b"0123456789ab", 12, zlib.crc32(b"0123456789ab"))
+
+
+def test_what_is_left_of_a_cache_that_was_cleared_is_told(files: CacheFiles) -> None:
+    """`status` went on telling what there had been."""
+    keep(files, "a", b"x" * 300)
+    keep(files, "b", b"x" * 200)
+    files.pin("store", "b")
+    assert (files.clear(), files.held()) == (300, 200)
+
+
 def test_verify_finds_what_has_changed(files: CacheFiles) -> None:
     keep(files, "good", b"bytes")
     bad = keep(files, "bad", b"bytes")
@@ -243,7 +265,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from shardfs.storage.cache_files import CacheFiles
-from shardfs.storage.descriptions import About
+from shardfs.storage.descriptions import About, Summed
 with CacheFiles(Path(sys.argv[1]), 1000).bringing(About("store", "a", "1", "stored"), 10):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,7 +1,7 @@
 """`hf://`: a data set of the Hugging Face Hub, read through huggingface_hub from a server on loopback in its place.
 
 The server answers the few questions that are asked, as the Hub's interface has them (huggingface_hub 2.4). The Hub
-itself was never asked. Without huggingface_hub, which is no dependency of ours, all of this is skipped.
+itself was never asked. huggingface_hub is none of `shardfs[fsspec]`'s, but of `dev`: where it is not, this is skipped.
 """
 
 from __future__ import annotations
