@@ -1,5 +1,5 @@
 """Shards' compressions and their limits: stored bytes to raw bytes and back. Knows nothing of formats or stores.
-gzip and zstd are here, the rare ones in other_codecs.py.
+zstd is here, gzip in gunzip.py and gzip_members.py, the rare ones in other_codecs.py.
 
 What a compressed stream claims about its size is never believed: output is taken in small pieces and counted, so that
 a bomb ends where the limits of config.py say and not where the memory does. All calls release the GIL while they work.
@@ -8,28 +8,15 @@ a bomb ends where the limits of config.py say and not where the memory does. All
 from __future__ import annotations
 
 import contextlib
-import importlib
-import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import zstandard
 
-from shardfs import config, gzip_members, other_codecs, zstd_frames
+from shardfs import config, gunzip, gzip_members, other_codecs, zstd_frames
 from shardfs.errors import BadSettingError, DamagedShardError
 from shardfs.raw_bytes import RawBytes, Whole
 from shardfs.values import Buffer
-
-
-def _fastest_inflate() -> Any:
-    """isal's twin of zlib where it is installed: 2 times faster, and it refuses what zlib refuses."""
-    try:
-        return importlib.import_module("isal.isal_zlib")
-    except ImportError:
-        return zlib
-
-
-inflate = _fastest_inflate()
 
 Inspect = Callable[[bytes, int], None]
 """Shown the beginning of the raw bytes, and how many stored bytes it took, where that is suspiciously much."""
@@ -139,7 +126,7 @@ def _decompress(codec: str | None, observed: _Observed, raw: _Raw) -> int:
         while raw.fill(observed.readinto):
             raw.check(observed.count)
     elif codec == "gz":
-        _gunzip(observed, raw)
+        gunzip.decompress(observed, raw)
     elif codec == "zstd":
         behind = _unzstd(observed, raw)
     elif codec in other_codecs.NAMES:
@@ -147,48 +134,6 @@ def _decompress(codec: str | None, observed: _Observed, raw: _Raw) -> int:
     else:
         raise BadSettingError(f"compression {codec!r} is not known here")
     return behind
-
-
-_GZIP_BEGINS = (b"\x1f\x8b", b"\x1f")
-"""How each member begins; one byte is one that is cut off."""
-
-
-def _gunzip(source: _Observed, raw: _Raw) -> None:
-    """Any number of gzip members, and zero padding behind them. No bytes at all are no members."""
-    buffer = memoryview(bytearray(config.READ_SLICE))  # one for all: fresh memory costs as much as what is done with it
-    pending = buffer[: source.readinto(buffer)]
-    first = True
-    while pending:
-        if bytes(pending[:2]) not in _GZIP_BEGINS:
-            text = "not gzip" if first else "the gzip stream is broken: what stands behind it is none"
-            raise DamagedShardError(text, raw.size)
-        stream = inflate.decompressobj(wbits=31)
-        while not stream.eof:
-            if not pending and not (pending := buffer[: source.readinto(buffer)]):
-                raise DamagedShardError("the gzip stream is cut off", raw.size)
-            given = pending[: config.GZIP_FEED]
-            try:
-                piece = stream.decompress(given, config.COPY_SLICE)
-            except inflate.error as error:
-                raise DamagedShardError(f"the gzip stream is broken ({error})", raw.size) from error
-            left = len(stream.unused_data) if stream.eof else len(stream.unconsumed_tail)
-            pending = pending[len(given) - left :]
-            raw.add(piece)
-            raw.check(source.count - len(pending))
-        first = False
-        pending = _behind_padding(pending, source, buffer)
-
-
-def _behind_padding(pending: memoryview, source: _Observed, buffer: memoryview) -> memoryview:
-    """What follows a member, without the zeros in front of it; empty at the end. More is read into `buffer`."""
-    while True:
-        rest = bytes(pending[: config.GZIP_FEED])
-        kept = len(rest.lstrip(b"\0"))
-        pending = pending[len(rest) - kept :]
-        if kept:
-            return pending
-        if not pending and not (pending := buffer[: source.readinto(buffer)]):
-            return pending
 
 
 _SENTINEL = bytes.fromhex("9f2c7d51e84ab6033d90c15f7e28a46b") * 8

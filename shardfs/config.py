@@ -78,6 +78,11 @@ SUSPECT_RATIO = 50
 """A shard that passes this raw size while it compresses better than this is looked into before more is made of it:
 a stream of zeros is a million damaged samples and need not be decompressed to its end first."""
 
+GZIP_BUFFER = 512 * 1024
+"""Stored bytes that isal's gzip reader holds, and the longest header of a member that it takes: a name and a comment of
+any length may be in there, but none of a file's. Each time that it is filled the GIL is asked for; for more than this
+memory is taken from the system each time."""
+
 GZIP_FEED = 64 * 1024
 """zlib copies what is left of its input at the end of each member: of this much at most, or a megabyte for each of
 50,000 empty members would be copied."""
@@ -175,8 +180,9 @@ GZIP_MEMBER = MIB
 are looked for in 32 KiB before, of which a member's beginning has none."""
 
 GZIP_SLICE = 256 * 1024
-"""Of a member so much is compressed in one call. What comes out of a whole one is gathered in memory that is taken anew
-each time, which costs as much as compressing it quickly; each call between two of less would wait for the GIL."""
+"""Of a member so much is compressed in one call by zlib, and by isal in versions that cannot do all of it in memory of
+their own. What comes out of a whole one is gathered in memory that is taken anew each time, which costs as much as
+compressing it quickly; each call between two of less would wait for the GIL."""
 
 GZIP_DEFAULT = 6
 IGZIP_DEFAULT = 3
@@ -639,6 +645,10 @@ a millisecond, and takes what has another number then for another file."""
 CONTROL_STATES = 256
 """States of such documents that may be known to somebody at once, and stored shards that may be open there; the
 documents that grow are bounded to a megabyte, and most are some kilobytes."""
+
+CONTROL_READERS = 16
+"""Stored shards below `.shardfs/raw` that are kept open where the kernel does not say who has them open: each is a
+descriptor, and the disk space of one that is replaced, until the kernel forgets its name."""
 
 CONTROL_SIZES = 10_000
 """Shards of which the size of their light fields is remembered: to tell it anew takes a microsecond a sample."""

@@ -25,7 +25,7 @@ from shardfs.drivers.base import Driver, StoresObjects
 from shardfs.errors import MissingKeyError, StaleShardError, StorageError
 from shardfs.model import Inode, Version
 from shardfs.shard_cache import ShardCache
-from shardfs.storage.base import Reader
+from shardfs.stored_readers import Opener, StoredReaders
 from shardfs.tree import AnyDirectory, Directory, KeyDirectory, KeyTree
 from shardfs.whole_tables import WholeTables
 
@@ -74,15 +74,6 @@ class _State:
 
 
 @dataclass(slots=True)
-class _Opened:
-    """A stored object that is open."""
-
-    reader: Reader
-    handles: int = 1
-    reading: int = 0
-
-
-@dataclass(slots=True)
 class ControlFiles:
     """The tree below `.shardfs` of one mount."""
 
@@ -95,9 +86,14 @@ class ControlFiles:
     _begun: int = field(default_factory=time.time_ns)
     _states: OrderedDict[int, _State] = field(default_factory=OrderedDict)
     _latest: dict[bytes, _State] = field(default_factory=dict)
-    _readers: dict[int, _Opened] = field(default_factory=dict)
+    _unopened: bool = False
+    """True once nobody says any more what he opens: whatever the kernel knows may be open then."""
     _sizes: OrderedDict[int, int] = field(default_factory=OrderedDict)
     _numbers: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _readers: StoredReaders = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._readers = StoredReaders(self.cache)
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -119,6 +115,13 @@ class ControlFiles:
         return await self._attributes(
             _INDEX_FILE, _INDEX_DIRECTORY, below if isinstance(below, Directory) else None, name
         )
+
+    def without_opens(self) -> None:
+        """From here on files are read that were never opened, and none is closed."""
+        self._unopened = self.tables.unopened = True
+        for state in self._states.values():
+            state.handles = 0
+        self._readers.without_opens()
 
     def is_top(self, inode: int) -> bool:
         """Whether it is `.shardfs` itself."""
@@ -239,7 +242,8 @@ class ControlFiles:
         for inode in list(self._states):
             if len(self._states) < config.CONTROL_STATES:
                 return
-            if not self._states[inode].handles:
+            state = self._states[inode]
+            if not (state.handles or (self._unopened and state.lookups > 0)):
                 del self._states[inode]
         if len(self._states) >= config.CONTROL_STATES:
             raise StorageError("too many open files below .shardfs", errno.EMFILE)
@@ -258,6 +262,8 @@ class ControlFiles:
             self._let_go(state)
         elif _meaning(inode)[0] == _TABLE:
             self.tables.looked_up(_meaning(inode)[1], count)
+        elif count < 0:
+            self._readers.forgotten(inode)
 
     def _let_go(self, state: _State) -> None:
         seen = state.taken or time.monotonic() - state.made > config.CONTROL_LOOK
@@ -320,54 +326,51 @@ class ControlFiles:
         elif kind == _TABLE:
             await self.tables.open(number)
         elif kind == _RAW_FILE:
-            await self._open_object(inode, self._key(number))
+            await self._readers.open(inode, lambda: self._opener(number))
         elif kind == _INDEX_FILE:
-            size = await self._size(self._key(number))
-            if size * config.CONTROL_SHARE > self.cache.budget:
-                raise StorageError(f"{size} bytes of light fields are too much for this mount's memory", errno.EFBIG)
+            await self._fitting(self._key(number))
         else:
             raise StorageError("a directory", errno.EISDIR)
         return inode
 
-    async def _open_object(self, inode: int, key: KeyDirectory) -> None:
-        opened = self._readers.get(inode)
-        if opened is None:
-            found = self._object(key)
-            if found is None or not isinstance(self.driver, StoresObjects):
-                raise StaleShardError("a shard that is not one object")
-            storage, (name, version) = self.driver.storage, found
-            if len(self._readers) >= config.CONTROL_STATES:
-                raise StorageError("too many open files below .shardfs", errno.EMFILE)
-            reader = await self.cache.in_worker(lambda: storage.open(name, version))
-            opened = self._readers.get(inode)
-            if opened is None:
-                self._readers[inode] = _Opened(reader)
-                return
-            reader.close()  # somebody else was quicker
-        opened.handles += 1
+    async def _fitting(self, key: KeyDirectory) -> int:
+        """Bytes of a key's light fields. EFBIG for more than may be held."""
+        size = await self._size(key)
+        if size * config.CONTROL_SHARE > self.cache.budget:
+            raise StorageError(f"{size} bytes of light fields are too much for this mount's memory", errno.EFBIG)
+        return size
+
+    def _opener(self, slot: int) -> Opener:
+        """What opens the object that a key is stored as. ESTALE for a key that was replaced."""
+        found = self._object(self._key(slot))
+        if found is None or not isinstance(self.driver, StoresObjects):
+            raise StaleShardError("a shard that is not one object")
+        storage, (name, version) = self.driver.storage, found
+        return lambda: storage.open(name, version)
+
+    def held(self, key: KeyDirectory) -> Inode | None:
+        """The directory in which a key's stored object is shown, if that is open though nobody may have it open: who
+        makes the kernel forget its name there has it closed."""
+        shown = _inode(_RAW_FILE, key.slot) in self._readers
+        return _inode(_RAW_DIRECTORY, key.parent) if self._unopened and shown else None
 
     async def read(self, handle: int, offset: int, size: int) -> bytes | memoryview:
         """At most `size` bytes from `offset`, fewer only at the end: the same for a handle as ever, or an error."""
         kind, number = _meaning(handle)
         if kind == _STATE:
-            return memoryview(self._known(handle).data)[offset : offset + size]
+            state = self._known(handle)
+            state.taken = True
+            return memoryview(state.data)[offset : offset + size]
         if kind == _TABLE:
             return await self.tables.read(number, offset, size)
-        if kind == _RAW_FILE and handle in self._readers:
-            opened = self._readers[handle]
-            count = min(size, opened.reader.size - offset)
-            opened.reading += 1
-            try:
-                return b"" if count <= 0 else await self.cache.in_worker(lambda: opened.reader.read_at(offset, count))
-            finally:
-                opened.reading -= 1
-                self._close(handle, opened)
+        if kind == _RAW_FILE:
+            return await self._readers.read(handle, offset, size, lambda: self._opener(number))
         if kind != _INDEX_FILE:
             raise StorageError("no such handle", errno.EBADF)
         key = self._key(number)
         async with self.cache.pinned(key.entry) as loaded:
             table, shard, arrays = loaded.table, loaded.shard, self.cache.arrays
-            length = await self._size(key)
+            length = await self._fitting(key)
             whole = await self.cache.made(
                 key.entry, loaded, _WHOLE, length, lambda: light_lines.render(table, shard, arrays)
             )
@@ -382,12 +385,5 @@ class ControlFiles:
         if state is not None:
             state.handles -= 1
             self._let_go(state)
-        opened = self._readers.get(handle)
-        if kind == _RAW_FILE and opened is not None:
-            opened.handles -= 1
-            self._close(handle, opened)
-
-    def _close(self, handle: int, opened: _Opened) -> None:
-        if opened.handles <= 0 and not opened.reading and self._readers.get(handle) is opened:
-            del self._readers[handle]
-            opened.reader.close()
+        if kind == _RAW_FILE:
+            self._readers.release(handle)

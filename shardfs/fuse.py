@@ -23,6 +23,7 @@ from shardfs.bulk_listing import Bulk
 from shardfs.errors import MissingKeyError, ShardfsError
 from shardfs.listers import has_canary
 from shardfs.metrics import Meter
+from shardfs.open_requests import OpenRequests
 from shardfs.vfs import Vfs
 from shardfs.views.places import Listing
 
@@ -151,6 +152,8 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self.begun: Callable[[], None] | None = None
         """Called when the kernel has begun to ask."""
+        self.unopened: OpenRequests | None = None
+        """Set before anything is served, where the kernel may be told that there are no opens."""
         self.meter = Meter()
         self.seen = self.meter.operations
         self._vfs = vfs
@@ -362,6 +365,9 @@ class Operations(pyfuse3.Operations):
         if fh is None:
             with self.seen["open"].waiting():
                 fh = await self._vfs.open(inode, flags)
+        if self.unopened is not None and self.unopened.is_open(inode, flags):
+            self._vfs.without_opens()
+            refuse(errno.ENOSYS)  # on purpose: neither opens nor closes are asked for from here on
         self.give(inode)
         return self._opened(fh)
 
@@ -385,6 +391,8 @@ class Operations(pyfuse3.Operations):
     # pyfuse3 takes any contiguous buffer, though it declares bytes; a copy of each read is what this saves
     @quick_handler
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]
+        if not fh and self.unopened is not None:
+            fh = self.unopened.inode(off, size)
         data = self._vfs.read_now(fh, off, size)
         if data is None:
             with self.seen["read"].waiting():

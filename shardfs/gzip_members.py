@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import zlib
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO
 
 from shardfs import config
@@ -19,8 +19,16 @@ from shardfs.values import Buffer
 
 _HEAD = b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + b"\x0c\0" + b"SF\x08\0"
 """Magic, deflate, a header with an extra field, neither time nor system; length of the field; its subfield's head."""
-_TAIL = b"\x03\0" + bytes(8)
-"""Nothing, deflated, and the check value and size of nothing."""
+_LAST_BLOCK = b"\x03\0"
+"""Nothing, deflated."""
+_TAIL = _LAST_BLOCK + bytes(8)
+"""The same, and the check value and size of nothing."""
+_PLAIN_HEAD = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
+"""Magic, deflate, no extra field, neither time nor system."""
+
+_LARGER = 8
+_SLACK = 4096
+"""Room for what grows while it is compressed: deflate makes noise larger by a few bytes for each of its blocks."""
 
 SIZE_MEMBER = len(_HEAD) + 8 + len(_TAIL)
 """Stored bytes of the member that says how many raw bytes there are."""
@@ -62,6 +70,26 @@ def encoder_for(level: int | None) -> tuple[Any, int]:
     return zlib, config.GZIP_DEFAULT if level is None else level
 
 
+class _OneCall:
+    """isal's compressor for one thread at a time, which lets go of the GIL once for a member.
+
+    Its twin of zlib gives what it has made piece by piece and asks for the GIL at each, hundreds of times for a shard:
+    threads then wait for one another. This one is not a name that isal promises, but what its igzip has for threads.
+    It makes deflate blocks that end at a byte, and no last one.
+    """
+
+    def __init__(self, module: Any, room: int) -> None:
+        self._make = partial(module._ParallelCompress, room + room // _LARGER + _SLACK)
+        self._levels: dict[int, Any] = {}
+
+    def member(self, raw: memoryview, level: int) -> list[bytes]:
+        """`raw` as a member, at a level of isal's."""
+        if level not in self._levels:
+            self._levels[level] = self._make(level)
+        blocks, check = self._levels[level].compress_and_crc(raw, b"")
+        return [_PLAIN_HEAD, blocks, _LAST_BLOCK + check.to_bytes(4, "little") + len(raw).to_bytes(4, "little")]
+
+
 _UNEVEN = 7919
 
 _LOOKED_AT = 2 * config.GZIP_PROBES * config.GZIP_PROBE
@@ -71,8 +99,8 @@ _STORED = zlib, 0
 """What stores as it is: isal's level 0 is none, it makes noise larger."""
 
 
-def _member(module: Any, level: int, raw: memoryview) -> list[bytes]:
-    """One member, in pieces."""
+def _in_slices(module: Any, level: int, raw: memoryview) -> list[bytes]:
+    """One member as a twin of zlib makes it, in pieces."""
     stream = module.compressobj(level, wbits=_GZIP)
     slices = range(0, len(raw), config.GZIP_SLICE)
     return [*(stream.compress(raw[at : at + config.GZIP_SLICE]) for at in slices), stream.flush()]
@@ -90,6 +118,8 @@ class MemberWriter:
         self._room = config.GZIP_MEMBER
         self._pending = Filling(self._room)
         self._spare: list[Filling] = []
+        self._idle: list[_OneCall] = []
+        """What the threads compress with, while they do not."""
         self._size = 0
         self._members = 0
         self._module, self._level = encoder_for(level)
@@ -121,13 +151,25 @@ class MemberWriter:
     def _compressed(self, filling: Filling) -> tuple[list[bytes], Filling]:
         raw = filling.raw
         if not self._choose or len(raw) < _LOOKED_AT:
-            return _member(self._module, self._level, raw), filling
+            return self._member(self._module, self._level, raw), filling
         if not self._shrinks(raw):
-            return _member(*_STORED, raw), filling
-        made = _member(self._module, self._level, raw)
+            return _in_slices(*_STORED, raw), filling
+        made = self._member(self._module, self._level, raw)
         if sum(map(len, made)) >= config.GZIP_WORTH * len(raw):
-            made = _member(*_STORED, raw)
+            made = _in_slices(*_STORED, raw)
         return made, filling
+
+    def _member(self, module: Any, level: int, raw: memoryview) -> list[bytes]:
+        """One member, in pieces."""
+        if not hasattr(module, "_ParallelCompress"):
+            return _in_slices(module, level, raw)
+        try:
+            compressor = self._idle.pop()
+        except IndexError:  # not asked before: another thread may take the last one meanwhile
+            compressor = _OneCall(module, self._room)
+        made = compressor.member(raw, level)
+        self._idle.append(compressor)
+        return made
 
     def _shrinks(self, raw: memoryview) -> bool:
         """Whether samples from all over a member become smaller at all."""

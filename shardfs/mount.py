@@ -32,6 +32,7 @@ from shardfs import (
     metering,
     metrics_server,
     mount_point,
+    open_requests,
     request_loop,
     service,
 )
@@ -155,7 +156,9 @@ def serve(store: Store, mountpoint: str, options: MountOptions, ready: Callable[
         chosen = mount_point.fuse_options(store.url, options.rw, options.allow_other)
         patience = config.SHUTDOWN_WAIT if options.shutdown_timeout is None else options.shutdown_timeout
         line = partial(service.status_line, vfs, store.health, area)
-        made = _Made(vfs, operations, writable, place, chosen, store.url, handlers, patience, line)
+        # a trace is to show what is opened; where the kernel would let files be cut off, that must be asked for
+        unopened = not options.rw and options.trace is None and place.read_only
+        made = _Made(vfs, operations, writable, place, chosen, store.url, handlers, patience, line, unopened)
         trio.run(_serve, made, lambda: metrics_server.served(end, telling), ready)
 
 
@@ -164,11 +167,12 @@ def _place(mountpoint: str, writable: bool) -> _Place:
     descriptor = handed_over.descriptor_of(mountpoint)
     if descriptor is None:
         mount_point.check_system()
-        return _Place(daemon.resolved(mountpoint), None, True)
+        return _Place(daemon.resolved(mountpoint), None, True, not writable)
     handed_over.check(descriptor)
     handed_over.check_rights(descriptor, writable)
     there = handed_over.mounted(descriptor)
-    return _Place(mountpoint if there is None else there.path, descriptor, there is not None)
+    read_only = there is not None and "ro" in there.options
+    return _Place(mountpoint if there is None else there.path, descriptor, there is not None, read_only)
 
 
 def _open_area(store: Store, options: MountOptions) -> StagingArea:
@@ -241,6 +245,8 @@ class _Place:
     descriptor: int | None
     """Of a mount that was handed over."""
     seen: bool
+    read_only: bool
+    """Whether the kernel itself refuses whoever wants to change something."""
 
     @property
     def device(self) -> str | None:
@@ -264,6 +270,8 @@ class _Made:
     """Seconds that the end waits for what was written to be stored."""
     line: Callable[[], str]
     """How it is doing."""
+    unopened: bool
+    """Whether files may be opened without a request."""
 
 
 def is_writable(vfs: Vfs) -> TypeGuard[WritableVfs]:
@@ -337,6 +345,8 @@ async def _serve(
         end = End(path, device, writable, made.patience)
         loop = None if descriptor is None else request_loop.install(pyfuse3, descriptor, vfs.cache.calm)
         log.debug("request loop: %s", "stock" if loop is None else "ours")
+        made.operations.unopened = open_requests.install(pyfuse3) if made.unopened else None
+        log.debug("opens: %s", "stock" if made.operations.unopened is None else "without a request")
         unmount = True
         try:
             with _recorded(made), end.bounded(), _notices(made).running():

@@ -114,8 +114,11 @@ def _longer(size: int) -> int:
 
 
 def _mapping(size: int, huge: int) -> mmap.mmap:
-    """A mapping of `size` bytes, with huge pages for the first `huge` of them."""
-    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    """A mapping of `size` bytes or some more, with huge pages for the first `huge` of them."""
+    # the kernel (6.12) has only those begin at a huge page that are as long as some of them; with another beginning
+    # the first bytes would be in small ones
+    length = -(-size // config.HUGE_PAGE) * config.HUGE_PAGE
+    mapped = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _advise(mapped, huge)
     return mapped
 

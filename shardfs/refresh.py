@@ -90,6 +90,10 @@ class Refresh:
         """True if the store was not asked about a key for long enough to ask it again."""
         return trio.current_time() - directory.checked >= self.interval
 
+    def left(self, directory: KeyDirectory) -> float:
+        """Seconds for which the store need not be asked about a key."""
+        return max(0.0, directory.checked + self.interval - trio.current_time())
+
     def seen(self, directory: KeyDirectory) -> None:
         """The store is known to have a key's version now."""
         directory.checked = trio.current_time()

@@ -116,6 +116,7 @@ class Vfs:
         self._gifts = Gifts()
         self._listers = Listers()
         self._numbers = itertools.count(1)
+        self._opens = True
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -168,6 +169,9 @@ class Vfs:
             names.append(inner_names(key, table))
         if names and (key.lookups > 0 or key.generated):
             self.outdated(while_known(key, itertools.chain.from_iterable(names)))
+        held = self.control.held(key)
+        if held is not None:
+            self.renamed(held, [key.name])
 
     # --- names and attributes -----------------------------------------------------------------------------------
 
@@ -366,7 +370,10 @@ class Vfs:
         assert not isinstance(directory, NewDirectory)
         mtime = directory.entry.mtime_ns if isinstance(directory, KeyDirectory) else directory.mtime_ns
         mode = stat.S_IFDIR | 0o555
-        return Attributes(directory.inode, mode, 0, mtime, 1, self.refresh.interval, self.refresh.interval)
+        lasting = self.refresh.interval
+        if not self._opens and isinstance(directory, KeyDirectory):
+            lasting = self.refresh.left(directory)  # nothing is asked when a file is opened: its path must lead to it
+        return Attributes(directory.inode, mode, 0, mtime, 1, lasting, lasting)
 
     def _file_attributes(self, key: KeyDirectory, file: int, size: int) -> Attributes:
         inode = inodes.file_inode(key.slot, file)
@@ -459,6 +466,13 @@ class Vfs:
         self._handles.pop(handle, None)
 
     # --- files --------------------------------------------------------------------------------------------------
+
+    def without_opens(self) -> None:
+        """From here on files are read that were never opened, and none is closed. What `open` would have said, `read`
+        says then."""
+        self._opens = False
+        self._gifts = Gifts()
+        self.control.without_opens()
 
     def open_now(self, inode: int, flags: int) -> int | None:
         """As `open`, where nothing has to be waited for; None where something has."""
@@ -564,6 +578,8 @@ class Vfs:
 
     def release(self, handle: int) -> None:
         """A handle was closed for good."""
+        if not self._opens:
+            return  # of some that were opened before the kernel does not tell either
         if handle >= inodes.CONTROL:
             self.control.release(handle)
         else:

@@ -79,6 +79,8 @@ class WholeTables:
         """Held by the table that is being made: each holds some thousand samples, and what a library takes for it."""
         self._ending = threading.Event()
         self._told_missing = False
+        self.unopened = False
+        """True once nobody says any more what he opens: whatever the kernel knows may be open then."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -130,10 +132,14 @@ class WholeTables:
         for state in list(self._states.values()):
             if len(self._states) < config.TABLE_STATES:
                 return
-            if not state.handles and state.done.is_set():
+            if not self._held(state) and state.done.is_set():
                 self._drop(state)
         if len(self._states) >= config.TABLE_STATES:
             raise StorageError("too many tables are open", errno.EMFILE)
+
+    def _held(self, state: _State) -> bool:
+        """Whether somebody may have it open."""
+        return bool(state.handles) or (self.unopened and state.lookups > 0)
 
     def _drop(self, state: _State) -> None:
         self._states.pop(state.number, None)

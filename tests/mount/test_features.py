@@ -47,8 +47,9 @@ NO_INDEX = Feature("no index", words=("-o", "no_index"))
 NO_SPIN = Feature("no spin", environment=(("SHARDFS_NO_SPIN", "1"),))
 NO_PARTS = Feature("no parts", environment=(("SHARDFS_NO_PARTS", "1"),))
 STOCK_LISTING = Feature("stock listing", environment=(("SHARDFS_STOCK_LISTING", "1"),))
+STOCK_OPEN = Feature("stock open", environment=(("SHARDFS_STOCK_OPEN", "1"),))
 NO_ISAL = Feature("no isal", without_isal=True)
-SINGLE = (STOCK_LOOP, NO_SPIN, NO_PREFILL, NO_READ_AHEAD, NO_PARTS, STOCK_LISTING, NO_INDEX, NO_ISAL)
+SINGLE = (STOCK_LOOP, NO_SPIN, NO_PREFILL, NO_READ_AHEAD, NO_PARTS, STOCK_LISTING, STOCK_OPEN, NO_INDEX, NO_ISAL)
 ALL_ON = Feature("all on")
 ALL_OFF = Feature(
     "all off",
@@ -173,12 +174,13 @@ def pid_of(path: Path) -> int:
     return record.pid
 
 
-@pytest.mark.parametrize("feature", [ALL_ON, STOCK_LOOP], ids=names((ALL_ON, STOCK_LOOP)))
+@pytest.mark.parametrize("feature", [ALL_ON, STOCK_LOOP, STOCK_OPEN], ids=names((ALL_ON, STOCK_LOOP, STOCK_OPEN)))
 def test_the_loop_is_the_one_asked_for(feature: Feature, shims: Path, tiny_store: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with mounted_with(feature, shims, tiny_store, "--log", str(log), "-v", "-v") as path:
         assert len(os.listdir(path)) == 3
         assert f"request loop: {'stock' if feature is STOCK_LOOP else 'ours'}" in log.read_text()
+        assert f"opens: {'stock' if feature is STOCK_OPEN else 'without a request'}" in log.read_text()
 
 
 @pytest.mark.parametrize("feature", [ALL_ON, NO_ISAL], ids=names((ALL_ON, NO_ISAL)))

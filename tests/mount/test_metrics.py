@@ -74,6 +74,8 @@ class Session:
     store: Path
     path: Path
     where: str
+    opens: bool
+    """Whether the kernel asks for opens and closes."""
     expected: Counter[str] = field(default_factory=Counter)
     _known: set[Path] = field(default_factory=set)
     _held: str = ""
@@ -115,7 +117,7 @@ class Session:
         """Open a file, read so many bytes one after the other, close it."""
         self.look(key, name)
         descriptor = os.open(self.path / key / name, os.O_RDONLY | os.O_DIRECT)
-        self.request("open")
+        self.request("open", int(self.opens))
         made = b""
         try:
             for size in sizes:
@@ -129,7 +131,7 @@ class Session:
                 self.note("served_bytes_total", size)
         finally:
             os.close(descriptor)
-            self.request("release")
+            self.request("release", int(self.opens))
         return made
 
     def miss(self, key: str, name: str) -> None:
@@ -174,15 +176,15 @@ UNCOUNTED = re.compile(
 """Gauges are asserted by themselves; seconds cannot be the same twice; the kernel asks for attributes as it likes."""
 
 
-def test_they_are_what_a_session_did(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opens", [True, False])
+def test_they_are_what_a_session_did(tmp_path: Path, opens: bool) -> None:
     store = store_of(tmp_path / "store", 3)
     (store / "bad.gz").write_bytes(b"no gzip at all")
     words = ("--no-index", "--metrics-addr", "127.0.0.1:0", "--memory", "700K", "--refresh", "manual")
-    with mounting(store, *words, **PLAIN) as path:
-        session = Session(store, path, address(path))
-        os.close(
-            os.open(path / ".shardfs/log", os.O_RDONLY)
-        )  # the first close there is: the kernel asks no flush again
+    with mounting(store, *words, **PLAIN, SHARDFS_STOCK_OPEN=str(int(opens))) as path:
+        session = Session(store, path, address(path), opens)
+        # the first open and close there are: the kernel asks no flush again, or none of the three
+        os.close(os.open(path / ".shardfs/log", os.O_RDONLY))
         session.begin()
         for key in ("k0", "k1", "k0", "k2"):  # each is too large to stay beside another
             for sample in range(4):
@@ -201,7 +203,7 @@ def test_they_are_what_a_session_did(tmp_path: Path) -> None:
         assert now["shardfs_read_amplification"] == pytest.approx(told, abs=1e-5)
         assert now["shardfs_decode_seconds_total"] > 0
         assert 10 << 20 < now["shardfs_resident_bytes"] < 1 << 30
-        for name in ("open", "lookup", "release", "read"):
+        for name in ("open", "lookup", "read", *(["release"] if opens else [])):
             check_histogram(now, name)
         status = json.loads(run("status", path, "--json").stdout)["cache"]
         assert (status["loads"], status["evictions"]) == (

@@ -100,9 +100,9 @@ def test_an_error_while_it_is_filled_leaves_it_as_it_was() -> None:
 
 def test_a_kernel_without_huge_pages_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", 12345)
-    assert len(raw_bytes._mapping(MIB, MIB)) == MIB
+    assert len(raw_bytes._mapping(MIB, MIB)) >= MIB
     monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
-    assert len(raw_bytes._mapping(MIB, MIB)) == MIB
+    assert len(raw_bytes._mapping(MIB, MIB)) >= MIB
 
 
 @pytest.mark.parametrize("size", [3 * MIB + 5, 11 * MIB])
