@@ -661,6 +661,10 @@ CONTROL_STATES = 256
 """States of such documents that may be known to somebody at once, and stored shards that may be open there; the
 documents that grow are bounded to a megabyte, and most are some kilobytes."""
 
+OLD_BYTES = 0.5
+"""Seconds for which the bytes of a shard that was replaced stay where files are opened without a request: the kernel is
+told at once to forget its names, which takes milliseconds, and whoever was on the way to a file then finds it whole."""
+
 CONTROL_READERS = 16
 """Stored shards below `.shardfs/raw` that are kept open where the kernel does not say who has them open: each is a
 descriptor, and the disk space of one that is replaced, until the kernel forgets its name."""

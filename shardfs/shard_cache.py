@@ -287,6 +287,17 @@ class ShardCache:
         for rendered in [name for name in self._rendered if name[0] == identity]:
             self._room.held -= len(self._rendered.pop(rendered))
 
+    def drop_soon(self, entry: Entry) -> None:
+        """The same, config.OLD_BYTES seconds later where its bytes are at hand: for who is reading them."""
+        if self._nursery is None or (entry.key, entry.version) not in self._shards:
+            self.drop(entry)
+        else:
+            self._nursery.start_soon(self._drop_late, entry)
+
+    async def _drop_late(self, entry: Entry) -> None:
+        await trio.sleep(config.OLD_BYTES)
+        self.drop(entry)
+
     async def fresh_entry(self, key: Key) -> Entry:
         """What the store says of a key now. MissingKeyError, StorageError."""
         return await self.in_worker(lambda: self._driver.entry(key))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from shardfs.commands import EXIT_STATUS
 
 _ENVIRONMENT = {
-    "SHARDFS_NAME": "the setting NAME of a mount, as in SHARDFS_MEMORY=2G or SHARDFS_RW=1",
+    "SHARDFS_<NAME>": "the setting NAME of a mount, as in SHARDFS_MEMORY=2G or SHARDFS_RW=1",
     "XDG_CONFIG_HOME": "where shardfs/config.toml lies (default: ~/.config)",
     "XDG_CACHE_HOME": "where the index, and what is kept of stores far away, lies (default: ~/.cache)",
     "XDG_STATE_HOME": "where what is not stored yet, and the log, lies (default: ~/.local/state)",

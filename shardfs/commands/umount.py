@@ -64,7 +64,8 @@ def _umount(mountpoint: str, lazy: bool, force: bool) -> int:
 def _gone(record: daemon.Record, device: str, lazy: bool, force: bool, mountpoint: str) -> bool | None:
     """Whether a daemon has ended; None where it serves a copy of the mount elsewhere, as is told. One that may have
     something to store is waited for; with `force` only as long as it may take when its store hangs."""
-    if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else config.HELD_GONE):
+    held = min(config.HELD_GONE, config.MOUNT_GONE)
+    if daemon.wait_until_gone(record, config.DETACHED_GONE if lazy else held):
         return True
     if lazy:
         return False
@@ -74,7 +75,7 @@ def _gone(record: daemon.Record, device: str, lazy: bool, force: bool, mountpoin
             f"for which its process {record.pid} goes on"
         )
         return None
-    if daemon.wait_until_gone(record, config.MOUNT_GONE - config.HELD_GONE):
+    if daemon.wait_until_gone(record, config.MOUNT_GONE - held):
         return True
     if not record.writable:
         return False

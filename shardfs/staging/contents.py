@@ -12,11 +12,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Iterable, Iterator
 
 from shardfs import config
 from shardfs.errors import StagingError
+from shardfs.staging.clock import now_ns
 from shardfs.staging.heap import NOTHING, is_in_heap, offset_of
 from shardfs.staging.ledger import IN_HEAP, Ledger, failed, fill
 from shardfs.staging.opened import Open, StagedFile
@@ -219,7 +219,7 @@ class Contents:
 
         try:
             self._ledger.retried(put)
-            self._ledger.record("content", node.id, number, before + size, time.time_ns())
+            self._ledger.record("content", node.id, number, before + size, now_ns())
         except StagingError:
             with contextlib.suppress(OSError):  # it is written over, or found to be nobody's
                 heap.unput(number, before)

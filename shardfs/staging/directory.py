@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from shardfs import config
 from shardfs.errors import StagingError
+from shardfs.staging.clock import now_ns
 from shardfs.staging.heap import NOTHING
 from shardfs.staging.opened import StagedFile
 from shardfs.staging.tree import ROOT, Kind, Node, StagedEntry
@@ -64,7 +64,7 @@ class StagedDirectory(DirectoryView):
             self._check_new(parent, name)
             # one without bytes yet has no file either: its first write says where they go
             data, descriptor = (NOTHING, -1) if self._ledger.uses_heap() else self._ledger.new_data()
-            now = time.time_ns()
+            now = now_ns()
             node = Node(self._tree.next_id, parent, name, None, data, None, 0, mode, uid, gid, now, now)
             try:
                 self._ledger.record("create", *node.fields())
@@ -82,7 +82,7 @@ class StagedDirectory(DirectoryView):
             self._check_new(parent, name)
             if self._tree.kind == "key":
                 raise refuse(errno.EPERM, name)
-            now = time.time_ns()
+            now = now_ns()
             node = Node(self._tree.next_id, parent, name, {}, None, None, 0, mode, uid, gid, now, now)
             self._ledger.record("create", *node.fields())
             return node.entry()
@@ -105,7 +105,7 @@ class StagedDirectory(DirectoryView):
         with self._lock:
             self._ledger.check()
             if base not in self._tree.hidden:
-                self._ledger.record("hide", base, time.time_ns(), relief=True)
+                self._ledger.record("hide", base, now_ns(), relief=True)
 
     def copy_up(self, number: int, pieces: Iterable[bytes | memoryview]) -> None:
         """Give a file taken over from the stored shard its bytes here, from pieces of any size; durable when this
@@ -191,7 +191,7 @@ class StagedDirectory(DirectoryView):
                 self._check_outside(node, new_parent)
             if over is not None:
                 self._check_replaceable(node, over)
-            self._ledger.record("rename", node.id, new_parent, new_name, hides, time.time_ns(), relief=True)
+            self._ledger.record("rename", node.id, new_parent, new_name, hides, now_ns(), relief=True)
             if over is not None:
                 self._contents.dropped(over)
             return self._view(node)
@@ -218,7 +218,7 @@ class StagedDirectory(DirectoryView):
             node = self._named(parent, name)
             if node.children is not None:
                 raise refuse(errno.EISDIR, name)
-            self._ledger.record("remove", node.id, time.time_ns(), relief=True)
+            self._ledger.record("remove", node.id, now_ns(), relief=True)
             self._contents.dropped(node)
 
     def rmdir(self, parent: int, name: bytes) -> None:
@@ -230,7 +230,7 @@ class StagedDirectory(DirectoryView):
                 raise refuse(errno.ENOTDIR, name)
             if node.children:
                 raise refuse(errno.ENOTEMPTY, name)
-            self._ledger.record("remove", node.id, time.time_ns(), relief=True)
+            self._ledger.record("remove", node.id, now_ns(), relief=True)
 
     def sync(self) -> None:
         """Make everything in it durable."""

@@ -124,7 +124,7 @@ class MountedTree:
 class _OpenedHandle:
     def __init__(self, tree: InProcessTree, path: str) -> None:
         self._tree = tree
-        self._handle = tree.ask(tree.vfs.open, tree._attributes(path).inode, os.O_RDONLY)
+        self._handle = tree._found(path, tree.vfs.open, os.O_RDONLY)
 
     def read_at(self, offset: int, size: int) -> bytes:
         return bytes(self._tree.ask(self._tree.vfs.read, self._handle, offset, size))
@@ -183,29 +183,38 @@ class InProcessTree:
         except (ShardfsError, OSError) as error:
             raise OSError(error.errno, str(error)) from error
 
-    def _attributes(self, path: str) -> Attributes:
+    def _found(self, path: str, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        """Do something with what is at a path. Where that is ESTALE the names are looked up once more, as the kernel
+        does."""
+        try:
+            return self.ask(work, self._inode(path), *args)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return self.ask(work, self._inode(path), *args)
+
+    def _inode(self, path: str) -> int:
         inode = 1
         for part in [part for part in path.split("/") if part]:
             inode = self.ask(self.vfs.lookup, inode, os.fsencode(part)).inode
-        found: Attributes = self.ask(self.vfs.getattr, inode)
-        return found
+        return inode
 
     def names(self, path: str) -> list[str]:
-        handle = self.ask(self.vfs.opendir, self._attributes(path).inode)
+        handle = self._found(path, self.vfs.opendir)
         try:
             return [os.fsdecode(name) for name, _, _ in self.ask(self.vfs.readdir, handle, 0)]
         finally:
             self.vfs.releasedir(handle)
 
     def stat(self, path: str) -> Stat:
-        found = self._attributes(path)
+        found: Attributes = self._found(path, self.vfs.getattr)
         return Stat(found.inode, found.mode, found.size, found.mtime_ns, found.nlink)
 
     def open(self, path: str) -> Opened:
         return _OpenedHandle(self, path)
 
     def read(self, path: str, offset: int = 0, size: int | None = None) -> bytes:
-        handle = self.ask(self.vfs.open, self._attributes(path).inode, os.O_RDONLY)
+        handle = self._found(path, self.vfs.open, os.O_RDONLY)
         try:
             pieces = []
             while size is None or size > 0:

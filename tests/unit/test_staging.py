@@ -17,6 +17,7 @@ from shardfs import config
 from shardfs.errors import StagingError
 from shardfs.staging import ROOT, StagedDirectory, StagingArea, staged_stores
 from shardfs.staging.area import store_id
+from shardfs.staging.clock import now_ns
 
 URL = "file:///data/store"
 
@@ -546,3 +547,12 @@ def test_many_threads_in_one_directory(place: Place) -> None:
     want = {b"%d-%d" % (w, n) + (b"!" if n % 3 == 1 else b"") for w in range(4) for n in range(60) if n % 3}
     assert set(names(found)) == want
     assert all(get(found, name) == name.rstrip(b"!") * 100 for name in want)
+
+
+def test_the_time_of_a_new_file_is_not_behind_that_of_a_later_touch(tmp_path: Path) -> None:
+    """Files in the heap were dated by a finer clock than the kernel's, by which `touch` came before the writing."""
+    beside = tmp_path / "beside"
+    for _ in range(20):
+        before = now_ns()
+        beside.touch()
+        assert before <= beside.stat().st_mtime_ns
