@@ -164,10 +164,8 @@ class Vfs:
         table = self.cache.tables.known(key.entry)
         if self._opens:
             self.cache.drop(key.entry)
-        else:
-            self.cache.drop_soon(
-                key.entry
-            )  # a path may lead to it until the kernel was told, and no open can say ESTALE
+        else:  # a path may lead to it until the kernel was told, and no open can say ESTALE
+            self.cache.drop_soon(key.entry)
         self.superseded(key, 0 if table is None else table.numbers)
         names = self.views.supersede(key, table)
         if table is not None:
